@@ -1,0 +1,89 @@
+"""The wire contract: names, types and shapes of every tensor, written once.
+
+The client builds requests from it, the stages of the server read them with it, and a test holds every `config.pbtxt`
+against it. A request travels twice: as one small tensor per option from the client to `encode`, and from there on as
+one JSON tensor (`REQUEST`) in which every default has been filled in.
+"""
+
+from typing import NamedTuple
+
+CONTRACT_VERSION = 1  # raised whenever an old client could not talk to a new server, or the other way round
+
+ENSEMBLE = "diffsplat"
+SCHEDULERS = ("ddim", "dpmsolver++", "sde-dpmsolver++", "edm", "flow")
+FORMATS = ("raw", "ply")
+
+# Columns of GAUSSIANS [N, 14]; linear scales, opacity after the sigmoid, quaternion (w, x, y, z), world units
+GAUSSIAN_COLUMNS = {"xyz": slice(0, 3), "rgb": slice(3, 6), "opacity": slice(6, 7), "scale": slice(7, 10), "quat_wxyz": slice(10, 14)}
+GAUSSIAN_WIDTH = 14
+
+# Columns of FRAME_POSES [F, 4]
+POSE_COLUMNS = ("elevation_deg", "azimuth_deg", "distance", "splat_scale")
+
+
+class TensorSpec(NamedTuple):
+    """One tensor of the wire: Triton's datatype name without `TYPE_`, dims with -1 for a free length."""
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+    optional: bool = True
+
+
+class StageSpec(NamedTuple):
+    """Inputs and outputs of one Triton model."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    decoupled: bool = False
+
+
+# --- what a client sends (all of it goes to `encode`) ---
+REQUEST_TENSORS = (
+    TensorSpec("PROMPT", "BYTES", (1,), optional=False),
+    TensorSpec("NEGATIVE_PROMPT", "BYTES", (1,)),
+    TensorSpec("ELEVATION_DEG", "FP32", (1,)),
+    TensorSpec("DISTANCE", "FP32", (1,)),
+    TensorSpec("SEED", "INT64", (1,)),
+    TensorSpec("STEPS", "INT32", (1,)),
+    TensorSpec("SCHEDULER", "BYTES", (1,)),
+    TensorSpec("ETA", "FP32", (1,)),
+    TensorSpec("GUIDANCE_SCALE", "FP32", (1,)),
+    TensorSpec("TRIANGLE_GUIDANCE", "BOOL", (1,)),
+    TensorSpec("MIN_GUIDANCE_SCALE", "FP32", (1,)),
+    TensorSpec("OPACITY_THRESHOLD_RENDER", "FP32", (1,)),
+    TensorSpec("OPACITY_THRESHOLD_ASSET", "FP32", (1,)),
+    TensorSpec("FRAME_SIZE", "INT32", (1,)),
+    TensorSpec("FRAME_POSES", "FP32", (-1, 4)),
+    TensorSpec("FORMAT", "BYTES", (1,)),
+)
+
+# --- what a client gets ---
+STATUS = TensorSpec("STATUS", "BYTES", (1,))  # JSON, see `events.py`
+GAUSSIANS = TensorSpec("GAUSSIANS", "FP32", (-1, GAUSSIAN_WIDTH))
+FRAMES = TensorSpec("FRAMES", "UINT8", (-1, -1, -1, 3))  # [F, H, W, 3]
+ASSET = TensorSpec("ASSET", "BYTES", (1,))  # one file in the format asked for; absent for `raw`
+DENOISE_TIMINGS = TensorSpec("TIMINGS", "BYTES", (1,))  # JSON {stage: milliseconds}; encode's time rides along
+DECODE_TIMINGS = TensorSpec("TIMINGS_DECODE", "BYTES", (1,))
+RASTERIZE_TIMINGS = TensorSpec("TIMINGS_RASTERIZE", "BYTES", (1,))
+PACKAGE_TIMINGS = TensorSpec("TIMINGS_PACKAGE", "BYTES", (1,))
+TIMING_TENSORS = (DENOISE_TIMINGS, DECODE_TIMINGS, RASTERIZE_TIMINGS, PACKAGE_TIMINGS)
+RESPONSE_TENSORS = (STATUS, GAUSSIANS, FRAMES, ASSET, *TIMING_TENSORS)
+
+# --- between the stages ---
+REQUEST = TensorSpec("REQUEST", "BYTES", (1,))  # JSON of a GenerationRequest without open defaults, plus warnings
+TEXT_EMBEDDINGS = TensorSpec("TEXT_EMBEDDINGS", "FP32", (2, -1, -1))  # (prompt, negative prompt) x tokens x width
+LATENTS = TensorSpec("LATENTS", "FP32", (-1, -1, -1, -1))  # [V, C, h, w]
+RESOLVED_REQUEST = TensorSpec("RESOLVED_REQUEST", "BYTES", (1,))  # REQUEST, echoed by denoise for the later stages
+SPLATS = TensorSpec("SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))  # every decoded splat, before any opacity threshold
+STOP = TensorSpec("STOP", "BOOL", (1,))  # sent straight to `denoise` under the id of the request to stop
+
+STAGES = {
+    "encode": StageSpec(REQUEST_TENSORS, (REQUEST, TEXT_EMBEDDINGS)),
+    "denoise": StageSpec((REQUEST, TEXT_EMBEDDINGS, STOP), (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS), decoupled=True),
+    # behind `denoise` every input is optional: each progress message runs these stages with nothing in it
+    "decode": StageSpec((LATENTS, RESOLVED_REQUEST), (SPLATS, DECODE_TIMINGS)),
+    "rasterize": StageSpec((SPLATS, RESOLVED_REQUEST), (FRAMES, RASTERIZE_TIMINGS)),
+    "package": StageSpec((SPLATS, RESOLVED_REQUEST), (GAUSSIANS, ASSET, PACKAGE_TIMINGS)),
+    ENSEMBLE: StageSpec(REQUEST_TENSORS, RESPONSE_TENSORS, decoupled=True),
+}

@@ -1,0 +1,38 @@
+"""Every exception the client raises.
+
+DiffSplatError
+├── InvalidRequestError   (also a ValueError) an option is out of range, or the server refused the input
+├── ServerUnavailableError  nothing listens at the address, or the connection broke
+├── ServerError             the server failed while working on a valid request
+├── ContractMismatchError   client and server speak different contract versions
+├── RequestCancelledError   the request was stopped
+└── RequestTimeoutError     (also a TimeoutError) `timeout_s` passed
+"""
+
+
+class DiffSplatError(Exception):
+    """Base of all errors raised by this package."""
+
+
+class InvalidRequestError(DiffSplatError, ValueError):
+    """A field of the request is missing, of the wrong type, or out of range; the message names field, value and range."""
+
+
+class ServerUnavailableError(DiffSplatError):
+    """No server answers at the address, it is not ready, or it went away during the request."""
+
+
+class ServerError(DiffSplatError):
+    """The server accepted the request and failed to finish it."""
+
+
+class ContractMismatchError(DiffSplatError):
+    """The server speaks another contract version than this client; install matching releases."""
+
+
+class RequestCancelledError(DiffSplatError):
+    """The request was cancelled before it finished."""
+
+
+class RequestTimeoutError(DiffSplatError, TimeoutError):
+    """The request did not finish within `timeout_s` seconds."""

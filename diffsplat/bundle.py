@@ -1,0 +1,173 @@
+"""The artifact: a folder that describes itself.
+
+    bundles/pico/
+      bundle.json                 spec, files with sha256 and size, lineage
+      text_encoder.safetensors    tokenizer.json
+      denoiser.safetensors  gsvae.safetensors  gsrecon.safetensors
+
+`open_bundle` verifies every file before anything is built from it. Weights may be stored in half precision; they are
+always used in float32 unless a caller casts them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from diffsplat.backbones import BackboneSpec
+from diffsplat.gsrecon import build_gsrecon
+from diffsplat.gsvae import build_gsvae
+from diffsplat.multiview import build_denoiser
+from diffsplat.text import build_text_encoder
+
+FORMAT = "diffsplat-bundle"
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+TOKENIZER = "tokenizer.json"
+
+# network name -> how to build it, without weights, from the spec
+NETWORKS: dict[str, Callable[[BackboneSpec], nn.Module]] = {
+    "text_encoder": build_text_encoder,
+    "denoiser": build_denoiser,
+    "gsvae": build_gsvae,
+    "gsrecon": build_gsrecon,
+}
+
+
+class BundleError(ValueError):
+    """A bundle is missing, truncated, tampered with or of another format; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle, all files verified."""
+
+    root: Path
+    spec: BackboneSpec
+    files: dict[str, dict[str, Any]]  # relative path -> {"sha256", "bytes"}
+    lineage: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """One hash that changes whenever a weight, the tokenizer or the spec does."""
+        content = json.dumps([self.spec.to_dict(), self.files], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer of the text encoder, in the format of the `tokenizers` library."""
+        return self.root / TOKENIZER
+
+    def load(self, network: str) -> nn.Module:
+        """Build one network in float32 and evaluation mode with its weights; loading is strict."""
+        path = self.root / f"{network}.safetensors"
+        if path.name not in self.files:
+            raise BundleError(f"{self.root}: has no network {network!r}, only {', '.join(self.files)}")
+        module = NETWORKS[network](self.spec)
+        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            raise BundleError(f"{path}: does not fit the spec: {error}") from None
+        return module.eval().requires_grad_(False)
+
+
+def open_bundle(root: str | os.PathLike[str]) -> Bundle:
+    """Read and verify a bundle. Raises BundleError naming the file that is missing, truncated or tampered with."""
+    root = Path(root)
+    manifest_path = root / MANIFEST
+    if not manifest_path.is_file():
+        raise BundleError(f"{manifest_path}: missing, so {root} is not a bundle")
+    try:
+        manifest = json.loads(manifest_path.read_text())
+        if (manifest["format"], manifest["version"]) != (FORMAT, FORMAT_VERSION):
+            raise BundleError(
+                f"{manifest_path}: format {manifest['format']!r} version {manifest['version']!r}, "
+                f"this code reads {FORMAT!r} version {FORMAT_VERSION}"
+            )
+        spec = BackboneSpec.from_dict(manifest["spec"])
+        files = {str(name): {"sha256": str(f["sha256"]), "bytes": int(f["bytes"])} for name, f in manifest["files"].items()}
+        lineage = manifest["lineage"]
+    except BundleError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{manifest_path}: not a valid manifest ({type(error).__name__}: {error})") from None
+    for name, expected in files.items():
+        _verify_file(root, name, expected)
+    return Bundle(root, spec, files, lineage)
+
+
+def write_bundle(
+    root: str | os.PathLike[str],
+    spec: BackboneSpec,
+    networks: Mapping[str, nn.Module],
+    tokenizer_json: str,
+    lineage: dict[str, Any],
+    dtype: torch.dtype = torch.float16,
+) -> Bundle:
+    """Write a bundle next to its final place, then move it there, so that a half-written one is never seen."""
+    root = Path(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as temporary:
+        staging = Path(temporary) / root.name
+        staging.mkdir()
+        (staging / TOKENIZER).write_text(tokenizer_json)
+        for name, module in networks.items():
+            state = {
+                key: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().cpu()
+                for key, tensor in module.state_dict().items()
+            }
+            save_file(state, staging / f"{name}.safetensors")
+        manifest = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "spec": spec.to_dict(),
+            "files": {path.name: describe_file(path) for path in sorted(staging.iterdir())},
+            "lineage": lineage,
+        }
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        replace_folder(staging, root)
+    return open_bundle(root)
+
+
+def replace_folder(staging: Path, target: Path) -> None:
+    """Put a finished folder in the place of `target`; what stood there is removed only once the new one is in place."""
+    if not target.exists():
+        staging.rename(target)
+        return
+    old = staging.with_name(staging.name + ".old")
+    target.rename(old)
+    try:
+        staging.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a file, as manifests list them."""
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _verify_file(root: Path, name: str, expected: dict[str, Any]) -> None:
+    path = root / name
+    if Path(name).name != name:
+        raise BundleError(f"{root / MANIFEST}: file name {name!r} must not contain a folder")
+    if not path.is_file():
+        raise BundleError(f"{path}: missing")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise BundleError(f"{path}: has {size} bytes, the manifest says {expected['bytes']}: truncated or replaced")
+    if describe_file(path)["sha256"] != expected["sha256"]:
+        raise BundleError(f"{path}: content does not match its sha256 in the manifest: damaged or tampered with")

@@ -1,0 +1,71 @@
+"""From a record's cameras to the cameras that networks and renderer see.
+
+A record holds OpenCV-axes camera-to-world matrices in a z-up world, at any distance and azimuth. The result is an orbit
+around the origin in the y-up (OpenGL) world, OpenCV camera axes, azimuth counted from view 0, and the whole world scaled
+so that view 0 stands at radius 1.4. Elevation is kept; roll and off-centre aim are discarded, as published.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffsplat.cameras import orbit_camera_to_world
+
+REFERENCE_RADIUS = 1.4
+Y_UP_FROM_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])  # (x, y, z) -> (x, z, -y)
+
+
+class OrbitCameras(NamedTuple):
+    """Cameras of one object's views, relative to view 0."""
+
+    camera_to_world: Tensor  # [V, 4, 4] float32, OpenCV camera axes, y-up world, scaled
+    elevations_deg: Tensor  # [V] positive = above
+    azimuths_deg: Tensor  # [V] in [0, 360), 0 = view 0
+    distances: Tensor  # [V] scaled: view 0 is at REFERENCE_RADIUS
+    world_scale: float  # factor for depths and positions of the record
+    normal_rotation: Tensor  # [3, 3] y-up world of the record -> world of camera_to_world
+
+
+def z_up_to_y_up(camera_to_world_zup: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same cameras, camera axes kept, in the y-up world. [..., 4, 4] -> [..., 4, 4]."""
+    moved = camera_to_world_zup.copy()
+    moved[..., :3, :] = Y_UP_FROM_Z_UP @ camera_to_world_zup[..., :3, :]
+    return moved
+
+
+def y_up_to_z_up(camera_to_world: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse of `z_up_to_y_up`."""
+    moved = camera_to_world.copy()
+    moved[..., :3, :] = Y_UP_FROM_Z_UP.T @ camera_to_world[..., :3, :]
+    return moved
+
+
+def orbit_cameras(camera_to_world_zup: NDArray[np.float64]) -> OrbitCameras:
+    """Relative orbit cameras of one object.
+
+    Args:
+        camera_to_world_zup: [V, 4, 4] as decoded from a record; row 0 is the reference view.
+
+    Raises:
+        ValueError: a camera stands at the world origin, or a value is not finite.
+    """
+    if not np.isfinite(camera_to_world_zup).all():
+        raise ValueError("camera_to_world_zup holds values that are not finite")
+    recorded = z_up_to_y_up(camera_to_world_zup)  # [V, 4, 4]
+    positions = recorded[:, :3, 3]  # [V, 3]
+    distances = np.linalg.norm(positions, axis=1)
+    if distances.min() < 1e-6:
+        raise ValueError(f"camera {int(distances.argmin())} stands at the world origin; distance must be positive")
+    elevations = np.degrees(np.arcsin(np.clip(positions[:, 1] / distances, -1.0, 1.0)))
+    azimuths = np.degrees(np.arctan2(positions[:, 0], positions[:, 2]))
+    relative = np.mod(azimuths - azimuths[0], 360.0)
+    scale = REFERENCE_RADIUS / float(distances[0])
+
+    angles = [torch.from_numpy(values).float() for values in (elevations, relative, distances * scale)]
+    rebuilt = orbit_camera_to_world(*angles)  # [V, 4, 4]
+    # The flip of the camera's y and z columns to OpenGL axes cancels in the product, so OpenCV axes serve.
+    rotation = rebuilt[0, :3, :3].double() @ torch.from_numpy(recorded[0, :3, :3]).T
+    return OrbitCameras(rebuilt, *angles, scale, rotation.float())
