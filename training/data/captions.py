@@ -1,0 +1,89 @@
+"""What a procedural object is called: palette, nouns, size words and sentence templates.
+
+The grammar doubles as the vocabulary of small text encoders (`caption_words`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# Hues at least 45 degrees apart and none near the white ground; shading multiplies a colour and keeps its hue.
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.90, 0.12, 0.10),
+    "green": (0.15, 0.75, 0.20),
+    "blue": (0.12, 0.25, 0.92),
+    "yellow": (0.95, 0.85, 0.10),
+    "purple": (0.60, 0.15, 0.80),
+    "cyan": (0.10, 0.80, 0.85),
+}
+SIZE_WORDS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "little", "tiny"),
+    "medium": ("medium-sized",),
+    "large": ("large", "big", "huge"),
+}
+TEMPLATES = (
+    "{article} {phrase}",
+    "{phrase}",
+    "one {phrase}",
+    "the {phrase}",
+    "{article} single {phrase}",
+    "{article} 3d model of {article2} {phrase}",
+    "{article} {size}{shape} that is {colour}",
+    "{article} {size}{shape} in {colour}",
+)
+PLAIN_TEMPLATE = TEMPLATES[0]
+PLAIN_SHARE = 0.4  # captions in the plainest form, which users type most
+SIZED_SHARE = 0.5  # captions that name the size
+
+
+class ObjectWords(NamedTuple):
+    """The facts that a caption may tell."""
+
+    shape: str
+    colour: str  # a key of COLOURS
+    size: str  # a key of SIZE_WORDS
+
+
+def plain_caption(words: ObjectWords) -> str:
+    """The caption that users type first: "a red cube"."""
+    return f"{_article(words.colour)} {words.colour} {words.shape}"
+
+
+def draw_caption(words: ObjectWords, rng: np.random.Generator) -> str:
+    """One caption of the object, at random over templates, size words and whether the size is told."""
+    size = ""
+    if rng.random() < SIZED_SHARE:
+        size = str(rng.choice(SIZE_WORDS[words.size])) + " "
+    template = PLAIN_TEMPLATE if rng.random() < PLAIN_SHARE else TEMPLATES[rng.integers(len(TEMPLATES))]
+    return _write(template, words, size)
+
+
+def all_captions(words: ObjectWords) -> tuple[str, ...]:
+    """Every caption that `draw_caption` can give for these words."""
+    sizes = ("", *(word + " " for word in SIZE_WORDS[words.size]))
+    return tuple(dict.fromkeys(_write(template, words, size) for template in TEMPLATES for size in sizes))
+
+
+def caption_words(shapes: tuple[str, ...]) -> tuple[str, ...]:
+    """Every word that captions of these shapes use, sorted."""
+    found = set()
+    for shape in shapes:
+        for colour in COLOURS:
+            for size in SIZE_WORDS:
+                for caption in all_captions(ObjectWords(shape, colour, size)):
+                    found.update(caption.split())
+    return tuple(sorted(found))
+
+
+def _write(template: str, words: ObjectWords, size: str) -> str:
+    phrase = f"{size}{words.colour} {words.shape}"
+    text = template.replace("{article2}", _article(phrase)).replace("{phrase}", phrase).replace("{size}", size)
+    text = text.replace("{shape}", words.shape).replace("{colour}", words.colour)
+    if text.startswith("{article}"):
+        rest = text.removeprefix("{article} ")
+        text = f"{_article(rest)} {rest}"
+    return text
+
+
+def _article(following: str) -> str:
+    return "an" if following[0] in "aeio" else "a"

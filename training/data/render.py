@@ -1,0 +1,133 @@
+"""Analytic ray caster: placed primitives and cameras in, `RawViews` out.
+
+Fixed world light: ambient plus half-Lambert from one direction, no specular, no shadow, so every face of a shape reads
+and none is black. Colour and alpha are means over a grid of sub-pixel rays; normal and depth belong to the ray through the
+pixel centre, or, where only other rays of the pixel hit, to their mean.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from diffsplat.cameras import DIFFSPLAT_FOCAL
+from training.data.camera_chain import Y_UP_FROM_Z_UP
+from training.data.record import RawViews
+from training.data.shapes import MISS, Primitive, hit_unit
+
+AMBIENT = 0.35
+LIGHT_YUP = np.array([-0.6, 0.7, 0.4])  # towards the light: left, up, front of a camera at azimuth 0
+SAMPLES_PER_SIDE = 3  # odd, so that one ray goes through the pixel centre
+
+
+def render_views(
+    primitives: Sequence[Primitive], camera_to_world_zup: NDArray[np.float64], resolution: int
+) -> RawViews:
+    """Render primitives from the given cameras.
+
+    Args:
+        primitives: In the z-up world of the cameras.
+        camera_to_world_zup: [V, 4, 4], OpenCV camera axes.
+        resolution: Side of the square images in pixels, at least 1.
+
+    Returns:
+        Views with straight alpha; the background is zero everywhere.
+    """
+    if resolution < 1:
+        raise ValueError(f"resolution = {resolution} must be at least 1")
+    rows = np.stack([primitive.row() for primitive in primitives])  # [P, 16]
+    light = Y_UP_FROM_Z_UP.T @ LIGHT_YUP
+    count = len(camera_to_world_zup)
+    rgba = np.zeros((count, resolution, resolution, 4), np.float32)
+    normals = np.zeros((count, resolution, resolution, 3), np.float32)
+    depths = np.zeros((count, resolution, resolution), np.float32)
+    cameras = np.ascontiguousarray(camera_to_world_zup, np.float64)
+    for view in range(count):
+        _cast_view(rows, cameras[view], light / np.linalg.norm(light), rgba[view], normals[view], depths[view])
+    normals_yup = normals @ Y_UP_FROM_Z_UP.T.astype(np.float32)
+    return RawViews(rgba, normals_yup, depths, cameras)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _cast_view(rows, camera, light, rgba, normals, depths):
+    """Fill one view: rgba [H, W, 4], z-up normals [H, W, 3] and depths [H, W] (all start at zero)."""
+    side = rgba.shape[0]
+    count = rows.shape[0]
+    per_pixel = SAMPLES_PER_SIDE * SAMPLES_PER_SIDE
+    centre_sample = per_pixel // 2
+    pixel = 1.0 / (side * DIFFSPLAT_FOCAL)
+    # The camera in each primitive's unit frame, once per view.
+    origins = np.empty((count, 3))
+    columns = np.empty((count, 3, 3))
+    for p in range(count):
+        to_unit = rows[p, 4:13].reshape(3, 3)
+        for i in range(3):
+            total = 0.0
+            for k in range(3):
+                total += to_unit[i, k] * (camera[k, 3] - rows[p, 1 + k])
+            origins[p, i] = total
+            for j in range(3):
+                total = 0.0
+                for k in range(3):
+                    total += to_unit[i, k] * camera[k, j]
+                columns[p, i, j] = total
+
+    for i in range(side):
+        for j in range(side):
+            hits = 0
+            red = green = blue = 0.0
+            sx = sy = sz = sd = 0.0
+            for sample in range(per_pixel):
+                u = (j + (sample % SAMPLES_PER_SIDE + 0.5) / SAMPLES_PER_SIDE - 0.5 * side) * pixel
+                v = (i + (sample // SAMPLES_PER_SIDE + 0.5) / SAMPLES_PER_SIDE - 0.5 * side) * pixel
+                best = MISS
+                owner = -1
+                ax = ay = az = 0.0
+                for p in range(count):
+                    dx = columns[p, 0, 0] * u + columns[p, 0, 1] * v + columns[p, 0, 2]
+                    dy = columns[p, 1, 0] * u + columns[p, 1, 1] * v + columns[p, 1, 2]
+                    dz = columns[p, 2, 0] * u + columns[p, 2, 1] * v + columns[p, 2, 2]
+                    t, nx, ny, nz = hit_unit(rows[p, 0], origins[p, 0], origins[p, 1], origins[p, 2], dx, dy, dz)
+                    if t < best:
+                        best, owner, ax, ay, az = t, p, nx, ny, nz
+                if owner < 0:
+                    continue
+                # Normals go back by the transpose of world -> unit.
+                m = rows[owner]
+                wx = m[4] * ax + m[7] * ay + m[10] * az
+                wy = m[5] * ax + m[8] * ay + m[11] * az
+                wz = m[6] * ax + m[9] * ay + m[12] * az
+                norm = 1.0 / math.sqrt(wx * wx + wy * wy + wz * wz)
+                wx *= norm
+                wy *= norm
+                wz *= norm
+                lambert = 0.5 + 0.5 * (wx * light[0] + wy * light[1] + wz * light[2])
+                shade = AMBIENT + (1.0 - AMBIENT) * lambert
+                hits += 1
+                red += shade * m[13]
+                green += shade * m[14]
+                blue += shade * m[15]
+                sx += wx
+                sy += wy
+                sz += wz
+                sd += best
+                if sample == centre_sample:
+                    normals[i, j, 0] = wx
+                    normals[i, j, 1] = wy
+                    normals[i, j, 2] = wz
+                    depths[i, j] = best
+            if hits == 0:
+                continue
+            rgba[i, j, 0] = red / hits
+            rgba[i, j, 1] = green / hits
+            rgba[i, j, 2] = blue / hits
+            rgba[i, j, 3] = hits / per_pixel
+            if depths[i, j] == 0.0:  # the centre ray misses: an edge pixel
+                norm = math.sqrt(sx * sx + sy * sy + sz * sz)
+                if norm > 0.0:
+                    normals[i, j, 0] = sx / norm
+                    normals[i, j, 1] = sy / norm
+                    normals[i, j, 2] = sz / norm
+                depths[i, j] = sd / hits

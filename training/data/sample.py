@@ -1,0 +1,99 @@
+"""Views of one object -> the tensors that every training stage consumes.
+
+World of a sample: y-up (OpenGL), azimuth counted from view 0, scaled so that view 0's camera is at radius 1.4.
+Letters: V views, H = W pixels, B objects.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsplat.cameras import DIFFSPLAT_FOCAL, PixelRule, unproject_depth
+from training.data.camera_chain import orbit_cameras
+from training.data.record import RawViews
+
+
+class Sample(NamedTuple):
+    """One object. Maps are float32, composited over white by alpha unless said otherwise."""
+
+    images_rgb: Tensor  # [V, 3, H, W] in [0, 1]
+    alphas: Tensor  # [V, 1, H, W] in [0, 1]
+    normals: Tensor  # [V, 3, H, W] world normal * 0.5 + 0.5
+    coords: Tensor  # [V, 3, H, W] world xyz * 0.5 + 0.5, not clamped
+    depths: Tensor  # [V, 1, H, W] planar depth, scaled with the world; 0 = background, not composited
+    camera_to_world: Tensor  # [V, 4, 4] OpenCV camera axes
+    intrinsics: Tensor  # [V, 4] fx, fy, cx, cy in units of the image side
+    caption: str
+    uid: str
+
+
+class Batch(NamedTuple):
+    """B objects; the tensors of `Sample` with a leading axis."""
+
+    images_rgb: Tensor  # [B, V, 3, H, W]
+    alphas: Tensor  # [B, V, 1, H, W]
+    normals: Tensor  # [B, V, 3, H, W]
+    coords: Tensor  # [B, V, 3, H, W]
+    depths: Tensor  # [B, V, 1, H, W]
+    camera_to_world: Tensor  # [B, V, 4, 4]
+    intrinsics: Tensor  # [B, V, 4]
+    captions: tuple[str, ...]
+    uids: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        return Batch(*(field.to(device) if isinstance(field, Tensor) else field for field in self))
+
+
+def build_sample(views: RawViews, caption: str, uid: str, pixel_rule: PixelRule) -> Sample:
+    """Camera chain, normal rotation, unprojection and compositing.
+
+    Args:
+        views: The object's views in the order wanted; row 0 is the reference view.
+        caption: Text of the object.
+        uid: Id of the object.
+        pixel_rule: Grid of the unprojection: "pixel_centers", or "legacy" for the published weights.
+    """
+    cameras = orbit_cameras(views.camera_to_world_zup)
+    rgba = _channels_first(views.rgba)  # [V, 4, H, W]
+    alphas = rgba[:, 3:]
+    depths = torch.from_numpy(views.depths)[:, None] * cameras.world_scale  # [V, 1, H, W]
+    intrinsics = torch.tensor([DIFFSPLAT_FOCAL, DIFFSPLAT_FOCAL, 0.5, 0.5]).repeat(len(alphas), 1)
+    xyz = unproject_depth(depths, cameras.camera_to_world, intrinsics, pixel_rule)  # [V, 3, H, W]
+    normals = torch.einsum("ij,vjhw->vihw", cameras.normal_rotation, _channels_first(views.normals))
+    return Sample(
+        images_rgb=over_white(rgba[:, :3], alphas),
+        alphas=alphas,
+        normals=over_white(0.5 * normals + 0.5, alphas),
+        coords=over_white(0.5 * xyz + 0.5, alphas),
+        depths=depths,
+        camera_to_world=cameras.camera_to_world,
+        intrinsics=intrinsics,
+        caption=caption,
+        uid=uid,
+    )
+
+
+def over_white(maps: Tensor, alphas: Tensor) -> Tensor:
+    """``maps * alpha + 1 - alpha``. [V, C, H, W], [V, 1, H, W] -> [V, C, H, W]."""
+    return maps * alphas + (1.0 - alphas)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of equal shape.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not samples:
+        raise ValueError("cannot collate an empty list of samples")
+    *columns, captions, uids = zip(*samples, strict=True)
+    return Batch(*(torch.stack(column) for column in columns), captions=captions, uids=uids)
+
+
+def _channels_first(maps: np.ndarray) -> Tensor:
+    """[V, H, W, C] array -> [V, C, H, W] tensor."""
+    return torch.from_numpy(maps).permute(0, 3, 1, 2)
