@@ -1,1 +1,56 @@
-# placeholder; filled below
+# Thin: every line below is a command you could type yourself. `make help` lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test test-fast lint bench clean
+
+PROMPT ?= a red cube
+BUNDLE ?= bundles/pico
+OUT ?= out
+GRPC_PORT ?= 8001
+
+# the first interpreter that will do; none: the check of prerequisites says what to install
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && exit; done; echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+REPOSITORY := build/$(notdir $(BUNDLE))
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+help:
+	@echo 'make demo [PROMPT="a blue sphere"]  set up, export, serve, generate, stop; results under $(OUT)/'
+	@echo 'make serve                          the same server, kept until Ctrl-C'
+	@echo 'make test                           set up and run every test'
+	@echo 'make lint | bench | clean           style and types | all benchmarks | remove .venv, build and out'
+
+$(VENV)/.serve: pyproject.toml client/pyproject.toml constraints.txt
+	@$(PYTHON) diffsplat/serving/prerequisites.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e 'client[grpc,cli]' -e '.[server]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.serve
+	$(PIP_INSTALL) -e 'client[grpc,cli]' -e '.[server,dev]'
+	@touch $@
+
+demo: $(VENV)/.serve
+	@$(BIN)/python -m export $(BUNDLE) --out $(REPOSITORY)
+	@$(BIN)/diffsplat demo "$(PROMPT)" --repository $(REPOSITORY) --out $(OUT)
+
+serve: $(VENV)/.serve
+	@$(BIN)/python -m export $(BUNDLE) --out $(REPOSITORY)
+	@$(BIN)/diffsplat serve $(REPOSITORY) --grpc-port $(GRPC_PORT)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.test
+	$(BIN)/python -m pytest -m 'not triton'
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build out
