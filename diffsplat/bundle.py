@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -72,13 +73,18 @@ class Bundle:
         path = self.root / f"{network}.safetensors"
         if path.name not in self.files:
             raise BundleError(f"{self.root}: has no network {network!r}, only {', '.join(self.files)}")
-        module = NETWORKS[network](self.spec)
-        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            raise BundleError(f"{path}: does not fit the spec: {error}") from None
-        return module.eval().requires_grad_(False)
+        return load_network(path, network, self.spec)
+
+
+def load_network(path: Path, network: str, spec: BackboneSpec) -> nn.Module:
+    """Build `network` for a spec in float32 and evaluation mode with the weights of a (verified) file; loading is strict."""
+    module = NETWORKS[network](spec)
+    try:
+        stored = load_file(path)
+        module.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in stored.items()})
+    except (RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{path}: does not fit the spec: {error}") from None
+    return module.eval().requires_grad_(False)
 
 
 def open_bundle(root: str | os.PathLike[str]) -> Bundle:
@@ -102,7 +108,7 @@ def open_bundle(root: str | os.PathLike[str]) -> Bundle:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{manifest_path}: not a valid manifest ({type(error).__name__}: {error})") from None
     for name, expected in files.items():
-        _verify_file(root, name, expected)
+        verify_file(root, MANIFEST, name, expected)
     return Bundle(root, spec, files, lineage)
 
 
@@ -116,6 +122,7 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle next to its final place, then move it there, so that a half-written one is never seen."""
     root = Path(root)
+    check_replaceable(root, MANIFEST)
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as temporary:
         staging = Path(temporary) / root.name
@@ -139,17 +146,24 @@ def write_bundle(
     return open_bundle(root)
 
 
+def check_replaceable(target: Path, marker: str) -> None:
+    """Refuse to replace what this code did not write: `target` must be absent, empty, or hold the file `marker`."""
+    if target.exists() and not (target / marker).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise BundleError(f"{target}: exists and holds no {marker}; refusing to replace it")
+
+
 def replace_folder(staging: Path, target: Path) -> None:
     """Put a finished folder in the place of `target`; what stood there is removed only once the new one is in place."""
     if not target.exists():
         staging.rename(target)
         return
     old = staging.with_name(staging.name + ".old")
-    target.rename(old)
     try:
+        target.rename(old)
         staging.rename(target)
-    except OSError:
-        old.rename(target)
+    except BaseException:  # Ctrl-C between the two must not cost the old folder either
+        if old.exists() and not target.exists():
+            old.rename(target)
         raise
     shutil.rmtree(old)
 
@@ -160,14 +174,15 @@ def describe_file(path: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
 
 
-def _verify_file(root: Path, name: str, expected: dict[str, Any]) -> None:
+def verify_file(root: Path, manifest: str, name: str, expected: Mapping[str, Any]) -> None:
+    """Hold a file against what `manifest` says of it; BundleError names the file."""
     path = root / name
     if Path(name).name != name:
-        raise BundleError(f"{root / MANIFEST}: file name {name!r} must not contain a folder")
+        raise BundleError(f"{root / manifest}: file name {name!r} must not contain a folder")
     if not path.is_file():
         raise BundleError(f"{path}: missing")
     size = path.stat().st_size
     if size != expected["bytes"]:
-        raise BundleError(f"{path}: has {size} bytes, the manifest says {expected['bytes']}: truncated or replaced")
+        raise BundleError(f"{path}: has {size} bytes, {manifest} says {expected['bytes']}: truncated or replaced")
     if describe_file(path)["sha256"] != expected["sha256"]:
-        raise BundleError(f"{path}: content does not match its sha256 in the manifest: damaged or tampered with")
+        raise BundleError(f"{path}: content does not match its sha256 in {manifest}: damaged or tampered with")

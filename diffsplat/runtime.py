@@ -1,0 +1,241 @@
+"""Run an exported graph: one signature, several back ends.
+
+`python -m export` writes, beside every graph of a stage, which back end was measured to be the faster one. A stage
+calls `load_graph(version_folder, "denoiser")` and gets something callable; the choice stands in `export.json` and in the
+log, never in the stage. Graphs take tensors by position and return one tensor, float32 (token ids: int64), on the CPU.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import onnxruntime
+import torch
+from diffsplat_client.contract import CONTRACT_VERSION
+from torch import Tensor, nn
+
+from diffsplat.backbones import BackboneSpec
+from diffsplat.bundle import Bundle, BundleError, load_network, verify_file
+from diffsplat.multiview import DenoiserStep, TextContext
+
+Backend = Literal["onnxruntime", "torch"]
+RECORD = "export.json"
+
+_log = logging.getLogger(__name__)
+_NUMPY_TYPES = {torch.float32: "float32", torch.int64: "int64"}  # as IOBinding wants them
+
+
+class Graph(Protocol):
+    """One network of a stage, ready to run."""
+
+    @property
+    def name(self) -> str:
+        """Its name in `GRAPH_MODULES`."""
+
+    @property
+    def backend(self) -> Backend:
+        """What runs it."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Inputs by position, as the table in `export/graphs.py` lists them."""
+
+
+class SplatDecoder(nn.Module):
+    """The decoder graph: latents of the diffusion space [B, V, C, h, w] -> splat grid [B, V, 12, H, W] in [-1, 1]."""
+
+    def __init__(self, gsvae: nn.Module) -> None:
+        super().__init__()
+        self.gsvae = gsvae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """`GSVAE.decode`: undo scale and shift, decode all views as one batch, clamp."""
+        return self.gsvae.decode(latents)
+
+
+@dataclass(frozen=True)
+class GraphModule:
+    """How a graph is made of a network of the bundle."""
+
+    network: str
+    wrap: Callable[[nn.Module, BackboneSpec], nn.Module]
+
+
+GRAPH_MODULES: dict[str, GraphModule] = {
+    "text_encoder": GraphModule("text_encoder", lambda network, spec: network),
+    "denoiser_context": GraphModule("denoiser", lambda network, spec: TextContext(network)),
+    "denoiser": GraphModule("denoiser", lambda network, spec: DenoiserStep(network, spec.geometry.views)),
+    "decoder": GraphModule("gsvae", lambda network, spec: SplatDecoder(network)),
+}
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """What `export` found out about one graph."""
+
+    file: str  # in the version folder: <graph>.onnx, or <network>.safetensors for torch
+    sha256: str
+    bytes: int
+    backend: Backend
+    parity: float | None  # ONNX against torch: largest error / largest value; None when ONNX was not written
+    ms: dict[str, float]  # back end -> median milliseconds of one request
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """`export.json` of a version folder: everything a stage needs to know about what it serves."""
+
+    bundle: str  # name
+    digest: str
+    spec: BackboneSpec
+    contract_version: int
+    graphs: dict[str, GraphRecord]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> "ExportRecord":
+        """Read a version folder's record.
+
+        Raises:
+            BundleError: it is missing, unreadable, or of another contract version; the message names the file.
+        """
+        path = Path(folder) / RECORD
+        if not path.is_file():
+            raise BundleError(f"{path}: missing; `python -m export` writes it")
+        try:
+            values = json.loads(path.read_text())
+            record = cls(
+                bundle=str(values["bundle"]),
+                digest=str(values["digest"]),
+                spec=BackboneSpec.from_dict(values["spec"]),
+                contract_version=int(values["contract_version"]),
+                graphs={str(name): GraphRecord(**graph) for name, graph in values["graphs"].items()},
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{path}: not a valid export record ({type(error).__name__}: {error})") from None
+        if record.contract_version != CONTRACT_VERSION:
+            raise BundleError(
+                f"{path}: written for contract version {record.contract_version}, this code speaks {CONTRACT_VERSION}: "
+                "export again"
+            )
+        return record
+
+
+class TorchGraph:
+    """A graph run by eager torch, in float32 and evaluation mode."""
+
+    backend: Backend = "torch"
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self.module = module.eval()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run without gradients (not in inference mode: the result may be updated in place by its owner)."""
+        with torch.no_grad():
+            return self.module(*inputs)
+
+
+class OnnxGraph:
+    """A graph run by ONNX Runtime on the CPU; reads torch's memory and writes into a tensor of torch, without copies.
+
+    Args:
+        name: name of the graph.
+        path: the `.onnx` file. Every free dimension of its output must be one of its inputs' (by symbolic name).
+        threads: threads of one call. They sleep when idle: the processes of a server share the cores.
+    """
+
+    backend: Backend = "onnxruntime"
+
+    def __init__(self, name: str, path: Path, threads: int) -> None:
+        self.name = name
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        options.log_severity_level = 3  # errors
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._inputs = self._session.get_inputs()
+        (self._output,) = self._session.get_outputs()
+        known = {dim for node in self._inputs for dim in node.shape}
+        assert all(isinstance(dim, int) or dim in known for dim in self._output.shape), self._output.shape
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run; ValueError when an input's number, type or shape does not fit the graph."""
+        if len(inputs) != len(self._inputs):
+            raise ValueError(f"graph {self.name!r} takes {len(self._inputs)} inputs, not {len(inputs)}")
+        binding = self._session.io_binding()
+        sizes: dict[str, int] = {}
+        held = [tensor.detach().contiguous() for tensor in inputs]  # alive until the run is over
+        for node, tensor in zip(self._inputs, held, strict=True):
+            numpy_type = _NUMPY_TYPES.get(tensor.dtype, str(tensor.dtype))
+            if node.type != _ONNX_TYPES.get(numpy_type) or not _shape_fits(node.shape, tensor.shape, sizes):
+                raise ValueError(
+                    f"graph {self.name!r}, input {node.name!r}: {numpy_type} {list(tensor.shape)} given, "
+                    f"{node.type} {node.shape} expected"
+                )
+            binding.bind_input(node.name, "cpu", 0, numpy_type, list(tensor.shape), tensor.data_ptr())
+        shape = [dim if isinstance(dim, int) else sizes[dim] for dim in self._output.shape]
+        output = torch.empty(shape, dtype=torch.float32)
+        binding.bind_output(self._output.name, "cpu", 0, "float32", shape, output.data_ptr())
+        self._session.run_with_iobinding(binding)
+        return output
+
+
+_ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+
+
+def _shape_fits(expected: list[int | str], shape: torch.Size, sizes: dict[str, int]) -> bool:
+    """Whether `shape` fits; remembers what each symbolic dimension stands for in `sizes`."""
+    return len(expected) == len(shape) and all(
+        dim == size if isinstance(dim, int) else sizes.setdefault(dim, size) == size
+        for dim, size in zip(expected, shape, strict=True)
+    )
+
+
+def available_cores() -> int:
+    """Cores this process may run on: the threads of a graph unless a caller says otherwise."""
+    return len(os.sched_getaffinity(0))
+
+
+def build_graph_module(name: str, spec: BackboneSpec, network: nn.Module) -> nn.Module:
+    """The torch module behind a graph, around a network that the caller holds (trained, or loaded from a bundle)."""
+    return GRAPH_MODULES[name].wrap(network, spec).eval()
+
+
+def bundle_graph(bundle: Bundle, name: str) -> TorchGraph:
+    """A graph straight from a bundle, run by torch: nothing needs to be exported."""
+    return TorchGraph(name, build_graph_module(name, bundle.spec, bundle.load(GRAPH_MODULES[name].network)))
+
+
+def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = None) -> Graph:
+    """Load a graph of a version folder with the back end that `export` chose for it.
+
+    Args:
+        folder: version folder with `export.json`.
+        name: name of the graph, a key of `GRAPH_MODULES`.
+        threads: threads of one call, by default the available cores. For torch this sets the count of the process.
+
+    Raises:
+        BundleError: the record or the graph's file is missing, truncated or tampered with; the message names the file.
+    """
+    folder = Path(folder)
+    record = ExportRecord.read(folder)
+    if name not in record.graphs:
+        raise BundleError(f"{folder / RECORD}: has no graph {name!r}, only {', '.join(record.graphs)}")
+    graph = record.graphs[name]
+    verify_file(folder, RECORD, graph.file, {"sha256": graph.sha256, "bytes": graph.bytes})
+    threads = threads or available_cores()
+    _log.info("graph %s of %s: %s, %d threads (measured at export, ms: %s)", name, record.bundle, graph.backend, threads, graph.ms)
+    if graph.backend == "onnxruntime":
+        return OnnxGraph(name, folder / graph.file, threads)
+    torch.set_num_threads(threads)
+    network = load_network(folder / graph.file, GRAPH_MODULES[name].network, record.spec)
+    return TorchGraph(name, build_graph_module(name, record.spec, network))
