@@ -1,8 +1,8 @@
 """From a record's cameras to the cameras that networks and renderer see.
 
-A record holds OpenCV-axes camera-to-world matrices in a z-up world, at any distance and azimuth. The result is an orbit
-around the origin in the y-up (OpenGL) world, OpenCV camera axes, azimuth counted from view 0, and the whole world scaled
-so that view 0 stands at radius 1.4. Elevation is kept; roll and off-centre aim are discarded, as published.
+A record holds OpenCV-axes camera-to-world matrices in a z-up world, at any distance and azimuth. The result is an
+orbit around the origin in the y-up (OpenGL) world, OpenCV camera axes, azimuth counted from view 0, and the whole
+world scaled so that view 0 stands at radius 1.4. As published, elevation is kept; roll and off-centre aim are discarded.
 """
 
 from typing import NamedTuple

@@ -10,7 +10,7 @@ from diffsplat.cameras import PixelRule
 from training.data.captions import draw_caption
 from training.data.record import PackedViews, unpack_views
 from training.data.sample import Sample, build_sample
-from training.data.synthetic import SyntheticConfig, SyntheticObject, synthetic_object
+from training.data.synthetic import DEFAULT_CONFIG, SyntheticConfig, SyntheticObject, synthetic_object
 from training.data.views import fill_views
 
 _POOL_STREAM = 11
@@ -25,7 +25,7 @@ class ProceduralDataset:
         resolution: Image side in pixels.
         num_input_views: Views at equal azimuth steps on one ring, in front of every sample.
         num_views: Views of a sample in all.
-        first_views: Reference views allowed; each must lie on a ring. One is drawn per sample, by its ring's probability.
+        first_views: Reference views allowed, each on a ring. One is drawn per sample, by its ring's probability.
         pool_size: Extra views rendered per object, from which the other ``num_views - num_input_views`` are drawn.
         pixel_rule: Grid of the unprojection.
         first_index: Where in the series to start; disjoint ranges give disjoint training and validation sets.
@@ -47,7 +47,7 @@ class ProceduralDataset:
         pool_size: int = 4,
         pixel_rule: PixelRule = "pixel_centers",
         first_index: int = 0,
-        config: SyntheticConfig = SyntheticConfig(),
+        config: SyntheticConfig = DEFAULT_CONFIG,
     ) -> None:
         if count < 1:
             raise ValueError(f"count = {count} must be at least 1")

@@ -54,8 +54,9 @@ def pack_views(views: RawViews) -> PackedViews:
     Raises:
         ValueError: a depth is outside [0, DEPTH_RANGE].
     """
-    if views.depths.min() < 0.0 or views.depths.max() > DEPTH_RANGE:
-        raise ValueError(f"depth {views.depths.max()} must lie in [0, {DEPTH_RANGE}]")
+    nearest, farthest = float(views.depths.min()), float(views.depths.max())
+    if nearest < 0.0 or farthest > DEPTH_RANGE:
+        raise ValueError(f"depths from {nearest:.4g} to {farthest:.4g} must lie in [0, {DEPTH_RANGE}]")
     unit = 0.5 * views.normals * _NORMAL_SIGNS + 0.5
     values = np.concatenate([unit, views.depths[..., None] / DEPTH_RANGE], axis=-1)  # [V, H, W, 4]
     return PackedViews(

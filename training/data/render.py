@@ -1,8 +1,8 @@
 """Analytic ray caster: placed primitives and cameras in, `RawViews` out.
 
-Fixed world light: ambient plus half-Lambert from one direction, no specular, no shadow, so every face of a shape reads
-and none is black. Colour and alpha are means over a grid of sub-pixel rays; normal and depth belong to the ray through the
-pixel centre, or, where only other rays of the pixel hit, to their mean.
+Fixed world light: ambient plus half-Lambert from one direction, no specular, no shadow, so every face of a shape
+reads and none is black. Colour and alpha are means over a grid of sub-pixel rays; normal and depth belong to the ray
+through the pixel centre, or, where only other rays of the pixel hit, to their mean.
 """
 
 import math
@@ -17,7 +17,7 @@ from training.data.camera_chain import Y_UP_FROM_Z_UP
 from training.data.record import RawViews
 from training.data.shapes import MISS, Primitive, hit_unit
 
-AMBIENT = 0.35
+AMBIENT = 0.45
 LIGHT_YUP = np.array([-0.6, 0.7, 0.4])  # towards the light: left, up, front of a camera at azimuth 0
 SAMPLES_PER_SIDE = 3  # odd, so that one ray goes through the pixel centre
 

@@ -1,9 +1,10 @@
 """Ray against unit shape, in closed form, for numba.
 
-Each unit shape lives in its own z-up frame inside [-1, 1]^3; `Primitive` places it in the object by scale, rotation and
-centre. A function ``hit_<shape>(o, d)`` takes origin and direction in that frame and returns ``(t, nx, ny, nz)``: the
-nearest positive ray parameter (`MISS` if none) and the outward normal there, not normalised. The affine map keeps t, so a
-direction whose camera z is 1 gives planar depth at once. A new shape is one function, one id and one branch in `hit_unit`.
+Each unit shape lives in its own z-up frame inside [-1, 1]^3; `Primitive` places it in the object by scale, rotation
+and centre. A function ``hit_<shape>(o, d)`` takes origin and direction in that frame and returns ``(t, nx, ny, nz)``:
+the nearest positive ray parameter (`MISS` if none) and the outward normal there, not normalised. The affine map keeps
+t, so a direction whose camera z is 1 gives planar depth at once. A new shape is one function, one id and one branch in
+`hit_unit`.
 """
 
 import math

@@ -50,6 +50,9 @@ class SyntheticConfig:
                 raise ValueError(f"{field} = {values} must name at least one of {tuple(known)} and nothing else")
 
 
+DEFAULT_CONFIG = SyntheticConfig()
+
+
 @dataclass(frozen=True)
 class SyntheticObject:
     """One procedural object with its camera rig; z-up world."""
@@ -77,11 +80,11 @@ class SyntheticObject:
         return plain_caption(self.words)
 
 
-def synthetic_object(seed: int, index: int, config: SyntheticConfig = SyntheticConfig()) -> SyntheticObject:
+def synthetic_object(seed: int, index: int, config: SyntheticConfig = DEFAULT_CONFIG) -> SyntheticObject:
     """Object `index` of the endless series `seed`.
 
-    Shape, colour and size are balanced: every block of as many objects as there are combinations holds each one once, in
-    an order of its own.
+    Shape, colour and size are balanced: every block of as many objects as there are combinations holds each one once,
+    in an order of its own.
     """
     combinations = [ObjectWords(s, c, z) for s in config.shapes for c in config.colours for z in config.sizes]
     block, place = divmod(index, len(combinations))
@@ -105,8 +108,8 @@ def synthetic_object(seed: int, index: int, config: SyntheticConfig = SyntheticC
 def layout_cameras(layout: ViewLayout, distance: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """Cameras of every view of a layout, [layout.count, 4, 4], OpenCV axes, z-up world.
 
-    Each ring has one elevation, drawn from its range, and starts at azimuth 0: the object's yaw is free already, and the
-    light then stands the same way to every first view.
+    Each ring has one elevation, drawn from its range, and starts at azimuth 0: the object's yaw is free already, and
+    the light then stands the same way to every first view.
     """
     elevations = np.zeros(layout.count)
     azimuths = np.zeros(layout.count)
