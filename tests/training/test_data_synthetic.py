@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffsplat.cameras import DIFFSPLAT_FOCAL
-from training.data.camera_chain import Y_UP_FROM_Z_UP, orbit_cameras
+from training.data.camera_chain import Y_UP_FROM_Z_UP, relative_orbit_cameras
 from training.data.captions import COLOURS, SIZE_WORDS, ObjectWords, all_captions, caption_words, draw_caption
 from training.data.record import decode_record, unpack_views
 from training.data.render import render_views
@@ -48,7 +48,7 @@ def test_coords_lie_on_the_surface_and_normals_match(shape: str):
     made = object_of(shape)
     views = made.render(VIEWS, 48)
     sample = build_sample(views, made.caption, made.uid, "pixel_centers")
-    cameras = orbit_cameras(views.camera_to_world_zup)
+    cameras = relative_orbit_cameras(views.camera_to_world_zup)
     inside = sample.alphas[:, 0] == 1.0  # [V, H, W]
     assert inside.flatten(1).sum(1).min() > 100, "every view shows the object"
 
@@ -69,7 +69,7 @@ def test_the_legacy_pixel_rule_is_the_published_one():
     for rule in ("legacy", "pixel_centers"):
         sample = build_sample(views, "", "", rule)
         radius = (2 * sample.coords - 1).norm(dim=1)[sample.alphas[:, 0] == 1.0]
-        truth = made.primitives[0].scale[0] * orbit_cameras(views.camera_to_world_zup).world_scale
+        truth = made.primitives[0].scale[0] * relative_orbit_cameras(views.camera_to_world_zup).world_scale
         errors[rule] = float((radius / truth - 1).abs().mean())
     assert errors["pixel_centers"] < 1e-6
     assert 1e-3 < errors["legacy"] < 5e-3

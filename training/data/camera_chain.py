@@ -2,7 +2,7 @@
 
 A record holds OpenCV-axes camera-to-world matrices in a z-up world, at any distance and azimuth. The result is an
 orbit around the origin in the y-up (OpenGL) world, OpenCV camera axes, azimuth counted from view 0, and the whole
-world scaled so that view 0 stands at radius 1.4. As published, elevation is kept; roll and off-centre aim are discarded.
+world scaled so that view 0 stands at radius 1.4. As published, elevation is kept, roll and off-centre aim are not.
 """
 
 from typing import NamedTuple
@@ -15,10 +15,11 @@ from torch import Tensor
 from diffsplat.cameras import orbit_camera_to_world
 
 REFERENCE_RADIUS = 1.4
+POLE_LEVEL = 1e-6  # horizontal share of the distance below which a camera counts as standing at a pole
 Y_UP_FROM_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])  # (x, y, z) -> (x, z, -y)
 
 
-class OrbitCameras(NamedTuple):
+class RelativeOrbit(NamedTuple):
     """Cameras of one object's views, relative to view 0."""
 
     camera_to_world: Tensor  # [V, 4, 4] float32, OpenCV camera axes, y-up world, scaled
@@ -43,7 +44,7 @@ def y_up_to_z_up(camera_to_world: NDArray[np.float64]) -> NDArray[np.float64]:
     return moved
 
 
-def orbit_cameras(camera_to_world_zup: NDArray[np.float64]) -> OrbitCameras:
+def relative_orbit_cameras(camera_to_world_zup: NDArray[np.float64]) -> RelativeOrbit:
     """Relative orbit cameras of one object.
 
     Args:
@@ -59,13 +60,21 @@ def orbit_cameras(camera_to_world_zup: NDArray[np.float64]) -> OrbitCameras:
     distances = np.linalg.norm(positions, axis=1)
     if distances.min() < 1e-6:
         raise ValueError(f"camera {int(distances.argmin())} stands at the world origin; distance must be positive")
-    elevations = np.degrees(np.arcsin(np.clip(positions[:, 1] / distances, -1.0, 1.0)))
-    azimuths = np.degrees(np.arctan2(positions[:, 0], positions[:, 2]))
+    level = np.hypot(positions[:, 0], positions[:, 2])
+    elevations = np.degrees(np.arctan2(positions[:, 1], level))
+    # Straight above or below, the position tells no azimuth (only rounding does); the camera's right axis does.
+    right = recorded[:, :3, 0]
+    at_pole = level < POLE_LEVEL * distances
+    azimuths = np.degrees(
+        np.where(at_pole, np.arctan2(-right[:, 2], right[:, 0]), np.arctan2(positions[:, 0], positions[:, 2]))
+    )
     relative = np.mod(azimuths - azimuths[0], 360.0)
     scale = REFERENCE_RADIUS / float(distances[0])
 
-    angles = [torch.from_numpy(values).float() for values in (elevations, relative, distances * scale)]
-    rebuilt = orbit_camera_to_world(*angles)  # [V, 4, 4]
+    elevations_deg, azimuths_deg, radii = (
+        torch.from_numpy(values).float() for values in (elevations, relative, distances * scale)
+    )
+    rebuilt = orbit_camera_to_world(elevations_deg, azimuths_deg, radii)  # [V, 4, 4]
     # The flip of the camera's y and z columns to OpenGL axes cancels in the product, so OpenCV axes serve.
     rotation = rebuilt[0, :3, :3].double() @ torch.from_numpy(recorded[0, :3, :3]).T
-    return OrbitCameras(rebuilt, *angles, scale, rotation.float())
+    return RelativeOrbit(rebuilt, elevations_deg, azimuths_deg, radii, scale, rotation.float())

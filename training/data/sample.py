@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffsplat.cameras import DIFFSPLAT_FOCAL, PixelRule, unproject_depth
-from training.data.camera_chain import orbit_cameras
+from training.data.camera_chain import relative_orbit_cameras
 from training.data.record import RawViews
 
 
@@ -57,7 +57,7 @@ def build_sample(views: RawViews, caption: str, uid: str, pixel_rule: PixelRule)
         uid: Id of the object.
         pixel_rule: Grid of the unprojection: "pixel_centers", or "legacy" for the published weights.
     """
-    cameras = orbit_cameras(views.camera_to_world_zup)
+    cameras = relative_orbit_cameras(views.camera_to_world_zup)
     rgba = _channels_first(views.rgba)  # [V, 4, H, W]
     alphas = rgba[:, 3:]
     depths = torch.from_numpy(views.depths)[:, None] * cameras.world_scale  # [V, 1, H, W]
