@@ -10,11 +10,18 @@ from typing import NamedTuple
 CONTRACT_VERSION = 1  # raised whenever an old client could not talk to a new server, or the other way round
 
 ENSEMBLE = "diffsplat"
+STOP_MODEL = "denoise"  # the stage that a STOP is sent to
 SCHEDULERS = ("ddim", "dpmsolver++", "sde-dpmsolver++", "edm", "flow")
 FORMATS = ("raw", "ply")
 
 # Columns of GAUSSIANS [N, 14]; linear scales, opacity after the sigmoid, quaternion (w, x, y, z), world units
-GAUSSIAN_COLUMNS = {"xyz": slice(0, 3), "rgb": slice(3, 6), "opacity": slice(6, 7), "scale": slice(7, 10), "quat_wxyz": slice(10, 14)}
+GAUSSIAN_COLUMNS = {
+    "xyz": slice(0, 3),
+    "rgb": slice(3, 6),
+    "opacity": slice(6, 7),
+    "scale": slice(7, 10),
+    "quat_wxyz": slice(10, 14),
+}
 GAUSSIAN_WIDTH = 14
 
 # Columns of FRAME_POSES [F, 4]
@@ -80,7 +87,9 @@ STOP = TensorSpec("STOP", "BOOL", (1,))  # sent straight to `denoise` under the 
 
 STAGES = {
     "encode": StageSpec(REQUEST_TENSORS, (REQUEST, TEXT_EMBEDDINGS)),
-    "denoise": StageSpec((REQUEST, TEXT_EMBEDDINGS, STOP), (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS), decoupled=True),
+    "denoise": StageSpec(
+        (REQUEST, TEXT_EMBEDDINGS, STOP), (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS), decoupled=True
+    ),
     # behind `denoise` every input is optional: each progress message runs these stages with nothing in it
     "decode": StageSpec((LATENTS, RESOLVED_REQUEST), (SPLATS, DECODE_TIMINGS)),
     "rasterize": StageSpec((SPLATS, RESOLVED_REQUEST), (FRAMES, RASTERIZE_TIMINGS)),

@@ -15,7 +15,7 @@ class DiffSplatError(Exception):
 
 
 class InvalidRequestError(DiffSplatError, ValueError):
-    """A field of the request is missing, of the wrong type, or out of range; the message names field, value and range."""
+    """A field of the request is missing, of the wrong type, or out of range; the message names field, value, range."""
 
 
 class ServerUnavailableError(DiffSplatError):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,87 +14,94 @@ MAX_PROMPT_CHARACTERS = 2000
 MAX_FRAMES = 720
 MAX_FRAME_PIXELS = 100_000_000  # of all frames together; 300 MB of bytes on the wire
 
-# inclusive ranges of the numeric fields
-RANGES: dict[str, tuple[float, float]] = {
-    "elevation_deg": (-89.0, 89.0),
-    "distance": (0.5, 10.0),
-    "seed": (0, 2**63 - 1),
-    "steps": (1, 200),
-    "eta": (0.0, 1.0),
-    "guidance_scale": (0.0, 50.0),
-    "min_guidance_scale": (0.0, 50.0),
-    "opacity_threshold_render": (0.0, 1.0),
-    "opacity_threshold_asset": (0.0, 1.0),
-    "frame_size": (16, 2048),
-}
-POSE_RANGES: dict[str, tuple[float, float]] = {
-    "elevation_deg": RANGES["elevation_deg"],
-    "azimuth_deg": (-3600.0, 3600.0),
-    "distance": RANGES["distance"],
-    "splat_scale": (0.0, 10.0),
-}
-CHOICES = {"scheduler": SCHEDULERS, "format": FORMATS}
+
+def _option(
+    default: Any,
+    help: str,
+    *,
+    limits: tuple[float, float] | None = None,
+    integer: bool = False,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """One line of the field table: what the checks below and the command line know about a field."""
+    metadata = {"help": help, "limits": limits, "integer": integer, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, eq=False)
 class GenerationRequest:
-    """One generation. `None` leaves the choice to the served bundle.
+    """One generation. `None` leaves the choice to the served bundle; limits are inclusive.
 
     `frame_poses` is float32 [F, 4]: elevation above the horizon in degrees, azimuth in degrees, distance, factor on
     the splats' size. The four generated views stand at azimuth 0, 90, 180, 270.
     """
 
     prompt: str
-    negative_prompt: str = ""
-    elevation_deg: float | None = None
-    distance: float | None = None
-    seed: int | None = None  # None: the server draws one and reports it
-    steps: int | None = None
-    scheduler: str | None = None
-    eta: float | None = None  # DDIM only
-    guidance_scale: float | None = None
-    triangle_guidance: bool = False  # guidance rises from min_guidance_scale at view 0 to guidance_scale at the back
-    min_guidance_scale: float = 1.0
-    opacity_threshold_render: float = 0.0
-    opacity_threshold_asset: float = 0.0
-    frame_size: int = 256
+    negative_prompt: str = _option("", "what the object should not be")
+    elevation_deg: float | None = _option(
+        None, "elevation of the generated views above the horizon, degrees", limits=(-89.0, 89.0)
+    )
+    distance: float | None = _option(None, "distance of the cameras from the object", limits=(0.5, 10.0))
+    seed: int | None = _option(
+        None, "seed of all noise; without one the server draws one and reports it", limits=(0, 2**63 - 1), integer=True
+    )
+    steps: int | None = _option(None, "denoising steps", limits=(1, 200), integer=True)
+    scheduler: str | None = _option(None, "sampler", choices=SCHEDULERS)
+    eta: float | None = _option(None, "noise added by each step of ddim", limits=(0.0, 1.0))
+    guidance_scale: float | None = _option(None, "strength of the prompt", limits=(0.0, 50.0))
+    triangle_guidance: bool = _option(
+        False, "guidance rises from min_guidance_scale at the front view to guidance_scale at the back"
+    )
+    min_guidance_scale: float = _option(1.0, "guidance of the front view with triangle_guidance", limits=(0.0, 50.0))
+    opacity_threshold_render: float = _option(
+        0.0, "splats must be more opaque than this to be drawn in frames", limits=(0.0, 1.0)
+    )
+    opacity_threshold_asset: float = _option(
+        0.0, "splats must be more opaque than this to be part of the result", limits=(0.0, 1.0)
+    )
+    frame_size: int = _option(256, "width and height of every frame, pixels", limits=(16, 2048), integer=True)
     frame_poses: np.ndarray | None = None
-    format: str = "raw"
+    format: str = _option("raw", "file that the server makes besides the raw splats", choices=FORMATS)
 
     def validate(self) -> "GenerationRequest":
         """Return self, or raise InvalidRequestError naming the first bad field, its value and what is allowed."""
         for name in ("prompt", "negative_prompt"):
-            text = getattr(self, name)
-            if not isinstance(text, str):
-                raise InvalidRequestError(f"{name} = {text!r}: must be text")
-            if len(text) > MAX_PROMPT_CHARACTERS:
-                raise InvalidRequestError(f"{name} has {len(text)} characters: at most {MAX_PROMPT_CHARACTERS} are allowed")
+            _check_text(name, getattr(self, name))
         if not self.prompt.strip():
-            raise InvalidRequestError(f"prompt = {self.prompt!r}: must contain at least one character that is not blank")
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise InvalidRequestError(f"{name} = {value!r}: must be one of {', '.join(allowed)}")
-        for name, (low, high) in RANGES.items():
-            _check_number(name, getattr(self, name), low, high)
-        if not isinstance(self.triangle_guidance, bool):
-            raise InvalidRequestError(f"triangle_guidance = {self.triangle_guidance!r}: must be true or false")
-        self._check_frames()
+            raise InvalidRequestError(
+                f"prompt = {self.prompt!r}: must contain at least one character that is not blank"
+            )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            if choices := field.metadata.get("choices"):
+                if not isinstance(value, str) or value not in choices:
+                    raise InvalidRequestError(f"{field.name} = {_short(value)}: must be one of {', '.join(choices)}")
+            elif limits := field.metadata.get("limits"):
+                _check_number(field.name, value, *limits, integer=field.metadata["integer"])
+        if not isinstance(self.triangle_guidance, bool | np.bool_):
+            raise InvalidRequestError(f"triangle_guidance = {_short(self.triangle_guidance)}: must be true or false")
+        if self.frame_poses is not None:
+            self._check_frames()
         return self
 
     def _check_frames(self) -> None:
-        if self.frame_poses is None:
-            return
-        poses = np.asarray(self.frame_poses)
-        if poses.ndim != 2 or poses.shape[1] != len(POSE_COLUMNS) or not np.issubdtype(poses.dtype, np.number):
-            raise InvalidRequestError(f"frame_poses has shape {list(poses.shape)}, type {poses.dtype}: must be [F, 4] numbers")
+        try:
+            poses = np.asarray(self.frame_poses)
+        except ValueError:  # rows of different lengths
+            raise InvalidRequestError("frame_poses is not a table: must be [F, 4] numbers") from None
+        if poses.ndim != 2 or poses.shape[1] != len(POSE_COLUMNS) or poses.dtype.kind not in "fiu":
+            raise InvalidRequestError(
+                f"frame_poses has shape {list(poses.shape)}, type {poses.dtype}: must be numbers [F, 4]"
+            )
         if len(poses) > MAX_FRAMES:
             raise InvalidRequestError(f"frame_poses asks for {len(poses)} frames: at most {MAX_FRAMES} are allowed")
         pixels = len(poses) * self.frame_size**2
         if pixels > MAX_FRAME_PIXELS:
             raise InvalidRequestError(
-                f"frame_poses x frame_size asks for {len(poses)} x {self.frame_size} x {self.frame_size} = {pixels} pixels: "
-                f"at most {MAX_FRAME_PIXELS} are allowed"
+                f"frame_poses x frame_size asks for {len(poses)} x {self.frame_size} x {self.frame_size} = {pixels} "
+                f"pixels: at most {MAX_FRAME_PIXELS} are allowed"
             )
         for column, name in enumerate(POSE_COLUMNS):
             low, high = POSE_RANGES[name]
@@ -145,12 +151,17 @@ class GenerationRequest:
             raise InvalidRequestError("prompt is missing")
         return cls(**values).validate()
 
-    def to_json(self) -> str:
-        """The request as one JSON object."""
+    def to_dict(self) -> dict[str, Any]:
+        """The request as plain JSON types."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
         if self.frame_poses is not None:
             values["frame_poses"] = np.asarray(self.frame_poses, np.float32).tolist()
-        return json.dumps(values)
+        return values
+
+    def to_json(self) -> str:
+        """The request as one JSON object."""
+        return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> "GenerationRequest":
@@ -158,25 +169,53 @@ class GenerationRequest:
         try:
             values = json.loads(text)
             if values.get("frame_poses") is not None:
-                values["frame_poses"] = np.asarray(values["frame_poses"], np.float32).reshape(-1, len(POSE_COLUMNS))
+                poses = np.asarray(values["frame_poses"], np.float32)
+                values["frame_poses"] = poses.reshape(0, len(POSE_COLUMNS)) if poses.shape == (0,) else poses
             request = cls(**values)
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise InvalidRequestError("REQUEST is not the JSON form of a generation request") from None
         return request.validate()
 
 
-_NUMPY = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}
-_INTEGERS = {"seed", "steps", "frame_size"}
+OPTIONS = {field.name: field for field in dataclasses.fields(GenerationRequest)}
+# the inclusive ranges and the choices of the table above, for those who need them alone
+RANGES: dict[str, tuple[float, float]] = {
+    name: field.metadata["limits"] for name, field in OPTIONS.items() if field.metadata.get("limits")
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: field.metadata["choices"] for name, field in OPTIONS.items() if field.metadata.get("choices")
+}
+POSE_RANGES: dict[str, tuple[float, float]] = {
+    "elevation_deg": RANGES["elevation_deg"],
+    "azimuth_deg": (-3600.0, 3600.0),
+    "distance": RANGES["distance"],
+    "splat_scale": (0.0, 10.0),
+}
+_NUMPY: dict[str, Any] = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}
 
 
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if value is None:
-        return
-    kind = (int, np.integer) if name in _INTEGERS else (int, float, np.integer, np.floating)
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_text(name: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise InvalidRequestError(f"{name} = {_short(text)}: must be text")
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise InvalidRequestError(f"{name} has {len(text)} characters: at most {MAX_PROMPT_CHARACTERS} are allowed")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone half of a surrogate pair, which JSON can carry
+        raise InvalidRequestError(f"{name} = {_short(text)}: must be valid Unicode text") from None
+
+
+def _check_number(name: str, value: Any, low: float, high: float, *, integer: bool) -> None:
+    kind = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, kind):
-        raise InvalidRequestError(f"{name} = {value!r}: must be {'an integer' if name in _INTEGERS else 'a number'}")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise InvalidRequestError(f"{name} = {value}: must be in {low} .. {high}")
+        raise InvalidRequestError(f"{name} = {_short(value)}: must be {'an integer' if integer else 'a number'}")
+    if not low <= value <= high:  # also catches NaN
+        raise InvalidRequestError(f"{name} = {_short(value)}: must be in {low} .. {high}")
 
 
 def _decode_text(name: str, raw: Any) -> str:

@@ -1,0 +1,34 @@
+"""Camera poses for `GenerationRequest.frame_poses`: rows of (elevation_deg, azimuth_deg, distance, splat_scale)."""
+
+import numpy as np
+
+
+def four_views(elevation_deg: float = 10.0, distance: float = 1.4) -> np.ndarray:
+    """The four generated views, at azimuth 0, 90, 180, 270; float32 [4, 4]."""
+    return _orbit(np.arange(4) * 90.0, elevation_deg, distance)
+
+
+def turntable(
+    frames: int = 48, elevation_deg: float = 10.0, distance: float = 1.4, grow: bool = False
+) -> np.ndarray:
+    """Walk around the object, float32 [F, 4].
+
+    Args:
+        frames: how many; the last one stands one step before the first, so that the film loops.
+        elevation_deg: above the horizon.
+        distance: of the camera from the object, world units.
+        grow: go round twice, and let the splats grow from nothing to their size during the first round.
+    """
+    if frames < 1:
+        raise ValueError(f"frames = {frames}: must be at least 1")
+    turns = 2 if grow else 1
+    poses = _orbit(np.arange(frames) * (360.0 * turns / frames), elevation_deg, distance)
+    if grow:
+        poses[:, 3] = np.minimum(poses[:, 1] / 360.0, 1.0)
+    return poses
+
+
+def _orbit(azimuth_deg: np.ndarray, elevation_deg: float, distance: float) -> np.ndarray:
+    poses = np.ones((len(azimuth_deg), 4), np.float32)
+    poses[:, 0], poses[:, 1], poses[:, 2] = elevation_deg, azimuth_deg, distance
+    return poses
