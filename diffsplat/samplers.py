@@ -1,0 +1,288 @@
+"""Noise -> latents: every supported scheduler as one table of numbers, and one update rule for all of them.
+
+Step k of a sampler, with `x` the state and `pred` what the denoiser said about `c_in * x` at `timesteps[k]`:
+
+    x0 = a * x + b * pred                                                          the estimate of the clean latents
+    x' = c_x * x + c_0 * x0 + c_k * clamp(x0, -1, 1) + c_1 * x0_previous + c_n * noise
+
+A table is built once per request, in float64. Since a step reads nothing but its eight numbers, the rows of a batch may
+be at different steps of different schedulers (architecture rule 3).
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsplat.backbones import NoiseSchedule
+
+COEFFICIENTS = ("c_in", "a", "b", "c_x", "c_0", "c_k", "c_1", "c_n")  # columns of SamplerTable.coeffs
+_C_IN, _A, _B, _C_X, _C_0, _C_K, _C_1, _C_N = range(8)
+
+
+class SamplerTable(NamedTuple):
+    """All numbers of one request's sampler."""
+
+    init_sigma: float  # standard deviation of the first latents
+    timesteps: Tensor  # [T] float32, what the denoiser is told
+    coeffs: Tensor  # [T, 8] float64, columns as in COEFFICIENTS
+
+
+class StepResult(NamedTuple):
+    """The state after one step, and the clean estimate that the next step wants as `x0_previous`."""
+
+    x: Tensor  # [R, ...] float32
+    x0: Tensor  # [R, ...] float32
+
+
+def build_sampler(schedule: NoiseSchedule, scheduler: str, steps: int, eta: float) -> SamplerTable:
+    """Table of one sampler.
+
+    Args:
+        schedule: the process that the denoiser was trained on.
+        scheduler: one of `schedule.schedulers`.
+        steps: number of denoiser calls T, 1 .. num_train_timesteps.
+        eta: share of fresh noise in a step, 0 (none) .. 1 (as much as DDPM); read by "ddim" alone.
+
+    Raises:
+        ValueError: a scheduler that the process does not allow, or steps or eta out of range.
+    """
+    if scheduler not in schedule.schedulers:
+        raise ValueError(f"scheduler = {scheduler!r}: must be one of {', '.join(schedule.schedulers)}")
+    if not 1 <= steps <= schedule.num_train_timesteps:
+        raise ValueError(f"steps = {steps}: must be in 1 .. {schedule.num_train_timesteps}")
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta = {eta}: must be in 0 .. 1")
+    if schedule.process == "flow":
+        return _flow_euler(schedule, steps) if scheduler == "flow" else _flow_dpm(schedule, scheduler, steps)
+    if scheduler == "ddim":
+        return _ddim(schedule, steps, eta)
+    return _edm(schedule, steps) if scheduler == "edm" else _vp_dpm(schedule, scheduler, steps)
+
+
+def model_input(x: Tensor, coeffs: Tensor) -> Tensor:
+    """What the denoiser gets to see of the state.
+
+    Args:
+        x: [R, ...].
+        coeffs: [R, 8] float64, one row of a table per member.
+    """
+    return _columns(coeffs, x)[_C_IN] * x
+
+
+def sampler_step(x: Tensor, prediction: Tensor, x0_previous: Tensor | None, noise: Tensor | None, coeffs: Tensor) -> StepResult:
+    """One update of a whole batch, in float32; the float64 coefficients are rounded once.
+
+    A row's result does not depend on its neighbours, to the last bit: a term whose factor is zero for one row and not
+    for another adds an exact zero to the first. So `x0_previous` and `noise` of rows that do not use them must be finite.
+
+    Args:
+        x: [R, ...] the state.
+        prediction: [R, ...] the (guided) output of the denoiser.
+        x0_previous: [R, ...] `x0` of the step before; None where no row is behind its first step.
+        noise: [R, ...] standard normal; None where no row needs it (`needs_noise`).
+        coeffs: [R, 8] float64, one row of a table per member.
+    """
+    x = x.float()
+    c = _columns(coeffs, x)
+    x0 = c[_A] * x + c[_B] * prediction.float()
+    result = c[_C_X] * x + c[_C_0] * x0
+    if bool((coeffs[:, _C_K] != 0).any()):
+        result = result + c[_C_K] * x0.clamp(-1, 1)
+    if x0_previous is not None:
+        result = result + c[_C_1] * x0_previous
+    else:
+        assert not bool((coeffs[:, _C_1] != 0).any()), "a row of the batch needs x0_previous"
+    if noise is not None:
+        result = result + c[_C_N] * noise
+    else:
+        assert not needs_noise(coeffs), "a row of the batch needs noise"
+    return StepResult(result, x0)
+
+
+def needs_noise(coeffs: Tensor) -> bool:
+    """Whether any of these steps [..., 8] adds noise. DDIM with eta > 0 and the SDE solver do at nearly every step."""
+    return bool((coeffs[..., _C_N] != 0).any())
+
+
+# --- guidance (model_facts 8) ---
+
+
+def guidance_scales(guidance_scale: float, views: int, triangle: bool, min_guidance_scale: float) -> Tensor:
+    """Guidance of every view, [V] float32.
+
+    With `triangle` it rises from `min_guidance_scale` at view 0 to `guidance_scale` at the back and falls again:
+    min, mean, max, mean for four views.
+    """
+    if not triangle:
+        return torch.full((views,), float(guidance_scale))
+    rising = views // 2 + 1
+    up = np.linspace(min_guidance_scale, guidance_scale, rising)
+    down = np.linspace(guidance_scale, min_guidance_scale, views - rising + 2)[1:-1]
+    return torch.from_numpy(np.concatenate([up, down])).float()
+
+
+def needs_guidance(scales: Tensor) -> bool:
+    """Whether the unconditional branch is needed at all: with no scale above 1 the reference runs the conditional one alone."""
+    return bool((scales > 1).any())
+
+
+def guide(uncond: Tensor, cond: Tensor, scales: Tensor) -> Tensor:
+    """Classifier-free guidance without rescaling: u + g (c - u).
+
+    Args:
+        uncond: [R, V, C, h, w].
+        cond: [R, V, C, h, w].
+        scales: [R, V] or [V].
+    """
+    return uncond + scales.to(cond)[..., None, None, None] * (cond - uncond)
+
+
+# --- the processes ---
+
+
+@lru_cache(maxsize=32)
+def alphas_cumprod(schedule: NoiseSchedule) -> np.ndarray:
+    """alpha-bar of every training timestep, [num_train_timesteps] float64, read-only.
+
+    No zero-terminal-SNR: the reference asks for it after its betas are computed, so it is never applied (model_facts 7.2).
+    """
+    assert schedule.process == "vp", schedule.process
+    n = schedule.num_train_timesteps
+    if schedule.beta_schedule == "linear":
+        betas = np.linspace(schedule.beta_start, schedule.beta_end, n)
+    elif schedule.beta_schedule == "scaled_linear":
+        betas = np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, n) ** 2
+    else:  # cosine (Nichol & Dhariwal 2021, equation 17), betas capped at 0.999
+        alpha_bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    product = np.cumprod(1 - betas)
+    product.setflags(write=False)
+    return product
+
+
+def _trailing_timesteps(schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """Integer grid [T] from the last training timestep down; the float arithmetic is the reference's (model_facts 7.3)."""
+    n = schedule.num_train_timesteps
+    grid = np.arange(n, 0, -n / steps).round().astype(np.int64) - 1
+    # round-off in arange gives one point too many, timestep -1, for some step counts (61, 103, 121, 122, ...): the reference
+    # then runs the network once more at a meaningless time. Not kept.
+    return grid[:steps]
+
+
+def _ddim(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTable:
+    """DDIM (Song et al. 2021, equations 12 and 16)."""
+    table = alphas_cumprod(schedule)
+    t = _trailing_timesteps(schedule, steps)
+    # quirk kept: the previous timestep by integer division, not the next entry of the grid; the two differ when
+    # `steps` does not divide 1000
+    previous = t - schedule.num_train_timesteps // steps
+    final = 1.0 if schedule.ddim_final_alpha_one else table[0]
+    abar = table[t]
+    abar_previous = np.where(previous >= 0, table[np.maximum(previous, 0)], final)
+    variance = (1 - abar_previous) / (1 - abar) * (1 - abar / abar_previous)
+    noise_std = eta * np.sqrt(np.maximum(variance, 0))
+    # eps = (x - alpha x0) / sigma is taken from the unclipped x0 even where x0 is clipped (PixArt)
+    per_eps = np.sqrt(np.maximum(1 - abar_previous - noise_std**2, 0)) / np.sqrt(1 - abar)
+    alpha, sigma, alpha_previous = np.sqrt(abar), np.sqrt(1 - abar), np.sqrt(abar_previous)
+    a, b = _clean_estimate(schedule, alpha, sigma)
+    clipped = alpha_previous if schedule.ddim_clip_x0 else 0.0
+    c_0 = alpha_previous - clipped - per_eps * alpha
+    return _table(1.0, t, a=a, b=b, c_x=per_eps, c_0=c_0, c_k=clipped, c_n=noise_std)
+
+
+def _edm(schedule: NoiseSchedule, steps: int) -> SamplerTable:
+    """The stock Euler solver on the VP betas: the state is x / alpha, so the network sees it divided by sqrt(sigma^2 + 1)."""
+    t = _trailing_timesteps(schedule, steps)
+    sigma = _vp_sigmas(schedule, t)
+    c_in = 1 / np.sqrt(sigma[:-1] ** 2 + 1)
+    a, b = (1.0, -sigma[:-1]) if schedule.prediction_type == "epsilon" else (c_in**2, -sigma[:-1] * c_in)
+    c_x = sigma[1:] / sigma[:-1]
+    return _table(sigma[0], t, c_in=c_in, a=a, b=b, c_x=c_x, c_0=1 - c_x)
+
+
+def _vp_dpm(schedule: NoiseSchedule, scheduler: str, steps: int) -> SamplerTable:
+    t = _trailing_timesteps(schedule, steps)
+    noise_to_signal = _vp_sigmas(schedule, t)
+    alpha = 1 / np.sqrt(1 + noise_to_signal**2)
+    sigma = noise_to_signal * alpha
+    a, b = _clean_estimate(schedule, alpha[:-1], sigma[:-1])
+    return _dpm_solver(t, alpha, sigma, a, b, stochastic=scheduler.startswith("sde"))
+
+
+def _flow_dpm(schedule: NoiseSchedule, scheduler: str, steps: int) -> SamplerTable:
+    n = schedule.num_train_timesteps
+    sigma = _shift(np.linspace(0, 1 - 1 / n, steps + 1)[::-1], schedule.shift)  # ends at 0
+    a, b = _clean_estimate(schedule, 1 - sigma[:-1], sigma[:-1])
+    t = np.floor(sigma[:-1] * n)  # quirk kept: the network's time is cut to an integer while sigma is not
+    return _dpm_solver(t, 1 - sigma, sigma, a, b, stochastic=scheduler.startswith("sde"))
+
+
+def _dpm_solver(
+    t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, a: np.ndarray | float, b: np.ndarray, stochastic: bool
+) -> SamplerTable:
+    """DPM-Solver++(2M), midpoint, data prediction (Lu et al. 2022, algorithm 2; SDE form as in diffusers).
+
+    `alpha`, `sigma`: [T + 1], the last sigma is 0. The first and the last step are of first order.
+    """
+    steps = len(t)
+    exp_minus_h = (sigma[1:] / alpha[1:]) * (alpha[:-1] / sigma[:-1])  # h = lambda_next - lambda, infinite at the end
+    per_x0 = alpha[1:] * (1 - (exp_minus_h**2 if stochastic else exp_minus_h))
+    c_0, c_1 = per_x0.copy(), np.zeros(steps)
+    h = -np.log(exp_minus_h[:-1])
+    half_over_r = h[1:] / (2 * h[:-1])  # 1 / (2 r), r = h_previous / h, of steps 1 .. T - 2
+    c_1[1 : steps - 1] = -per_x0[1 : steps - 1] * half_over_r
+    c_0 -= c_1
+    c_x = sigma[1:] / sigma[:-1]
+    if not stochastic:
+        return _table(1.0, t, a=a, b=b, c_x=c_x, c_0=c_0, c_1=c_1)
+    c_n = sigma[1:] * np.sqrt(1 - exp_minus_h**2)
+    return _table(1.0, t, a=a, b=b, c_x=c_x * exp_minus_h, c_0=c_0, c_1=c_1, c_n=c_n)
+
+
+def _flow_euler(schedule: NoiseSchedule, steps: int) -> SamplerTable:
+    """Euler on a rectified flow: x <- x + (sigma_next - sigma) v."""
+    n = schedule.num_train_timesteps
+    # quirk kept: the grid is shifted twice. Its lower end is already shift(1 / n), and every point is shifted again.
+    sigma = _shift(np.linspace(1.0, _shift(1 / n, schedule.shift), steps), schedule.shift)
+    sigma_next = np.append(sigma[1:], 0.0)
+    a, b = _clean_estimate(schedule, 1 - sigma, sigma)
+    c_x = sigma_next / sigma  # x + (s' - s) v, with v = (x - x0) / s
+    return _table(1.0, sigma * n, a=a, b=b, c_x=c_x, c_0=1 - c_x)
+
+
+def _clean_estimate(schedule: NoiseSchedule, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray | float, np.ndarray]:
+    """(a, b) of x0 = a x + b pred where x = alpha x0 + sigma noise."""
+    if schedule.prediction_type == "epsilon":
+        return 1 / alpha, -sigma / alpha
+    if schedule.prediction_type == "v_prediction":
+        return alpha, -sigma
+    assert schedule.process == "flow", "a velocity prediction belongs to a flow"
+    return 1.0, -sigma
+
+
+def _vp_sigmas(schedule: NoiseSchedule, t: np.ndarray) -> np.ndarray:
+    """Noise-to-signal ratios of the grid, and the final 0. [T + 1]."""
+    abar = alphas_cumprod(schedule)[t]
+    return np.append(np.sqrt((1 - abar) / abar), 0.0)
+
+
+def _shift(sigma: np.ndarray | float, shift: float) -> np.ndarray | float:
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def _table(init_sigma: float, t: np.ndarray, c_in: np.ndarray | float = 1.0, **columns: np.ndarray | float) -> SamplerTable:
+    coeffs = np.zeros((len(t), len(COEFFICIENTS)))
+    coeffs[:, _C_IN] = c_in
+    for name, values in columns.items():
+        coeffs[:, COEFFICIENTS.index(name)] = values
+    return SamplerTable(float(init_sigma), torch.from_numpy(t.astype(np.float32)), torch.from_numpy(coeffs))
+
+
+def _columns(coeffs: Tensor, x: Tensor) -> list[Tensor]:
+    """The eight columns of [R, 8], float32, each shaped to be multiplied with x [R, ...]."""
+    assert coeffs.shape == (x.shape[0], len(COEFFICIENTS)), f"coeffs {tuple(coeffs.shape)} for x {tuple(x.shape)}"
+    shape = (-1,) + (1,) * (x.ndim - 1)
+    return [column.reshape(shape) for column in coeffs.to(x.device, torch.float32).unbind(1)]
