@@ -1,7 +1,7 @@
 """The benchmark scene: 4 views of 256x256 pixels of a sphere, a box and a torus, one splat per pixel.
 
-It has the statistics of a decoded object (60 % of the pixels hit it, most of the rest are nearly transparent, scales are
-anisotropic around 0.003) without needing any weights.
+It has the statistics of a decoded object (60 % of the pixels hit it, most of the rest are nearly transparent, scales
+are anisotropic around 0.003) without needing any weights.
 """
 
 import math
@@ -31,7 +31,9 @@ class Cameras(NamedTuple):
     intrinsics: Tensor  # [C, 3, 3]
 
 
-def orbit(views: int, size: int, elevation_deg: float = 15.0, distance: float = DISTANCE, focal: float = FOCAL) -> Cameras:
+def orbit(
+    views: int, size: int, elevation_deg: float = 15.0, distance: float = DISTANCE, focal: float = FOCAL
+) -> Cameras:
     """Cameras on a circle around the z axis, looking at the origin, z up."""
     rows = []
     for i in range(views):
@@ -71,7 +73,10 @@ def make_scene(grid: int = 256, seed: int = 0) -> Scene:
     means, hits, normals = [], [], []
     for matrix in cameras.viewmats:
         rotation, translation = matrix[:3, :3], matrix[:3, 3]
-        origin, direction = -rotation.T @ translation, (rays / rays.norm(dim=-1, keepdim=True)).reshape(-1, 3) @ rotation
+        origin, direction = (
+            -rotation.T @ translation,
+            (rays / rays.norm(dim=-1, keepdim=True)).reshape(-1, 3) @ rotation,
+        )
         t = torch.full((grid * grid,), DISTANCE - 0.8)
         for _ in range(48):
             t = t + signed_distance(origin + t[:, None] * direction)

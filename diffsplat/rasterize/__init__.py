@@ -1,12 +1,12 @@
 """Gaussians to pixels: gsplat's signature and conventions, gsplat on CUDA, own numba kernels on the CPU.
 
-Conventions (gsplat 1.5.3): `viewmats` are world-to-camera, OpenCV (x right, y down, z forward); `Ks` in pixels, pixel centres at
-+0.5; quaternions wxyz, normalised inside; scales linear; opacities in 0 .. 1, shape [N]. A splat's alpha is
-``min(0.999, opacity * exp(-s))``, skipped below 1/255; a pixel stops before its transmittance would fall to 1e-4; splats are
-ordered by z of their centres, equal ones by index.
+Conventions (gsplat 1.5.3): `viewmats` are world-to-camera, OpenCV (x right, y down, z forward); `Ks` in pixels, pixel
+centres at +0.5; quaternions wxyz, normalised inside; scales linear; opacities in 0 .. 1, shape [N]. A splat's alpha is
+``min(0.999, opacity * exp(-s))``, skipped below 1/255; a pixel stops before its transmittance would fall to 1e-4;
+splats are ordered by z of their centres, equal ones by index.
 
-`eps2d` (square pixels added to the 2-D covariance) is 0.3 by gsplat's default; DiffSplat's official weights were trained
-without dilation and need 0.
+`eps2d` (square pixels added to the 2-D covariance) is 0.3 by gsplat's default; DiffSplat's official weights were
+trained without dilation and need 0.
 
 Splats with opacity below 1/255, which no pixel can show, are culled once per call.
 """
@@ -115,10 +115,8 @@ def render_uint8(
 ) -> Tensor:
     """Render 8-bit RGB frames for serving, without gradients; background and conversion happen inside the CPU kernel.
 
-    Arguments as in `rasterization`. A channel is ``int(255 * clamp(x, 0, 1))``, truncated as in the DiffSplat reference.
-
-    Args:
-        splat_scales: Factor on all splats' scales, one per camera (the growing-splat video); none is 1.
+    Arguments as in `rasterization`; `splat_scales` are factors on all splats' scales, one per camera (the growing-splat
+    video), 1 by default. A channel is ``int(255 * clamp(x, 0, 1))``, truncated as in the DiffSplat reference.
 
     Returns:
         Frames [C, H, W, 3], uint8, on the device of `means`.
@@ -170,12 +168,14 @@ def warm_up(*, gradients: bool = False) -> None:
 
     A server calls this at model load: 4 - 6 s without a cache (about 10 s with gradients), 0.3 s with one.
     """
-    splats = [torch.zeros(1, 3), torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.1), torch.ones(1), torch.ones(1, 3)]
+    means, quats, scales = torch.zeros(1, 3), torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.1)
+    opacities, colors = torch.ones(1), torch.ones(1, 3)
     viewmat = torch.eye(4)[None]
     viewmat[:, 2, 3] = 1.0
     intrinsics = torch.tensor([[[16.0, 0, 8], [0, 16, 8], [0, 0, 1]]])
-    render_uint8(*splats, viewmat, intrinsics, 16, 16)
-    rasterization(*splats, viewmat, intrinsics, 16, 16)
+    render_uint8(means, quats, scales, opacities, colors, viewmat, intrinsics, 16, 16)
+    rasterization(means, quats, scales, opacities, colors, viewmat, intrinsics, 16, 16)
     if gradients:
-        images, alphas, _ = rasterization(*(s.requires_grad_() for s in splats), viewmat, intrinsics, 16, 16)
+        means.requires_grad_()
+        images, alphas, _ = rasterization(means, quats, scales, opacities, colors, viewmat, intrinsics, 16, 16)
         (images.sum() + alphas.sum()).backward()

@@ -78,7 +78,7 @@ class Rasterize(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_images: Tensor, grad_alphas: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_images: Tensor, grad_alphas: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the seven tensors, then None for the rest."""
         means, quats, scales, opacities, colors, covars, backgrounds = ctx.saved_tensors
         prepared: Prepared = ctx.prepared

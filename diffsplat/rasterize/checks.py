@@ -1,4 +1,4 @@
-"""Argument checks of `rasterization`: shapes, dtypes and values, each error naming the argument, what came and what is due."""
+"""Argument checks of `rasterization`: each error names the argument, what came and what is due."""
 
 import math
 
@@ -8,7 +8,9 @@ from torch import Tensor
 RENDER_MODES = ("RGB", "RGB+ED", "RGB+D")
 
 
-def check_tensor(name: str, tensor: object, shape: tuple[int | str, ...], sizes: dict[str, int], device: torch.device) -> None:
+def check_tensor(
+    name: str, tensor: object, shape: tuple[int | str, ...], sizes: dict[str, int], device: torch.device
+) -> None:
     """A float32 tensor of this shape on this device; a letter stands for a size, fixed at its first appearance."""
     expected = "[" + ", ".join(f"{s}={sizes[s]}" if s in sizes else str(s) for s in shape) + "]"  # type: ignore[index]
     if not isinstance(tensor, Tensor):

@@ -1,12 +1,12 @@
 """Frames on the CPU: object preparation, per-camera stages, one camera per thread.
 
-numpy in, numpy out; torch, autograd and argument checks are in the neighbouring files. A camera's frame is the work of one
-thread from beginning to end, so results do not depend on the number of threads, bit for bit.
+numpy in, numpy out; torch, autograd and argument checks are in the neighbouring files. A camera's frame is the work of
+one thread from beginning to end, so results do not depend on the number of threads, bit for bit.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,9 +53,9 @@ class Scratch:
     """Buffers of one thread, reused from frame to frame: fresh memory costs more page faults than arithmetic."""
 
     def __init__(self) -> None:
-        self._arrays: dict[str, npt.NDArray[np.generic]] = {}
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> npt.NDArray[np.generic]:
+    def take(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> npt.NDArray[Any]:
         """An uninitialised C-contiguous array of this shape; valid until the same name is taken again."""
         size = int(np.prod(shape))
         array = self._arrays.get(name)
@@ -132,23 +132,21 @@ def see(prepared: Prepared, camera: FloatArray, view: View, scratch: Scratch, sp
 
 def keep(frame: Frame) -> Frame:
     """A copy that outlives the scratch buffers."""
-    return Frame(*(array.copy() for array in frame))
+    return Frame(frame.records.copy(), frame.source.copy(), frame.tile_starts.copy(), frame.lists.copy())
 
 
 def blend(frame: Frame, view: View) -> FloatArray:
     """Weighted sums r, g, b, z and the final transmittance, [H, W, 5]."""
     acc = np.empty((view.height, view.width, kernels_blend.CHANNELS), np.float32)
-    kernels_blend.blend_frame(
-        frame.records, frame.tile_starts, frame.lists, view.width, view.height, view.tile, acc
-    )
+    kernels_blend.blend_frame(frame.records, frame.tile_starts, frame.lists, view.width, view.height, view.tile, acc)
     return acc
 
 
 def on_threads(work: Callable[[Sequence[int]], None], items: int, threads: int) -> None:
     """Deal `items` numbers out to at most `threads` calls of `work`: call t gets t, t + threads, ...
 
-    The dealing is fixed, so sums made per call repeat bit for bit. The pool is made per call (about 0.1 ms): a global one
-    would not survive a fork.
+    The dealing is fixed, so sums made per call repeat bit for bit. The pool is made per call (about 0.1 ms): a global
+    one would not survive a fork.
     """
     threads = max(1, min(threads, items))
     shares = [range(t, items, threads) for t in range(threads)]
@@ -178,7 +176,14 @@ def render_uint8(
         for c in share:
             frame = see(prepared, camera_rows[c], view, scratch, float(splat_scales[c]))
             kernels_blend.blend_frame_uint8(
-                frame.records, frame.tile_starts, frame.lists, view.width, view.height, view.tile, backgrounds[c], images[c]
+                frame.records,
+                frame.tile_starts,
+                frame.lists,
+                view.width,
+                view.height,
+                view.tile,
+                backgrounds[c],
+                images[c],
             )
 
     on_threads(work, camera_rows.shape[0], threads)

@@ -4,6 +4,8 @@
   layer aborts the process when two Python threads enter it).
 * ``error_model="numpy"``: the default zero-division check blocks vectorising any loop with a division.
 * ``fastmath`` never holds ``nnan`` / ``ninf``: culling relies on comparisons with NaN being false.
+* The cache knows a kernel by its own file: after editing a kernel that others call (`gather`, constants), delete
+  ``__pycache__`` or touch their files too.
 * Unsigned indices (`U`) in the inner loops: signed ones carry a wrap-around branch.
 """
 

@@ -7,12 +7,13 @@ Every tile adds to `grad_records` [K, GRADS], one frame is one thread's work: no
     0 d/du, 1 d/dv | 2 d/d(A/2), 3 d/dB, 4 d/d(C/2) | 5 opacity | 6 7 8 colour | 9 z as a colour
 """
 
+# mypy: allow-untyped-defs
+# (numba infers the types of kernels; shapes are in their docstrings)
+
 import numpy as np
 
 from diffsplat.rasterize.jit import FASTMATH_SUMS, F, U, kernel
-from diffsplat.rasterize.kernels_blend import (
-    ALPHA_MAX, CHUNK, E0, E1, E2, E3, E4, E5, EIGHTH, LANES, S_MAX, STOP, gather,
-)  # fmt: skip
+from diffsplat.rasterize.kernels_blend import ALPHA_MAX, CHUNK, LANES, STOP, exp_minus, gather, retire_blocks
 from diffsplat.rasterize.kernels_project import ALPHA_MIN, RECORD
 
 GRADS = 10
@@ -20,7 +21,7 @@ PIXEL = 6  # T, Rem, g_r, g_g, g_b, g_z; the sign of T is the "pixel done" flag
 
 
 @kernel
-def start_tile_backward(pixels, dead, tile, tile_x, tile_y, acc, grads):  # type: ignore[no-untyped-def]
+def start_tile_backward(pixels, dead, tile, tile_x, tile_y, acc, grads):
     """Load a tile's cotangents; pixels outside the image start as done, blocks outside as dead."""
     height, width, per_row = acc.shape[0], acc.shape[1], tile // 4
     pixels[:] = F(0)
@@ -40,25 +41,9 @@ def start_tile_backward(pixels, dead, tile, tile_x, tile_y, acc, grads):  # type
             pixels[o + LANES] = rem
 
 
-@kernel
-def retire_blocks_backward(pixels, dead, blocks):  # type: ignore[no-untyped-def]
-    """Mark blocks without a living pixel as dead; returns whether any block is still alive."""
-    alive = False
-    for block in range(blocks):
-        if not dead[block]:
-            highest = F(-1)
-            for j in range(U(LANES)):
-                highest = max(highest, pixels[U(block * PIXEL * LANES) + j])
-            if highest > F(0):
-                alive = True
-            else:
-                dead[block] = True
-    return alive
-
-
 @kernel(fastmath=FASTMATH_SUMS)
 def blend_tile_backward(pixels, lanes, dead, local, spans, records, lists, start, end,
-                        tile, tile_x, tile_y, grad_records):  # type: ignore[no-untyped-def]  # fmt: skip
+                        tile, tile_x, tile_y, grad_records):  # fmt: skip
     """Walk a started tile's splats ``lists[start:end]`` and add to their rows of `grad_records`.
 
     `pixels` and `lanes` [GRADS * 16] stay two arrays: merged into one the loop is 5 times slower (alias checks).
@@ -88,11 +73,7 @@ def blend_tile_backward(pixels, lanes, dead, local, spans, records, lists, start
                     for j in range(U(LANES)):
                         dx, dy = bx - F(np.int32(j & U(3))), by - F(np.int32(j >> U(2)))
                         s = (ha * dx + b * dy) * dx + hc * dy * dy
-                        y = min(max(s, F(0)), S_MAX) * EIGHTH
-                        p = E0 + y * (E1 + y * (E2 + y * (E3 + y * (E4 + y * E5))))
-                        p = p * p
-                        p = p * p
-                        p = p * p
+                        p = exp_minus(s)
                         raw = op * p
                         a = min(ALPHA_MAX, raw)
                         a = a if a >= ALPHA_MIN else F(0)
@@ -134,12 +115,12 @@ def blend_tile_backward(pixels, lanes, dead, local, spans, records, lists, start
                     for j in range(U(LANES)):
                         total += lanes[U(c * LANES) + j]
                     grad_records[k, c] += total
-        if not retire_blocks_backward(pixels, dead, per_row * per_row):
+        if not retire_blocks(pixels, dead, per_row * per_row, PIXEL * LANES):
             return
 
 
 @kernel
-def blend_frame_backward(records, tile_starts, lists, tile, acc, grads, grad_records):  # type: ignore[no-untyped-def]
+def blend_frame_backward(records, tile_starts, lists, tile, acc, grads, grad_records):
     """acc, grads [H, W, 5] (sums r g b z and final transmittance, and their cotangents) -> grad_records [K, GRADS]."""
     per_row, columns = tile // 4, (acc.shape[1] + tile - 1) // tile
     pixels, lanes = np.empty(per_row * per_row * PIXEL * LANES, np.float32), np.empty(GRADS * LANES, np.float32)
@@ -158,8 +139,8 @@ def blend_frame_backward(records, tile_starts, lists, tile, acc, grads, grad_rec
 
 
 @kernel
-def finish_frame_backward(acc, normalised_depth, background, grad_colors, grad_alphas, grads):  # type: ignore[no-untyped-def]
-    """Cotangents of `finish_frame`'s colors [H, W, 3 or 4] and alphas [H, W, 1] -> cotangents of acc, `grads` [H, W, 5]."""
+def finish_frame_backward(acc, normalised_depth, background, grad_colors, grad_alphas, grads):
+    """Cotangents of `finish_frame`'s colors [H, W, 3 or 4], alphas [H, W, 1] -> those of acc, `grads` [H, W, 5]."""
     for y in range(acc.shape[0]):
         for x in range(acc.shape[1]):
             alpha = F(1) - acc[y, x, 4]

@@ -1,10 +1,14 @@
 """Compositing: tiles of 4x4-pixel blocks, splats front to back, sixteen pixels per inner loop (SIMD).
 
-gsplat's rules (`RasterizeToPixels3DGSFwd.cu`): alpha = min(0.999, opacity * exp(-s)); skipped below 1/255; a pixel stops
-before the splat that would bring its transmittance to 1e-4 or below.
+gsplat's rules (`RasterizeToPixels3DGSFwd.cu`): alpha = min(0.999, opacity * exp(-s)); skipped below 1/255; a pixel
+stops before the splat that would bring its transmittance to 1e-4 or below.
 
-State of a tile: per block ``[CHANNELS, 16]`` floats: T, r, g, b, z. The sign of T is the "pixel done" flag, |T| the transmittance.
+State of a tile: per block ``[CHANNELS, 16]`` floats: T, r, g, b, z. The sign of T is the "pixel done" flag, |T| the
+transmittance.
 """
+
+# mypy: allow-untyped-defs
+# (numba infers the types of kernels; shapes are in their docstrings)
 
 import numpy as np
 
@@ -25,7 +29,17 @@ E3, E4, E5 = np.float32(-0.16596903), np.float32(0.03976483), np.float32(-0.0058
 
 
 @kernel
-def start_tile(state, dead, tile, tile_x, tile_y, width, height):  # type: ignore[no-untyped-def]
+def exp_minus(s):
+    """exp(-s), right only where it matters: s in 0 .. 5.6. math.exp would keep the loops scalar."""
+    y = min(max(s, F(0)), S_MAX) * EIGHTH
+    p = E0 + y * (E1 + y * (E2 + y * (E3 + y * (E4 + y * E5))))
+    p = p * p
+    p = p * p
+    return p * p
+
+
+@kernel
+def start_tile(state, dead, tile, tile_x, tile_y, width, height):
     """Reset a tile; pixels outside the image start as done, blocks outside as dead."""
     per_row = tile // 4
     state[:] = F(0)
@@ -38,8 +52,8 @@ def start_tile(state, dead, tile, tile_x, tile_y, width, height):  # type: ignor
 
 
 @kernel
-def gather(local, spans, records, lists, start, end, tile, tile_x, tile_y):  # type: ignore[no-untyped-def]
-    """Copy up to CHUNK records into `local`, u and v relative to the tile's first pixel centre, and their block ranges."""
+def gather(local, spans, records, lists, start, end, tile, tile_x, tile_y):
+    """Copy up to CHUNK records into `local`, u and v relative to the tile's first pixel centre; and block ranges."""
     for i in range(end - start):
         k = lists[start + i]
         for f in range(RECORD):
@@ -54,14 +68,14 @@ def gather(local, spans, records, lists, start, end, tile, tile_x, tile_y):  # t
 
 
 @kernel
-def retire_blocks(state, dead, blocks):  # type: ignore[no-untyped-def]
-    """Mark blocks without a living pixel as dead; returns whether any block is still alive."""
+def retire_blocks(state, dead, blocks, stride):
+    """Mark blocks without a living pixel as dead (T first in their `stride` floats); returns whether any lives."""
     alive = False
     for block in range(blocks):
         if not dead[block]:
             highest = F(-1)
             for j in range(U(LANES)):
-                highest = max(highest, state[U(block * CHANNELS * LANES) + j])
+                highest = max(highest, state[U(block * stride) + j])
             if highest > F(0):
                 alive = True
             else:
@@ -70,7 +84,7 @@ def retire_blocks(state, dead, blocks):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def blend_tile(state, dead, local, spans, records, lists, start, end, tile, tile_x, tile_y):  # type: ignore[no-untyped-def]
+def blend_tile(state, dead, local, spans, records, lists, start, end, tile, tile_x, tile_y):
     """Composite the splats ``lists[start:end]`` into a started tile."""
     per_row = tile // 4
     n, n2, n3, n4 = U(LANES), U(2 * LANES), U(3 * LANES), U(4 * LANES)
@@ -92,11 +106,7 @@ def blend_tile(state, dead, local, spans, records, lists, start, end, tile, tile
                     for j in range(U(LANES)):
                         dx, dy = bx - F(np.int32(j & U(3))), by - F(np.int32(j >> U(2)))
                         s = (ha * dx + b * dy) * dx + hc * dy * dy
-                        y = min(max(s, F(0)), S_MAX) * EIGHTH
-                        p = E0 + y * (E1 + y * (E2 + y * (E3 + y * (E4 + y * E5))))
-                        p = p * p
-                        p = p * p
-                        a = min(ALPHA_MAX, op * (p * p))
+                        a = min(ALPHA_MAX, op * exp_minus(s))
                         a = a if a >= ALPHA_MIN else F(0)
                         t = state[o + j]
                         w = a * t
@@ -108,12 +118,12 @@ def blend_tile(state, dead, local, spans, records, lists, start, end, tile, tile
                         state[o + n2 + j] += w * fg
                         state[o + n3 + j] += w * fb
                         state[o + n4 + j] += w * fz
-        if not retire_blocks(state, dead, per_row * per_row):
+        if not retire_blocks(state, dead, per_row * per_row, CHANNELS * LANES):
             return
 
 
 @kernel
-def blend_frame(records, tile_starts, lists, width, height, tile, acc):  # type: ignore[no-untyped-def]
+def blend_frame(records, tile_starts, lists, width, height, tile, acc):
     """Composite a frame into `acc` [H, W, 5]: r, g, b, z (all weighted sums) and the final transmittance."""
     per_row, columns = tile // 4, (width + tile - 1) // tile
     state, dead = np.empty(per_row * per_row * CHANNELS * LANES, np.float32), np.empty(per_row * per_row, np.bool_)
@@ -131,8 +141,8 @@ def blend_frame(records, tile_starts, lists, width, height, tile, acc):  # type:
 
 
 @kernel
-def blend_frame_uint8(records, tile_starts, lists, width, height, tile, background, image):  # type: ignore[no-untyped-def]
-    """Composite a frame over `background` [3] straight into `image` [H, W, 3] uint8: int(255 * clamp(x, 0, 1)), truncated."""
+def blend_frame_uint8(records, tile_starts, lists, width, height, tile, background, image):
+    """Composite a frame over `background` [3] straight into `image` [H, W, 3] uint8: int(255 * clamp(x, 0, 1))."""
     per_row, columns = tile // 4, (width + tile - 1) // tile
     state, dead = np.empty(per_row * per_row * CHANNELS * LANES, np.float32), np.empty(per_row * per_row, np.bool_)
     local, spans = np.empty(CHUNK * RECORD, np.float32), np.empty((CHUNK, 4), np.int32)
@@ -149,8 +159,8 @@ def blend_frame_uint8(records, tile_starts, lists, width, height, tile, backgrou
 
 
 @kernel
-def finish_frame(acc, background, normalised_depth, colors, alphas):  # type: ignore[no-untyped-def]
-    """acc [H, W, 5] -> colors [H, W, 3 or 4] (background under RGB, never under depth) and alphas [H, W, 1]."""
+def finish_frame(acc, background, normalised_depth, colors, alphas):
+    """Acc [H, W, 5] -> colors [H, W, 3 or 4] (background under RGB, never under depth) and alphas [H, W, 1]."""
     for y in range(acc.shape[0]):
         for x in range(acc.shape[1]):
             t = acc[y, x, 4]

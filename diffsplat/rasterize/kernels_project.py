@@ -6,8 +6,12 @@ in the splats' own order, so that equal depths keep the lower index in front (th
 
     0 u, 1 v (pixels) | 2 A/2, 3 B, 4 C/2 of the conic | 5 opacity | 6 7 8 colour | 9 z | 10 11 half box (pixels)
 
-The formulas are gsplat 1.5.3's (`persp_proj`, `add_blur`): J at x/z, y/z clamped to the frustum plus 30 % of half its width.
+The formulas are gsplat 1.5.3's (`persp_proj`, `add_blur`): J at x/z, y/z clamped to the frustum plus 30 % of half its
+width.
 """
+
+# mypy: allow-untyped-defs
+# (numba infers the types of kernels; shapes are in their docstrings)
 
 import math
 
@@ -22,14 +26,14 @@ PROJECTED = 8  # u v z A/2 B C/2 half-box-x half-box-y
 CAMERA = 18  # rotation 9, translation 3, fx fy cx cy, near far
 
 ALPHA_MIN = np.float32(1.0 / 255.0)
-# The box is exact up to rounding: outside the ellipse where alpha = 1/255 nothing is drawn. The margin covers the rounding.
+# The box is exact up to rounding, which the margin covers: outside the ellipse where alpha = 1/255 nothing is drawn.
 BOX_SCALE = np.float32(1.0005)
 BOX_MARGIN = np.float32(0.01)
 
 
 @kernel
-def prepare(means, quats, scales, covars, has_covars, opacities, blocks, kept):  # type: ignore[no-untyped-def]
-    """Fill `blocks` and `kept` (indices of splats with opacity >= 1/255); returns how many, or -1 - i if i is not finite.
+def prepare(means, quats, scales, covars, has_covars, opacities, blocks, kept):
+    """Fill `blocks` and `kept` (indices with opacity >= 1/255); returns how many, or -1 - i where i is not finite.
 
     Quaternions (w, x, y, z) are normalised; a zero quaternion drops its splat. `covars` is [N, 6], upper triangle.
     """
@@ -56,9 +60,21 @@ def prepare(means, quats, scales, covars, has_covars, opacities, blocks, kept): 
             inv = F(1.0) / math.sqrt(square)
             w, x, y, z = w * inv, x * inv, y * inv, z * inv
             sx, sy, sz = scales[i, 0], scales[i, 1], scales[i, 2]
-            m00, m01, m02 = (F(1) - F(2) * (y * y + z * z)) * sx, F(2) * (x * y - w * z) * sy, F(2) * (x * z + w * y) * sz
-            m10, m11, m12 = F(2) * (x * y + w * z) * sx, (F(1) - F(2) * (x * x + z * z)) * sy, F(2) * (y * z - w * x) * sz
-            m20, m21, m22 = F(2) * (x * z - w * y) * sx, F(2) * (y * z + w * x) * sy, (F(1) - F(2) * (x * x + y * y)) * sz
+            m00, m01, m02 = (
+                (F(1) - F(2) * (y * y + z * z)) * sx,
+                F(2) * (x * y - w * z) * sy,
+                F(2) * (x * z + w * y) * sz,
+            )
+            m10, m11, m12 = (
+                F(2) * (x * y + w * z) * sx,
+                (F(1) - F(2) * (x * x + z * z)) * sy,
+                F(2) * (y * z - w * x) * sz,
+            )
+            m20, m21, m22 = (
+                F(2) * (x * z - w * y) * sx,
+                F(2) * (y * z + w * x) * sy,
+                (F(1) - F(2) * (x * x + y * y)) * sz,
+            )
             c00 = m00 * m00 + m01 * m01 + m02 * m02
             c01 = m00 * m10 + m01 * m11 + m02 * m12
             c02 = m00 * m20 + m01 * m21 + m02 * m22
@@ -76,7 +92,7 @@ def prepare(means, quats, scales, covars, has_covars, opacities, blocks, kept): 
 
 
 @kernel
-def project_block(block, cam, width, height, eps2d, splat_scale, out):  # type: ignore[no-untyped-def]
+def project_block(block, cam, width, height, eps2d, splat_scale, out):
     """Project one block [FIELDS * BLOCK] into `out` [PROJECTED * BLOCK]; a culled splat gets a half box of -1e30."""
     r00, r01, r02, r10, r11, r12, r20, r21, r22 = cam[0], cam[1], cam[2], cam[3], cam[4], cam[5], cam[6], cam[7], cam[8]
     t0, t1, t2 = cam[9], cam[10], cam[11]
@@ -122,7 +138,7 @@ def project_block(block, cam, width, height, eps2d, splat_scale, out):  # type: 
 
 @kernel
 def project(blocks, count, kept, opacities, colors, cam, width, height, tile, eps2d, splat_scale,
-            records, source, boxes, tile_counts):  # type: ignore[no-untyped-def]  # fmt: skip
+            records, source, boxes, tile_counts):  # fmt: skip
     """Project all blocks for one camera and write what it sees.
 
     Args (shapes): blocks [B, FIELDS * BLOCK], records [K, RECORD], source [K] int32 (index among the kept splats),
@@ -139,8 +155,8 @@ def project(blocks, count, kept, opacities, colors, cam, width, height, tile, ep
         project_block(blocks[b], cam, width, height, eps2d, splat_scale, out)
         for i in range(min(BLOCK, count - b * BLOCK)):
             u, v, half_x, half_y = out[i], out[BLOCK + i], out[6 * BLOCK + i], out[7 * BLOCK + i]
-            # Pixel centres are at +0.5: pixels ceil(u - half - 0.5) .. floor(u + half - 0.5). Comparisons come before any
-            # conversion to int, because huge and NaN values do not convert.
+            # Pixel centres are at +0.5: pixels ceil(u - half - 0.5) .. floor(u + half - 0.5). Comparisons come before
+            # any conversion to int, because huge and NaN values do not convert.
             left, right = u - half_x - F(0.5), u + half_x - F(0.5)
             top, bottom = v - half_y - F(0.5), v + half_y - F(0.5)
             if not ((half_x > F(0)) & (right >= F(0)) & (left <= w - F(1)) & (bottom >= F(0)) & (top <= h - F(1))):
@@ -167,9 +183,10 @@ def project(blocks, count, kept, opacities, colors, cam, width, height, tile, ep
 
 
 @kernel
-def depth_order(records, count, keys, order, keys_b, order_b):  # type: ignore[no-untyped-def]
-    """Stable LSD radix sort of records by z (> 0, so float bits order like integers); returns which buffer holds it (0, 1).
+def depth_order(records, count, keys, order, keys_b, order_b):
+    """Stable LSD radix sort of records by z; returns which of the two buffers holds the order (0 or 1).
 
+    z is above 0, where float bits order like integers.
     Only the bits above the smallest key are sorted: two passes of 12 bits for any object of ordinary depth range.
     """
     if count == 0:
@@ -204,8 +221,8 @@ def depth_order(records, count, keys, order, keys_b, order_b):  # type: ignore[n
 
 
 @kernel
-def fill_tile_lists(boxes, order, count, columns, tile_counts, tile_starts, lists):  # type: ignore[no-untyped-def]
-    """Scatter record numbers to their tiles in depth order. tile_starts is [tiles + 1]; tile_counts is used up as cursor."""
+def fill_tile_lists(boxes, order, count, columns, tile_counts, tile_starts, lists):
+    """Scatter record numbers to tiles in depth order; tile_starts is [tiles + 1], tile_counts becomes a cursor."""
     total = 0
     for t in range(tile_counts.shape[0]):
         tile_starts[t] = total

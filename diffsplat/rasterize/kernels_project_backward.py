@@ -1,7 +1,11 @@
 """Gradients of projection (per camera) and of the covariance (once per object), by hand.
 
-Notation of `kernels_project`: a, b are the two rows of J R (2x3, with the frustum clamp), V = (a, b) C (a, b)^T + eps2d.
+Notation of `kernels_project`: a, b are the two rows of J R (2x3, with the frustum clamp) and
+V = (a, b) C (a, b)^T + eps2d.
 """
+
+# mypy: allow-untyped-defs
+# (numba infers the types of kernels; shapes are in their docstrings)
 
 import math
 
@@ -12,7 +16,7 @@ OBJECT_GRADS = 13  # means 3, covariance 6 (upper triangle, one parameter per en
 
 
 @kernel
-def project_backward(blocks, source, records, grad_records, cam, width, height, grads):  # type: ignore[no-untyped-def]
+def project_backward(blocks, source, records, grad_records, cam, width, height, grads):
     """Add one camera's `grad_records` [K, GRADS] to `grads` [n, OBJECT_GRADS], row = index among the kept splats."""
     r00, r01, r02, r10, r11, r12, r20, r21, r22 = cam[0], cam[1], cam[2], cam[3], cam[4], cam[5], cam[6], cam[7], cam[8]
     t0, t1, t2, fx, fy, cx, cy = cam[9], cam[10], cam[11], cam[12], cam[13], cam[14], cam[15]
@@ -71,7 +75,7 @@ def project_backward(blocks, source, records, grad_records, cam, width, height, 
 
 
 @kernel
-def covariance_backward(quats, scales, kept, grads, grad_quats, grad_scales):  # type: ignore[no-untyped-def]
+def covariance_backward(quats, scales, kept, grads, grad_quats, grad_scales):
     """Covariance part of `grads` [n, OBJECT_GRADS] -> grad_quats [N, 4], grad_scales [N, 3] (rows of kept splats only).
 
     C = M M^T with M = R(q / |q|) diag(s): dM = (G + G^T) M, G holding each off-diagonal gradient once.
@@ -88,9 +92,21 @@ def covariance_backward(quats, scales, kept, grads, grad_quats, grad_scales):  #
         s00, s11, s22 = F(2) * grads[n, 3], F(2) * grads[n, 6], F(2) * grads[n, 8]
         s01, s02, s12 = grads[n, 4], grads[n, 5], grads[n, 7]
         # columns of (G + G^T) R, before the scales
-        p00, p10, p20 = s00 * r00 + s01 * r10 + s02 * r20, s01 * r00 + s11 * r10 + s12 * r20, s02 * r00 + s12 * r10 + s22 * r20
-        p01, p11, p21 = s00 * r01 + s01 * r11 + s02 * r21, s01 * r01 + s11 * r11 + s12 * r21, s02 * r01 + s12 * r11 + s22 * r21
-        p02, p12, p22 = s00 * r02 + s01 * r12 + s02 * r22, s01 * r02 + s11 * r12 + s12 * r22, s02 * r02 + s12 * r12 + s22 * r22
+        p00, p10, p20 = (
+            s00 * r00 + s01 * r10 + s02 * r20,
+            s01 * r00 + s11 * r10 + s12 * r20,
+            s02 * r00 + s12 * r10 + s22 * r20,
+        )
+        p01, p11, p21 = (
+            s00 * r01 + s01 * r11 + s02 * r21,
+            s01 * r01 + s11 * r11 + s12 * r21,
+            s02 * r01 + s12 * r11 + s22 * r21,
+        )
+        p02, p12, p22 = (
+            s00 * r02 + s01 * r12 + s02 * r22,
+            s01 * r02 + s11 * r12 + s12 * r22,
+            s02 * r02 + s12 * r12 + s22 * r22,
+        )
         grad_scales[i, 0] = sx * (r00 * p00 + r10 * p10 + r20 * p20)
         grad_scales[i, 1] = sy * (r01 * p01 + r11 * p11 + r21 * p21)
         grad_scales[i, 2] = sz * (r02 * p02 + r12 * p12 + r22 * p22)

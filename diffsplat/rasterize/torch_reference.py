@@ -1,7 +1,8 @@
 """The readable rasterizer: the formulas in plain torch, differentiable by autograd, any float dtype.
 
-Two forms of the same mathematics. `rasterize_dense` is the oracle of the tests: every pixel times every splat. `rasterize_tiled`
-is a fair pure-torch implementation (8x8 tiles, 16 splats at a time, only tiles with work left): the yardstick of the benchmark.
+Two forms of the same mathematics. `composite_dense` is the oracle of the tests: every pixel times every splat.
+`composite_tiled` is a fair pure-torch implementation (8x8 tiles, 16 splats at a time, only tiles with work left): the
+yardstick of the benchmark.
 Conventions and thresholds are gsplat 1.5.3's, as in the package's page.
 """
 
@@ -22,7 +23,7 @@ class Projected(NamedTuple):
     depths: Tensor  # [K]
     conics: Tensor  # [K, 3] A, B, C
     covars2d: Tensor  # [K, 3] V00, V01, V11
-    index: Tensor  # [K] into the given splats, front to back, equal depths in their own order
+    indices: Tensor  # [K] into the given splats, front to back, equal depths in their own order
 
 
 class Sums(NamedTuple):
@@ -33,7 +34,7 @@ class Sums(NamedTuple):
 
 
 def covariances(quats: Tensor, scales: Tensor) -> Tensor:
-    """quats [N, 4] wxyz of any length, scales [N, 3] -> [N, 3, 3]."""
+    """Quats [N, 4] wxyz of any length, scales [N, 3] -> [N, 3, 3]."""
     w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
     rotation = torch.stack(
         [
@@ -89,7 +90,7 @@ def project(
 
 
 def alphas_at(points: Tensor, means2d: Tensor, conics: Tensor, opacities: Tensor) -> Tensor:
-    """points [..., P, 2], splats [..., K, ...] -> clamped and thresholded alpha [..., P, K]."""
+    """Points [..., P, 2], splats [..., K, ...] -> clamped and thresholded alpha [..., P, K]."""
     d = means2d[..., None, :, :] - points[..., :, None, :]
     a, b, c = (conics[..., None, :, i] for i in range(3))
     s = 0.5 * (a * d[..., 0] ** 2 + c * d[..., 1] ** 2) + b * d[..., 0] * d[..., 1]
@@ -198,11 +199,9 @@ def rasterize_reference(
         covars = covars.triu() + covars.triu(1).mT  # gsplat reads the upper triangle
     images, alphas = [], []
     for c in range(viewmats.shape[0]):
-        seen = project(
-            means, covars, opacities, viewmats[c], Ks[c], width, height, near_plane, far_plane, eps2d
-        )
-        features = torch.cat([colors[seen.index], seen.depths[:, None]], -1)
-        sums = (composite_tiled if tiled else composite_dense)(seen, features, opacities[seen.index], width, height)
+        seen = project(means, covars, opacities, viewmats[c], Ks[c], width, height, near_plane, far_plane, eps2d)
+        features = torch.cat([colors[seen.indices], seen.depths[:, None]], -1)
+        sums = (composite_tiled if tiled else composite_dense)(seen, features, opacities[seen.indices], width, height)
         alpha = 1 - sums.transmittance[..., None]
         rgb, depth = sums.features[..., :3], sums.features[..., 3:]
         if backgrounds is not None:
