@@ -77,11 +77,12 @@ class Bundle:
 
 
 def load_network(path: Path, network: str, spec: BackboneSpec) -> nn.Module:
-    """Build `network` for a spec in float32 and evaluation mode with the weights of a (verified) file; loading is strict."""
+    """Build `network` for a spec in float32 and evaluation mode with the weights of a verified file; strictly."""
     module = NETWORKS[network](spec)
     try:
         stored = load_file(path)
-        module.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in stored.items()})
+        state = {key: value.float() if value.is_floating_point() else value for key, value in stored.items()}
+        module.load_state_dict(state)
     except (RuntimeError, SafetensorError) as error:
         raise BundleError(f"{path}: does not fit the spec: {error}") from None
     return module.eval().requires_grad_(False)
@@ -101,7 +102,8 @@ def open_bundle(root: str | os.PathLike[str]) -> Bundle:
                 f"this code reads {FORMAT!r} version {FORMAT_VERSION}"
             )
         spec = BackboneSpec.from_dict(manifest["spec"])
-        files = {str(name): {"sha256": str(f["sha256"]), "bytes": int(f["bytes"])} for name, f in manifest["files"].items()}
+        listed = manifest["files"].items()
+        files = {str(name): {"sha256": str(f["sha256"]), "bytes": int(f["bytes"])} for name, f in listed}
         lineage = manifest["lineage"]
     except BundleError:
         raise

@@ -1,8 +1,8 @@
 """Run an exported graph: one signature, several back ends.
 
 `python -m export` writes, beside every graph of a stage, which back end was measured to be the faster one. A stage
-calls `load_graph(version_folder, "denoiser")` and gets something callable; the choice stands in `export.json` and in the
-log, never in the stage. Graphs take tensors by position and return one tensor, float32 (token ids: int64), on the CPU.
+calls `load_graph(version_folder, "denoiser")` and gets something callable; the choice stands in `export.json` and in
+the log, never in the stage. Graphs take tensors by position, float32 (token ids: int64), and return one, on the CPU.
 """
 
 import json
@@ -77,8 +77,7 @@ class GraphRecord:
     """What `export` found out about one graph."""
 
     file: str  # in the version folder: <graph>.onnx, or <network>.safetensors for torch
-    sha256: str
-    bytes: int
+    files: dict[str, dict[str, Any]]  # that file, and what it refers to -> {"sha256", "bytes"}
     backend: Backend
     parity: float | None  # ONNX against torch: largest error / largest value; None when ONNX was not written
     ms: dict[str, float]  # back end -> median milliseconds of one request
@@ -231,9 +230,11 @@ def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = 
     if name not in record.graphs:
         raise BundleError(f"{folder / RECORD}: has no graph {name!r}, only {', '.join(record.graphs)}")
     graph = record.graphs[name]
-    verify_file(folder, RECORD, graph.file, {"sha256": graph.sha256, "bytes": graph.bytes})
+    for file, expected in graph.files.items():
+        verify_file(folder, RECORD, file, expected)
     threads = threads or available_cores()
-    _log.info("graph %s of %s: %s, %d threads (measured at export, ms: %s)", name, record.bundle, graph.backend, threads, graph.ms)
+    measured = ", ".join(f"{backend} {ms:.2f} ms" for backend, ms in graph.ms.items())
+    _log.info("graph %s of %s: %s, %d threads (at export: %s)", name, record.bundle, graph.backend, threads, measured)
     if graph.backend == "onnxruntime":
         return OnnxGraph(name, folder / graph.file, threads)
     torch.set_num_threads(threads)

@@ -1,0 +1,1 @@
+"""Weights -> graphs -> served repository: `python -m export BUNDLE --out DIR`."""

@@ -1,0 +1,68 @@
+"""`python -m export BUNDLE --out DIR`: the command line of the export room."""
+
+import argparse
+import signal
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from diffsplat.bundle import BundleError
+from diffsplat.runtime import GraphRecord
+from export.repository import RepositoryExport, export_repository
+from export.to_onnx import ExportError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, export, print; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m export", description="Bundle -> served Triton model repository.")
+    parser.add_argument("bundle", help="folder of the bundle, such as bundles/pico")
+    parser.add_argument("--out", required=True, help="folder of the model repository to write")
+    parser.add_argument(
+        "--runtime",
+        choices=("auto", "onnxruntime", "torch"),
+        default="auto",
+        help="back end of every graph; auto (default) measures both and takes the faster one, graph by graph",
+    )
+    parser.add_argument("--force", action="store_true", help="export even if DIR is up to date")
+    options = parser.parse_args(arguments)
+    console = Console()
+    # a terminated export cleans up as an interrupted one does
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        result = _export_with_progress(options, console)
+    except (BundleError, ExportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was changed", file=sys.stderr)
+        return 130
+    console.print(_table(result.graphs))
+    console.print(f"{result.folder}: {'written' if result.changed else 'up to date, nothing to do'}", soft_wrap=True)
+    return 0
+
+
+def _export_with_progress(options: argparse.Namespace, console: Console) -> RepositoryExport:
+    columns = (TextColumn("{task.description:28}"), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(*columns, console=console, transient=True) as display:
+        task = display.add_task("reading the bundle", total=None)
+
+        def show(text: str, done: int, total: int) -> None:
+            display.update(task, description=text, completed=done, total=total)
+
+        return export_repository(options.bundle, options.out, options.runtime, options.force, show)
+
+
+def _table(graphs: dict[str, GraphRecord]) -> Table:
+    table = Table("graph", "back end", "file", "size", "error", "ONNX Runtime", "torch")
+    for name, graph in graphs.items():
+        size = sum(file["bytes"] for file in graph.files.values())
+        error = "-" if graph.parity is None else f"{graph.parity:.1e}"
+        times = (f"{graph.ms[backend]:.2f} ms" if backend in graph.ms else "-" for backend in ("onnxruntime", "torch"))
+        table.add_row(name, graph.backend, graph.file, f"{size / 1e6:.2f} MB", error, *times)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""Assemble the served repository: templates of `model_repository/` + the graphs of a bundle.
+
+    DIR/export.json                         what it was made from, and the hash of every file below
+    DIR/diffsplat/  config.pbtxt  1/        the ensemble
+    DIR/encode/     config.pbtxt  1/        model.py export.json text_encoder.* tokenizer.json
+    DIR/denoise/    config.pbtxt  1/        model.py export.json denoiser_context.* denoiser.*
+    DIR/decode/     config.pbtxt  1/        model.py export.json decoder.*
+    DIR/rasterize/  DIR/package/            model.py export.json
+
+It is built beside DIR and moved into its place when it is complete. A second export of the same bundle by the same
+code with the same options does nothing.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STAGES
+
+from diffsplat.bundle import (
+    TOKENIZER,
+    Bundle,
+    BundleError,
+    check_replaceable,
+    describe_file,
+    open_bundle,
+    replace_folder,
+    verify_file,
+)
+from diffsplat.runtime import (
+    RECORD,
+    Backend,
+    ExportRecord,
+    Graph,
+    GraphRecord,
+    OnnxGraph,
+    TorchGraph,
+    available_cores,
+)
+from export.graphs import GraphSpec, graph_specs
+from export.timing import median_ms
+from export.to_onnx import ExportError, parity, write_onnx
+
+RuntimeChoice = Literal["auto", "onnxruntime", "torch"]
+Progress = Callable[[str, int, int], None]  # (what is done now, steps done, steps in all)
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATES = ROOT / "model_repository"
+VERSION = "1"
+STEPS_PER_GRAPH = 3
+
+# what an exported graph depends on besides the bundle: a change in any of it exports again
+_SOURCES = (
+    "export/*.py",
+    "diffsplat/backbones.py",
+    "diffsplat/bundle.py",
+    "diffsplat/gsvae.py",
+    "diffsplat/multiview.py",
+    "diffsplat/runtime.py",
+    "diffsplat/text.py",
+    "client/diffsplat_client/contract.py",
+)
+_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class RepositoryExport:
+    """What `export_repository` did."""
+
+    folder: Path
+    changed: bool  # False: it was up to date already
+    graphs: dict[str, GraphRecord]
+
+
+def export_repository(
+    bundle_root: str | Path,
+    out: str | Path,
+    runtime: RuntimeChoice = "auto",
+    force: bool = False,
+    progress: Progress = lambda text, done, total: None,
+    templates: Path = TEMPLATES,
+) -> RepositoryExport:
+    """Export a bundle into a Triton model repository.
+
+    Args:
+        bundle_root: folder of the bundle; every file is verified.
+        out: folder to write; replaced when an older export stands there, refused when something else does.
+        runtime: "auto" measures both back ends and takes the faster one, per graph.
+        force: export even if `out` is up to date.
+        progress: called at every step.
+        templates: folder of the templates.
+
+    Raises:
+        BundleError: the bundle is missing, truncated or tampered with, or `out` is not ours to replace.
+        ExportError: a template is missing, or a graph differs from torch by more than the allowed error.
+    """
+    bundle = open_bundle(bundle_root)
+    if TOKENIZER not in bundle.files:
+        raise BundleError(f"{bundle.tokenizer_path}: not in the bundle")
+    out = Path(out).absolute()
+    check_replaceable(out, RECORD)
+    _check_templates(templates)
+    made_from = _made_from(bundle, runtime, templates)
+    if not force and _is_up_to_date(out, made_from):
+        return RepositoryExport(out, False, _read_graphs(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        staging = Path(temporary) / out.name
+        _copy_templates(templates, staging)
+        graphs = _export_graphs(bundle, staging, runtime, progress)
+        shutil.copyfile(bundle.tokenizer_path, staging / "encode" / VERSION / TOKENIZER)
+        _write_records(bundle, staging, graphs)
+        files = {str(path.relative_to(staging)): describe_file(path) for path in sorted(_files_below(staging))}
+        _write_json(staging / RECORD, {"made_from": made_from, "files": files})
+        replace_folder(staging, out)
+    return RepositoryExport(out, True, _read_graphs(out))
+
+
+def _export_graphs(
+    bundle: Bundle, staging: Path, runtime: RuntimeChoice, progress: Progress
+) -> dict[str, dict[str, GraphRecord]]:
+    """All graphs into their version folders; stage -> graph -> record."""
+    specs = graph_specs(bundle.spec)
+    records: dict[str, dict[str, GraphRecord]] = {stage: {} for stage in STAGES}
+    for index, graph in enumerate(specs):
+
+        def report(text: str, step: int, graph: GraphSpec = graph, index: int = index) -> None:
+            progress(f"{graph.name}: {text}", index * STEPS_PER_GRAPH + step, len(specs) * STEPS_PER_GRAPH)
+
+        folder = staging / graph.stage / VERSION
+        records[graph.stage][graph.name] = _export_graph(graph, bundle, folder, runtime, report)
+    progress("done", len(specs) * STEPS_PER_GRAPH, len(specs) * STEPS_PER_GRAPH)
+    return records
+
+
+def _export_graph(
+    graph: GraphSpec, bundle: Bundle, folder: Path, runtime: RuntimeChoice, report: Callable[[str, int], None]
+) -> GraphRecord:
+    threads = available_cores()
+    module = graph.build(bundle)
+    candidates: dict[Backend, Graph] = {"torch": TorchGraph(graph.name, module)}
+    onnx_files: list[Path] = []
+    error = None
+    if runtime != "torch":
+        report("writing", 0)
+        onnx_files = write_onnx(graph, module, folder / f"{graph.name}.onnx")
+        report("comparing", 1)
+        error = parity(graph, module, onnx_files[0], threads)
+        candidates["onnxruntime"] = OnnxGraph(graph.name, onnx_files[0], threads)
+    report("timing", 2)
+    ms = median_ms(candidates, graph.sample_inputs(graph.serving_sizes), threads)
+    backend: Backend = min(ms, key=lambda key: ms[key]) if runtime == "auto" else runtime
+    if backend == "torch":
+        for path in onnx_files:
+            path.unlink()
+        weights = folder / f"{graph.network}.safetensors"
+        shutil.copyfile(bundle.root / weights.name, weights)
+        files = [weights]
+    else:
+        files = onnx_files
+    return GraphRecord(files[0].name, {path.name: describe_file(path) for path in files}, backend, error, ms)
+
+
+def _write_records(bundle: Bundle, staging: Path, graphs: dict[str, dict[str, GraphRecord]]) -> None:
+    for stage, records in graphs.items():
+        record = ExportRecord(bundle.spec.name, bundle.digest, bundle.spec, CONTRACT_VERSION, records)
+        _write_json(staging / stage / VERSION / RECORD, record.to_dict())
+
+
+def _check_templates(templates: Path) -> None:
+    for stage in STAGES:
+        for name in ("config.pbtxt",) if stage == ENSEMBLE else ("config.pbtxt", f"{VERSION}/model.py"):
+            if not (templates / stage / name).is_file():
+                raise ExportError(f"{templates / stage / name}: template missing")
+
+
+def _template_files(templates: Path) -> list[Path]:
+    files = (path for stage in STAGES for path in _files_below(templates / stage))
+    return sorted(path for path in files if path.suffix in (".pbtxt", ".py"))
+
+
+def _copy_templates(templates: Path, staging: Path) -> None:
+    for stage in STAGES:
+        (staging / stage / VERSION).mkdir(parents=True)
+    for path in _template_files(templates):
+        shutil.copyfile(path, staging / path.relative_to(templates))
+
+
+def _made_from(bundle: Bundle, runtime: RuntimeChoice, templates: Path) -> dict[str, Any]:
+    """Everything that decides what an export looks like."""
+    sources = sorted(path for pattern in _SOURCES for path in ROOT.glob(pattern)) + _template_files(templates)
+    code = hashlib.sha256()
+    for path in sources:
+        code.update(hashlib.sha256(path.name.encode()).digest() + hashlib.sha256(path.read_bytes()).digest())
+    return {
+        "bundle": bundle.spec.name,
+        "digest": bundle.digest,
+        "code": code.hexdigest(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "runtime": runtime,
+        "cores": available_cores(),  # the faster back end depends on them
+    }
+
+
+def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:
+    """Whether `out` was made from just this, and all of it is still there."""
+    try:
+        record = json.loads((out / RECORD).read_text())
+        if record["made_from"] != made_from:
+            return False
+        for name, expected in record["files"].items():
+            path = out / name
+            verify_file(path.parent, RECORD, path.name, expected)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent or damaged: export again
+        return False
+    return True
+
+
+def _read_graphs(out: Path) -> dict[str, GraphRecord]:
+    return {name: graph for stage in STAGES for name, graph in ExportRecord.read(out / stage / VERSION).graphs.items()}
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")

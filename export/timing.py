@@ -1,0 +1,41 @@
+"""Time back ends against each other: calls interleaved, so that a busy machine is unfair to all alike; medians."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from diffsplat.runtime import Graph
+
+Key = TypeVar("Key")
+MIN_ROUNDS = 5
+MAX_ROUNDS = 25
+SECONDS = 2.0  # per graph, if MIN_ROUNDS allow
+
+
+def median_ms(graphs: Mapping[Key, Graph], inputs: tuple[Tensor, ...], threads: int) -> dict[Key, float]:
+    """Median milliseconds of a call per graph, after one warm-up call each, torch on `threads` threads."""
+    before_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _median_ms(graphs, inputs)
+    finally:
+        torch.set_num_threads(before_threads)
+
+
+def _median_ms(graphs: Mapping[Key, Graph], inputs: tuple[Tensor, ...]) -> dict[Key, float]:
+    for graph in graphs.values():
+        graph(*inputs)
+    milliseconds: dict[Key, list[float]] = {key: [] for key in graphs}
+    start = time.perf_counter()
+    for rounds in range(MAX_ROUNDS):
+        if rounds >= MIN_ROUNDS and time.perf_counter() - start > SECONDS:
+            break
+        for key, graph in graphs.items():
+            before = time.perf_counter()
+            graph(*inputs)
+            milliseconds[key].append((time.perf_counter() - before) * 1e3)
+    return {key: statistics.median(values) for key, values in milliseconds.items()}

@@ -1,0 +1,59 @@
+"""Fixtures that several rooms' tests share: a very small bundle with random weights, and its export."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffsplat.backbones import PICO, BackboneSpec
+from diffsplat.bundle import NETWORKS, Bundle, write_bundle
+from diffsplat.text import Tokenizer, train_tokenizer
+from export.repository import export_repository
+
+MAX_TOKENS = 8
+CAPTIONS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("cube", "sphere", "cone")]
+
+
+def tiny_spec(vocab_size: int) -> BackboneSpec:
+    """PICO with every network shrunken; geometry, latents and noise schedule are PICO's."""
+    text = {**PICO.text_encoder.config, "hidden_size": 16, "intermediate_size": 32, "vocab_size": vocab_size}
+    return dataclasses.replace(
+        PICO,
+        name="tiny",
+        text_encoder=dataclasses.replace(
+            PICO.text_encoder, max_tokens=MAX_TOKENS, config={**text, "max_position_embeddings": MAX_TOKENS}
+        ),
+        denoiser={
+            **PICO.denoiser,
+            "block_out_channels": [8, 16],
+            "attention_head_dim": 2,
+            "norm_num_groups": 4,
+            "cross_attention_dim": 16,
+        },
+        gsvae={**PICO.gsvae, "block_out_channels": [8, 8, 16], "norm_num_groups": 4, "scaling_factor": 0.7},
+        gsrecon={**PICO.gsrecon, "dim": 16, "num_blocks": 1, "num_heads": 2},
+        steps=4,
+    )
+
+
+def write_tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
+    """A bundle of `tiny_spec` with random weights; the same seed gives the same bytes."""
+    tokenizer_json = train_tokenizer(CAPTIONS, MAX_TOKENS)
+    spec = tiny_spec(Tokenizer.from_json(tokenizer_json).vocab_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        networks = {name: build(spec) for name, build in NETWORKS.items()}
+    return write_bundle(folder, spec, networks, tokenizer_json, {"seed": seed})
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with random weights. Read only: copy it before damaging it."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def exported_repository(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The served repository of `tiny_bundle`, exported once, back ends chosen by measurement. Read only."""
+    return export_repository(tiny_bundle.root, tmp_path_factory.mktemp("repositories") / "tiny").folder
