@@ -1,7 +1,7 @@
 """Multi-view attention on a STOCK diffusers UNet, and the denoiser cut into the two graphs that are exported.
 
-Axes: B objects, R rows (request, guidance branch), V views of an object, N tokens of a view, L text tokens, D width of a
-text embedding, P width of the packed text context. Views are always the fastest index of a network's batch.
+Axes: B objects, R rows (request, guidance branch), V views of an object, N tokens of a view, L text tokens, D width of
+a text embedding, P width of the packed text context. Views are always the fastest index of a network's batch.
 
     text embeddings [R, L, D] -> TextContext -> context [R, L, P]                                  once per request
     latents, plucker, timesteps, context -> DenoiserStep -> prediction [R, V, C, h, w]             once per step
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
@@ -47,9 +47,9 @@ class JointViewAttention:
 class TextAttention:
     """Cross-attention to the text, given as embeddings or as keys and values computed before by `TextContext`.
 
-    Embeddings may come once per view (as the reference feeds them) or once per object; packed ones come once per object.
-    All views of an object read the same text, so that their queries can be laid end to end: the same numbers, and
-    neither embeddings nor keys and values are ever repeated.
+    Embeddings may come once per view (as the reference feeds them) or once per object; packed ones come once per
+    object. All views of an object read the same text, so that their queries can be laid end to end: the same numbers,
+    and neither embeddings nor keys and values are ever repeated.
     """
 
     def __init__(self, num_views: int, offset: int, width: int) -> None:
@@ -89,8 +89,8 @@ def _attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tenso
     return attn.to_out[1](attn.to_out[0](out))
 
 
-def _text_layers(unet: UNet2DConditionModel) -> dict[str, Attention]:
-    return {name: module for name, module in unet.named_modules() if name.endswith(".attn2")}
+def _text_layers(unet: UNet2DConditionModel) -> list[Attention]:
+    return [module for name, module in unet.named_modules() if name.endswith(".attn2")]
 
 
 def set_multiview_attention(unet: UNet2DConditionModel, num_views: int) -> None:
@@ -118,7 +118,7 @@ def set_multiview_attention(unet: UNet2DConditionModel, num_views: int) -> None:
 
 
 def build_denoiser(spec: BackboneSpec) -> UNet2DConditionModel:
-    """The stock UNet of a backbone with multi-view attention, random weights. State-dict names are the official ones."""
+    """The stock UNet of a backbone with multi-view attention, random weights; official state-dict names."""
     assert spec.family == "unet", spec.family
     unet = UNet2DConditionModel(**spec.denoiser)
     set_multiview_attention(unet, spec.geometry.views)
@@ -133,16 +133,13 @@ class TextContext(nn.Module):
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
-        layers = _text_layers(unet).values()
-        self.layers = nn.ModuleList(projection for layer in layers for projection in (layer.to_k, layer.to_v))
-
-    @property
-    def width(self) -> int:
-        """P."""
-        return sum(layer.out_features for layer in self.layers)
+        projections: list[nn.Module] = []
+        for layer in _text_layers(unet):
+            projections += [layer.to_k, layer.to_v]
+        self.layers = nn.ModuleList(projections)
 
     def forward(self, text_embeddings: Tensor) -> Tensor:
-        """[R, L, D] -> [R, L, P]: (keys, values) of one layer after the other, in the order of `unet.named_modules()`."""
+        """[R, L, D] -> [R, L, P]: (keys, values) of one layer after the other, as `unet.named_modules()` lists them."""
         return torch.cat([layer(text_embeddings) for layer in self.layers], dim=-1)
 
 
@@ -177,7 +174,9 @@ class DenoiserStep(nn.Module):
         return prediction.unflatten(0, (-1, self.num_views))
 
 
-def expand_input_channels(state: Mapping[str, Tensor], in_channels: int, name: str = "conv_in.weight") -> dict[str, Tensor]:
+def expand_input_channels(
+    state: Mapping[str, Tensor], in_channels: int, name: str = "conv_in.weight"
+) -> dict[str, Tensor]:
     """State dict of a base checkpoint widened to more input channels; the new ones start at zero (model_facts 5.1).
 
     Args:

@@ -10,7 +10,7 @@ be at different steps of different schedulers (architecture rule 3).
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from diffsplat.backbones import NoiseSchedule
 
 COEFFICIENTS = ("c_in", "a", "b", "c_x", "c_0", "c_k", "c_1", "c_n")  # columns of SamplerTable.coeffs
+Array = np.ndarray[Any, np.dtype[Any]]
+Column = Array | float
 _C_IN, _A, _B, _C_X, _C_0, _C_K, _C_1, _C_N = range(8)
 
 
@@ -72,11 +74,14 @@ def model_input(x: Tensor, coeffs: Tensor) -> Tensor:
     return _columns(coeffs, x)[_C_IN] * x
 
 
-def sampler_step(x: Tensor, prediction: Tensor, x0_previous: Tensor | None, noise: Tensor | None, coeffs: Tensor) -> StepResult:
+def sampler_step(
+    x: Tensor, prediction: Tensor, x0_previous: Tensor | None, noise: Tensor | None, coeffs: Tensor
+) -> StepResult:
     """One update of a whole batch, in float32; the float64 coefficients are rounded once.
 
     A row's result does not depend on its neighbours, to the last bit: a term whose factor is zero for one row and not
-    for another adds an exact zero to the first. So `x0_previous` and `noise` of rows that do not use them must be finite.
+    for another adds an exact zero to the first. So `x0_previous` and `noise` of rows that do not use them must be
+    finite.
 
     Args:
         x: [R, ...] the state.
@@ -125,7 +130,7 @@ def guidance_scales(guidance_scale: float, views: int, triangle: bool, min_guida
 
 
 def needs_guidance(scales: Tensor) -> bool:
-    """Whether the unconditional branch is needed at all: with no scale above 1 the reference runs the conditional one alone."""
+    """Whether the unconditional branch is run; with no scale above 1 the conditional one stands alone."""
     return bool((scales > 1).any())
 
 
@@ -144,10 +149,11 @@ def guide(uncond: Tensor, cond: Tensor, scales: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def alphas_cumprod(schedule: NoiseSchedule) -> np.ndarray:
+def alphas_cumprod(schedule: NoiseSchedule) -> Array:
     """alpha-bar of every training timestep, [num_train_timesteps] float64, read-only.
 
-    No zero-terminal-SNR: the reference asks for it after its betas are computed, so it is never applied (model_facts 7.2).
+    No zero-terminal-SNR: the reference asks for it after its betas are computed, so that it is never applied
+    (model_facts 7.2).
     """
     assert schedule.process == "vp", schedule.process
     n = schedule.num_train_timesteps
@@ -163,12 +169,12 @@ def alphas_cumprod(schedule: NoiseSchedule) -> np.ndarray:
     return product
 
 
-def _trailing_timesteps(schedule: NoiseSchedule, steps: int) -> np.ndarray:
-    """Integer grid [T] from the last training timestep down; the float arithmetic is the reference's (model_facts 7.3)."""
+def _trailing_timesteps(schedule: NoiseSchedule, steps: int) -> Array:
+    """Integer grid [T] from the last training timestep down, in the reference's float arithmetic (model_facts 7.3)."""
     n = schedule.num_train_timesteps
     grid = np.arange(n, 0, -n / steps).round().astype(np.int64) - 1
-    # round-off in arange gives one point too many, timestep -1, for some step counts (61, 103, 121, 122, ...): the reference
-    # then runs the network once more at a meaningless time. Not kept.
+    # round-off in arange gives one point too many, timestep -1, for some step counts (61, 103, 121, 122, ...): the
+    # reference then runs the network once more at a meaningless time. Not kept.
     return grid[:steps]
 
 
@@ -194,7 +200,7 @@ def _ddim(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTable:
 
 
 def _edm(schedule: NoiseSchedule, steps: int) -> SamplerTable:
-    """The stock Euler solver on the VP betas: the state is x / alpha, so the network sees it divided by sqrt(sigma^2 + 1)."""
+    """Stock Euler on the VP betas (Karras et al. 2022). The state is x / alpha, which c_in undoes for the network."""
     t = _trailing_timesteps(schedule, steps)
     sigma = _vp_sigmas(schedule, t)
     c_in = 1 / np.sqrt(sigma[:-1] ** 2 + 1)
@@ -220,9 +226,7 @@ def _flow_dpm(schedule: NoiseSchedule, scheduler: str, steps: int) -> SamplerTab
     return _dpm_solver(t, 1 - sigma, sigma, a, b, stochastic=scheduler.startswith("sde"))
 
 
-def _dpm_solver(
-    t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, a: np.ndarray | float, b: np.ndarray, stochastic: bool
-) -> SamplerTable:
+def _dpm_solver(t: Array, alpha: Array, sigma: Array, a: Column, b: Column, stochastic: bool) -> SamplerTable:
     """DPM-Solver++(2M), midpoint, data prediction (Lu et al. 2022, algorithm 2; SDE form as in diffusers).
 
     `alpha`, `sigma`: [T + 1], the last sigma is 0. The first and the last step are of first order.
@@ -246,14 +250,14 @@ def _flow_euler(schedule: NoiseSchedule, steps: int) -> SamplerTable:
     """Euler on a rectified flow: x <- x + (sigma_next - sigma) v."""
     n = schedule.num_train_timesteps
     # quirk kept: the grid is shifted twice. Its lower end is already shift(1 / n), and every point is shifted again.
-    sigma = _shift(np.linspace(1.0, _shift(1 / n, schedule.shift), steps), schedule.shift)
+    sigma = _shift(np.linspace(1.0, _shift(np.array(1 / n), schedule.shift), steps), schedule.shift)
     sigma_next = np.append(sigma[1:], 0.0)
     a, b = _clean_estimate(schedule, 1 - sigma, sigma)
     c_x = sigma_next / sigma  # x + (s' - s) v, with v = (x - x0) / s
     return _table(1.0, sigma * n, a=a, b=b, c_x=c_x, c_0=1 - c_x)
 
 
-def _clean_estimate(schedule: NoiseSchedule, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray | float, np.ndarray]:
+def _clean_estimate(schedule: NoiseSchedule, alpha: Array, sigma: Array) -> tuple[Column, Column]:
     """(a, b) of x0 = a x + b pred where x = alpha x0 + sigma noise."""
     if schedule.prediction_type == "epsilon":
         return 1 / alpha, -sigma / alpha
@@ -263,17 +267,18 @@ def _clean_estimate(schedule: NoiseSchedule, alpha: np.ndarray, sigma: np.ndarra
     return 1.0, -sigma
 
 
-def _vp_sigmas(schedule: NoiseSchedule, t: np.ndarray) -> np.ndarray:
+def _vp_sigmas(schedule: NoiseSchedule, t: Array) -> Array:
     """Noise-to-signal ratios of the grid, and the final 0. [T + 1]."""
     abar = alphas_cumprod(schedule)[t]
     return np.append(np.sqrt((1 - abar) / abar), 0.0)
 
 
-def _shift(sigma: np.ndarray | float, shift: float) -> np.ndarray | float:
+def _shift(sigma: Array, shift: float) -> Array:
+    """Timestep shift of SD3 (Esser et al. 2024, equation 23)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def _table(init_sigma: float, t: np.ndarray, c_in: np.ndarray | float = 1.0, **columns: np.ndarray | float) -> SamplerTable:
+def _table(init_sigma: float, t: Array, c_in: Column = 1.0, **columns: Column) -> SamplerTable:
     coeffs = np.zeros((len(t), len(COEFFICIENTS)))
     coeffs[:, _C_IN] = c_in
     for name, values in columns.items():

@@ -60,8 +60,13 @@ def build_text_encoder(spec: BackboneSpec) -> TextEncoder:
     """
     assert spec.text_encoder.kind == "clip", spec.text_encoder.kind
     if "vocab_size" not in spec.text_encoder.config:
-        raise ValueError(f"backbone {spec.name!r}: text_encoder.config has no vocab_size; it is the size of the bundle's tokenizer")
-    return TextEncoder(CLIPTextConfig(**spec.text_encoder.config, attn_implementation="sdpa"))
+        raise ValueError(f"backbone {spec.name!r}: text_encoder.config has no vocab_size, the size of its tokenizer")
+    # start and end are the last ids, in CLIP's vocabulary and in ours; transformers' defaults are CLIP's numbers
+    end = spec.text_encoder.config["vocab_size"] - 1
+    marks = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    config: Any = CLIPTextConfig(**{**marks, **spec.text_encoder.config})
+    config._attn_implementation = "sdpa"
+    return TextEncoder(config)
 
 
 class TokenBatch(NamedTuple):
