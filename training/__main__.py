@@ -1,0 +1,37 @@
+"""Command line: ``python -m training PRESET [options]``; ``--help`` lists the presets."""
+
+import sys
+from typing import Any
+
+import tyro
+
+from training.checkpoint import CheckpointError
+from training.config import RecipeConfig
+from training.loop import TrainingError
+from training.presets import RECIPES, STAGES
+from training.recipe import Interrupted, run_recipe, run_stage
+
+_INTERRUPTED = 130  # as a shell reports a process ended by Ctrl-C
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one preset; the exit code is 0, 1 after an error, 130 after a stop signal."""
+    presets: dict[str, Any] = {**RECIPES, **STAGES}
+    config = tyro.extras.overridable_config_cli(presets, prog="python -m training", args=arguments)
+    try:
+        if isinstance(config, RecipeConfig):
+            bundle = run_recipe(config)
+            print(f"bundle: {bundle.root}  {sum(file['bytes'] for file in bundle.files.values()) / 1e6:.2f} MB")
+        else:
+            run_stage(config)
+    except Interrupted as stop:
+        print(f"{stop}; run the same command with --resume", file=sys.stderr)
+        return _INTERRUPTED
+    except (ValueError, CheckpointError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Exponential moving average of weights, with the warm-up of the published runs (training_facts: inverse gamma 1, power 3/4)."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def ema_decay(update: int, max_decay: float = 0.9999) -> float:
+    """Share of the old average kept at update 1, 2, ...: 0 at the first, then ``min(max_decay, 1 - update^-0.75)``."""
+    return 0.0 if update <= 1 else min(max_decay, 1.0 - update**-0.75)
+
+
+class Ema:
+    """Averages of a module's parameters; buffers are not averaged.
+
+    Args:
+        module: What is trained; its parameters are read at every update.
+        max_decay: Cap of the decay.
+    """
+
+    def __init__(self, module: nn.Module, max_decay: float = 0.9999) -> None:
+        self.max_decay = max_decay
+        self.updates = 0
+        self._live = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.averages = [parameter.detach().clone() for parameter in self._live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        self.updates += 1
+        weight = 1.0 - ema_decay(self.updates, self.max_decay)
+        torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self._live], weight)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange averages and live parameters; a second call puts them back."""
+        for average, live in zip(self.averages, self._live, strict=True):
+            held = live.detach().clone()
+            live.copy_(average)
+            average.copy_(held)
+
+    def state_dict(self) -> dict[str, int | list[Tensor]]:
+        """Everything needed to continue."""
+        return {"updates": self.updates, "averages": self.averages}
+
+    def load_state_dict(self, state: dict[str, int | list[Tensor]]) -> None:
+        """Inverse of `state_dict`."""
+        averages = state["averages"]
+        assert isinstance(averages, Iterable) and isinstance(state["updates"], int)
+        self.updates = state["updates"]
+        for mine, theirs in zip(self.averages, averages, strict=True):
+            mine.copy_(theirs)

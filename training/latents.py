@@ -1,0 +1,95 @@
+"""Latents of every training object, computed once: they are deterministic (GSRecon, then the posterior's mean).
+
+A few floats per object replace rendering, two networks and their time in every step of the diffusion stage.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsplat.backbones import BackboneSpec
+from diffsplat.cameras import Cameras, latent_plucker
+from diffsplat.gsrecon import GSRecon
+from diffsplat.gsvae import GSVAE
+from training.config import Data
+from training.data.captions import ObjectWords, draw_caption
+from training.data.sample import collate
+from training.data.stream import BatchStream
+from training.stages.common import batch_cameras, dataset, input_images
+
+_CHUNK = 32  # objects encoded together
+_ORDER_STREAM, _CAPTION_STREAM = 41, 42
+
+
+class LatentBatch(NamedTuple):
+    """B objects as the denoiser sees them."""
+
+    latents: Tensor  # [B, V, C, h, w] clean, diffusion space
+    plucker: Tensor  # [B, V, 6, h, w]
+    cameras: Cameras  # [B, V]
+    captions: tuple[str, ...]
+
+
+class LatentCache(NamedTuple):
+    """All objects of a data set, each seen from every allowed reference view, one after the other."""
+
+    latents: Tensor  # [N, V, C, h, w]
+    plucker: Tensor  # [N, V, 6, h, w]
+    cameras: Cameras  # [N, V]
+    words: list[ObjectWords]  # [N]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def batch(self, rows: Sequence[int], captions: Sequence[str]) -> LatentBatch:
+        """The given rows with the given captions."""
+        index = torch.as_tensor(np.asarray(rows))
+        cameras = Cameras(*(values[index] for values in self.cameras))
+        return LatentBatch(self.latents[index], self.plucker[index], cameras, tuple(captions))
+
+
+@torch.no_grad()
+def encode_objects(data: Data, spec: BackboneSpec, gsrecon: GSRecon, gsvae: GSVAE, validation: bool) -> LatentCache:
+    """Encode every object of `data` from every one of its reference views, on the networks' device."""
+    device = next(gsvae.parameters()).device
+    views = spec.geometry.views
+    latents, poses, intrinsics, words = [], [], [], []
+    for first_view in data.first_views:
+        shown = dataclasses.replace(data, first_views=(first_view,), views=views, pool_size=0)
+        source = dataset(shown, spec.name, validation)
+        for start in range(0, len(source), _CHUNK):
+            indices = range(start, min(start + _CHUNK, len(source)))
+            batch = collate([source.sample(index, np.random.default_rng(0)) for index in indices]).to(device)
+            cameras = batch_cameras(batch, views)
+            latents.append(gsvae.encode(gsrecon(input_images(batch, views), cameras)).cpu())
+            poses.append(cameras.camera_to_world.cpu())
+            intrinsics.append(cameras.intrinsics.cpu())
+            words += [source.objects[index].words for index in indices]
+    cameras = Cameras(torch.cat(poses), torch.cat(intrinsics))
+    plucker = latent_plucker(cameras, spec.geometry, spec.latent_size)
+    return LatentCache(torch.cat(latents), plucker, cameras, words)
+
+
+class LatentStream(BatchStream):
+    """`BatchStream` over a cache: the same kind of order and cursor; captions are drawn anew at every visit."""
+
+    def __init__(self, cache: LatentCache, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        super().__init__(cache, batch_size, seed, rank, world_size)  # type: ignore[arg-type]
+        self.cache = cache
+
+    def __next__(self) -> LatentBatch:  # type: ignore[override]
+        order = np.random.default_rng([self.seed, _ORDER_STREAM, self.epoch]).permutation(len(self.cache))
+        start = (self.position * self.world_size + self.rank) * self.batch_size
+        rows = order[start : start + self.batch_size].tolist()
+        captions = []
+        for row in rows:
+            rng = np.random.default_rng([self.seed, _CAPTION_STREAM, self.epoch, row])
+            captions.append(draw_caption(self.cache.words[row], rng))
+        self.position += 1
+        if self.position == self.batches_per_epoch:
+            self.epoch, self.position = self.epoch + 1, 0
+        return self.cache.batch(rows, captions)

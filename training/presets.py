@@ -1,0 +1,52 @@
+"""Every preset by name. A preset is a config; what the command line does not override stands here."""
+
+from pathlib import Path
+
+from training.config import (
+    Cadence,
+    Data,
+    DiffusionConfig,
+    Optim,
+    RecipeConfig,
+    ReconConfig,
+    RunOptions,
+    StageConfig,
+    VaeConfig,
+)
+
+_PICO = Path("runs/pico")
+
+PICO_RECON = ReconConfig(
+    preset="pico/recon",
+    data=Data(objects=1152, batch_size=8, views=7),
+    optim=Optim(steps=900, lr=2e-3, warmup_steps=50),
+    run=RunOptions(out=_PICO / "recon"),
+)
+PICO_VAE = VaeConfig(
+    preset="pico/vae",
+    data=Data(objects=1152, batch_size=8, views=7),
+    optim=Optim(steps=1200, lr=2e-3, warmup_steps=50),
+    recon=_PICO / "recon",
+    run=RunOptions(out=_PICO / "vae"),
+)
+PICO_DIFFUSION = DiffusionConfig(
+    preset="pico/diffusion",
+    data=Data(objects=2304, batch_size=32, views=4, pool_size=0),
+    optim=Optim(steps=4000, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, warmup_steps=200, schedule="cosine"),
+    cadence=Cadence(evaluate_every=500, save_every=500),
+    recon=_PICO / "recon",
+    vae=_PICO / "vae",
+    run=RunOptions(out=_PICO / "diffusion"),
+)
+
+STAGES: dict[str, tuple[str, StageConfig]] = {
+    "pico/recon": ("reconstruction: images of an object -> grid of Gaussians", PICO_RECON),
+    "pico/vae": ("autoencoder: grid of Gaussians <-> latents", PICO_VAE),
+    "pico/diffusion": ("denoiser and text encoder on cached latents", PICO_DIFFUSION),
+}
+RECIPES: dict[str, tuple[str, RecipeConfig]] = {
+    "pico": (
+        "the whole chain recon -> vae -> diffusion -> bundle, about half an hour on two cores",
+        RecipeConfig(out=_PICO, recon=PICO_RECON, vae=PICO_VAE, diffusion=PICO_DIFFUSION),
+    ),
+}

@@ -1,0 +1,99 @@
+"""The chain: every stage in its own folder, then the bundle."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffsplat.backbones import BackboneSpec
+from diffsplat.bundle import NETWORKS, Bundle, write_bundle
+from training.checkpoint import FINISHED, MANIFEST, git_revision, list_checkpoints, load_finished, read_finished
+from training.config import RecipeConfig, StageConfig, check, to_plain
+from training.loop import Outcome, train
+from training.stages import build_stage
+from training.stages.diffusion import TOKENIZER_FILE
+
+
+class Interrupted(Exception):
+    """A stop signal ended the run after a checkpoint."""
+
+
+def run_stage(config: StageConfig) -> Outcome:
+    """Train one stage into ``config.run.out``.
+
+    Raises:
+        ValueError: a field is out of range, the folder holds a run already, or an earlier stage is not there.
+        Interrupted: stopped by a signal.
+    """
+    check(config)
+    out = config.run.out
+    if not config.run.resume and ((out / FINISHED).exists() or list_checkpoints(out / "checkpoints")):
+        raise ValueError(f"run.out = {out} holds a run already; continue it with resume, or choose another folder")
+    if config.run.resume and (out / FINISHED / MANIFEST).is_file():
+        facts = read_finished(out)
+        return Outcome(facts["steps"], True, facts["metrics"], facts["seconds"])
+    stage = build_stage(config)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(to_plain(config), indent=2) + "\n")
+    outcome = train(stage, config, stage_lineage(config))
+    if not outcome.finished:
+        raise Interrupted(f"{config.preset} stopped at step {outcome.step}")
+    return outcome
+
+
+def run_recipe(recipe: RecipeConfig) -> Bundle:
+    """Train the chain and write ``<out>/bundle``."""
+    for config in stage_configs(recipe):
+        check(config)
+    for config in stage_configs(recipe):
+        run_stage(config)
+    return bundle_runs(recipe.out / "recon", recipe.out / "vae", recipe.out / "diffusion", recipe.out / "bundle")
+
+
+def stage_configs(recipe: RecipeConfig) -> tuple[StageConfig, ...]:
+    """The recipe's stages with their folders below its own."""
+    recon, vae, diffusion = recipe.out / "recon", recipe.out / "vae", recipe.out / "diffusion"
+
+    def placed(config: Any, out: Path, **parents: Path) -> Any:
+        run = dataclasses.replace(config.run, out=out, resume=recipe.resume or config.run.resume)
+        return dataclasses.replace(config, run=run, **parents)
+
+    return (
+        placed(recipe.recon, recon),
+        placed(recipe.vae, vae, recon=recon),
+        placed(recipe.diffusion, diffusion, recon=recon, vae=vae),
+    )
+
+
+def bundle_runs(recon: Path, vae: Path, diffusion: Path, target: Path) -> Bundle:
+    """Put the finished weights of three stages into one bundle.
+
+    Raises:
+        CheckpointError: a stage is not finished or damaged.
+    """
+    facts = {name: read_finished(out) for name, out in (("recon", recon), ("vae", vae), ("diffusion", diffusion))}
+    spec = BackboneSpec.from_dict(facts["diffusion"]["spec"])
+    sources = {"text_encoder": diffusion, "denoiser": diffusion, "gsvae": vae, "gsrecon": recon}
+    networks = {name: load_finished(sources[name], name, NETWORKS[name](spec)) for name in NETWORKS}
+    tokenizer_json = (diffusion / FINISHED / TOKENIZER_FILE).read_text()
+    kept = ("preset", "revision", "seed", "data", "steps", "seconds", "metrics", "torch", "latent_scale", "latent_channels")
+    lineage = {
+        "stages": {name: {key: stage[key] for key in kept if key in stage} for name, stage in facts.items()},
+        "revision": git_revision(),
+        "seconds": round(sum(stage["seconds"] for stage in facts.values()), 1),
+    }
+    return write_bundle(target, spec, networks, tokenizer_json, lineage)
+
+
+def stage_lineage(config: StageConfig) -> dict[str, Any]:
+    """Where a stage's weights come from."""
+    return {
+        "preset": config.preset,
+        "seed": config.run.seed,
+        "data": {"kind": "procedural", "seed": config.data.seed, "objects": config.data.objects},
+        "config": {key: value for key, value in to_plain(config).items() if key != "run"},
+        "revision": git_revision(),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,91 @@
+"""What a run tells: a JSON line per record, always; image panels; a progress bar with the time left on a terminal."""
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_EVERY = 50  # steps between printed lines where there is no terminal
+
+
+class Reporter:
+    """Writes ``log.jsonl`` and ``panels/`` under `out`; records behind `start_step` of an interrupted run are dropped."""
+
+    def __init__(self, out: Path, stage: str, steps: int, start_step: int) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.stage = stage
+        self.panels = out / "panels"
+        self._steps = steps
+        self._console = Console()
+        self._path = out / "log.jsonl"
+        _truncate_log(self._path, start_step)
+        self._file = self._path.open("a", buffering=1)
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(stage, total=steps, completed=start_step, loss=math.nan)
+
+    def __enter__(self) -> "Reporter":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+        self._file.close()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One training record."""
+        self._write({"step": step, **values})
+        if not self._console.is_terminal and (step == 1 or step % _LINE_EVERY == 0):
+            self.note(f"step {step}/{self._steps}  " + _line(values))
+
+    def evaluation(self, step: int, values: dict[str, float], panels: dict[str, np.ndarray]) -> None:
+        """One evaluation record and its images, ``panels/<step>_<name>.png``."""
+        self._write({"step": step, **{f"validation/{name}": value for name, value in values.items()}})
+        self.panels.mkdir(exist_ok=True)
+        for name, image in panels.items():
+            Image.fromarray(image).save(self.panels / f"{step:06}_{name}.png")
+        self.note(f"step {step}/{self._steps}  validation: " + _line(values))
+
+    def progress(self, step: int, loss: float) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=step, loss=loss)
+
+    def note(self, text: str) -> None:
+        """One line for the reader."""
+        self._console.print(f"{self.stage}: {text}", highlight=False, soft_wrap=True)
+
+    def _write(self, record: dict[str, float]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+
+
+def _line(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _truncate_log(path: Path, step: int) -> None:
+    """Keep the records up to `step`: those behind it will be written again, and a torn last line must not stay."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # torn by a kill
+        if record["step"] <= step:
+            kept.append(line)
+    path.write_text("".join(line + "\n" for line in kept))

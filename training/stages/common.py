@@ -1,0 +1,93 @@
+"""What several stages share: the spec, the objects, network inputs from a batch, panels."""
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsplat.backbones import BACKBONES, BackboneSpec
+from diffsplat.cameras import Cameras
+from training.config import Data, StageConfig
+from training.data.procedural import ProceduralDataset
+from training.data.sample import Batch, Sample, collate
+from training.data.stream import BatchStream
+
+VALIDATION_INDEX = 1_000_000  # validation objects start here in the series; training never comes this far
+_VALIDATION_STREAM = 33
+_PANEL_SCALE = 3  # panels are shown this many times larger than the images
+_PANEL_OBJECTS = 4
+
+
+def spec_of(config: StageConfig) -> BackboneSpec:
+    """Backbone of a run.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if config.backbone not in BACKBONES:
+        raise ValueError(f"backbone = {config.backbone!r} must be one of {', '.join(BACKBONES)}")
+    return BACKBONES[config.backbone]
+
+
+@functools.lru_cache(maxsize=2)
+def dataset(data: Data, spec_name: str, validation: bool) -> ProceduralDataset:
+    """Procedural objects, rendered once per process."""
+    geometry = BACKBONES[spec_name].geometry
+    return ProceduralDataset(
+        data.seed,
+        data.validation_objects if validation else data.objects,
+        geometry.grid_size,
+        num_input_views=geometry.views,
+        num_views=data.views,
+        first_views=data.first_views,
+        pool_size=data.pool_size,
+        pixel_rule=geometry.unproject_pixel_rule,
+        first_index=VALIDATION_INDEX if validation else 0,
+    )
+
+
+def object_stream(config: StageConfig, rank: int, world_size: int) -> BatchStream:
+    """Training objects."""
+    source = dataset(config.data, config.backbone, validation=False)
+    return BatchStream(source, config.data.batch_size, config.run.seed, rank, world_size)
+
+
+def validation_objects(config: StageConfig) -> Batch:
+    """The same unseen objects, views and captions every time."""
+    source = dataset(config.data, config.backbone, validation=True)
+    samples: list[Sample] = []
+    for index in range(len(source)):
+        samples.append(source.sample(index, np.random.default_rng([config.data.seed, _VALIDATION_STREAM, index])))
+    return collate(samples)
+
+
+def input_images(batch: Batch, views: int) -> Tensor:
+    """What GSRecon sees: RGB, normal, coordinate of the first `views` views, [B, views, 9, H, W]."""
+    return torch.cat([batch.images_rgb, batch.normals, batch.coords], dim=2)[:, :views]
+
+
+def batch_cameras(batch: Batch, views: int | None = None) -> Cameras:
+    """Cameras of all views, or of the first `views`, [B, V]."""
+    return Cameras(batch.camera_to_world[:, :views], batch.intrinsics[:, :views])
+
+
+def comparison_panel(*rows: Tensor) -> np.ndarray:
+    """Images under each other, object by object.
+
+    Args:
+        rows: Any number of [B, V, 3, H, W] in [0, 1]; for every object one line of V images from each.
+
+    Returns:
+        uint8 [H', W', 3].
+    """
+    stacked = torch.stack([row[:_PANEL_OBJECTS] for row in rows], dim=1)  # [B, R, V, 3, H, W]
+    return image_grid(stacked.flatten(0, 1))
+
+
+def image_grid(images: Tensor) -> np.ndarray:
+    """[rows, columns, 3, H, W] in [0, 1] -> uint8 [rows * H * k, columns * W * k, 3], enlarged k times."""
+    rows, columns, _, height, width = images.shape
+    flat = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
+    pixels = (flat.clamp(0, 1) * 255.0).round().to(torch.uint8).cpu().numpy()
+    return pixels.repeat(_PANEL_SCALE, axis=0).repeat(_PANEL_SCALE, axis=1)

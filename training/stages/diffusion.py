@@ -1,0 +1,149 @@
+"""The text-conditioned denoiser on cached latents; the text encoder learns with it, from captions alone."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffsplat.cameras import Cameras, generated_view_cameras
+from diffsplat.gaussians import grid_to_gaussians
+from diffsplat.gsrecon import GSRecon, build_gsrecon
+from diffsplat.gsvae import GSVAE, build_gsvae
+from diffsplat.multiview import DenoiserStep, TextContext, build_denoiser
+from diffsplat.render import render
+from diffsplat.text import Tokenizer, build_text_encoder, train_tokenizer
+from training.checkpoint import load_finished, read_finished, save_finished
+from training.config import DiffusionConfig
+from training.data.captions import COLOURS, ObjectWords, all_captions, plain_caption
+from training.data.synthetic import SHAPES, SIZES
+from training.latents import LatentBatch, LatentCache, LatentStream, encode_objects
+from training.loop import Evaluation
+from training.objectives import VariancePreserving, drop_captions
+from training.optim import decay_groups
+from training.sampling import generate_latents
+from training.stages.common import image_grid, spec_of
+
+TOKENIZER_FILE = "tokenizer.json"
+_EVALUATED_TIMES = 4  # draws of timestep and noise per validation object
+
+
+class DiffusionStage:
+    """Trains denoiser and text encoder from scratch."""
+
+    name = "diffusion"
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.config = config
+        spec = spec_of(config)
+        self.parents = {"recon": read_finished(config.recon), "vae": read_finished(config.vae)}
+        if self.parents["vae"]["recon"] != self.parents["recon"]["files"]:
+            raise ValueError(f"vae = {config.vae} was trained on another recon stage than {config.recon}")
+        captions = [
+            caption
+            for shape in SHAPES
+            for colour in COLOURS
+            for size in SIZES
+            for caption in all_captions(ObjectWords(shape, colour, size))
+        ]
+        self.tokenizer_json = train_tokenizer(captions, spec.text_encoder.max_tokens)
+        self.tokenizer = Tokenizer.from_json(self.tokenizer_json)
+        text_config = {**spec.text_encoder.config, "vocab_size": self.tokenizer.vocab_size}
+        self.spec = dataclasses.replace(
+            spec,
+            gsvae={**spec.gsvae, **self.parents["vae"]["latent_scale"]},
+            text_encoder=dataclasses.replace(spec.text_encoder, config=text_config),
+        )
+        self.objective = VariancePreserving.of(spec.schedule)
+        self._caches: dict[bool, LatentCache] = {}
+
+    def build(self) -> nn.Module:
+        """Denoiser and text encoder, freshly initialised, beside frozen GSRecon and GSVAE."""
+        device = self.config.run.device
+        self.denoiser = build_denoiser(self.spec)
+        self.text_encoder = build_text_encoder(self.spec)
+        gsrecon = load_finished(self.config.recon, "gsrecon", build_gsrecon(self.spec)).to(device)
+        gsvae = load_finished(self.config.vae, "gsvae", build_gsvae(self.spec)).to(device)
+        assert isinstance(gsrecon, GSRecon) and isinstance(gsvae, GSVAE)
+        self.gsrecon, self.gsvae = gsrecon, gsvae
+        self.step = DenoiserStep(self.denoiser, self.spec.geometry.views)  # the graphs that are served
+        self.context = TextContext(self.denoiser)
+        return nn.ModuleDict({"denoiser": self.denoiser, "text_encoder": self.text_encoder})
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Both networks."""
+        return decay_groups([self.denoiser, self.text_encoder], self.config.optim.weight_decay)
+
+    def stream(self, rank: int, world_size: int) -> LatentStream:
+        """Cached latents with captions."""
+        config = self.config
+        return LatentStream(self._cache(False), config.data.batch_size, config.run.seed, rank, world_size)
+
+    def validation_batch(self) -> LatentBatch:
+        """Unseen objects with their plainest captions."""
+        cache = self._cache(True)
+        return cache.batch(range(len(cache)), [plain_caption(words) for words in cache.words])
+
+    def loss(self, batch: LatentBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the prediction, one timestep per object, some captions dropped."""
+        dropped = drop_captions(len(batch.captions), self.config.text_dropout, generator)
+        captions = ["" if drop else caption for caption, drop in zip(batch.captions, dropped.tolist(), strict=True)]
+        errors, timesteps = self._errors(batch, captions, generator)
+        loss = (self.objective.loss_weights(timesteps, self.config.min_snr_gamma) * errors).mean()
+        return loss, {"mse": errors.detach().mean()}
+
+    def evaluate(self, batch: LatentBatch, generator: torch.Generator) -> Evaluation:
+        """Error on unseen objects with and without their captions, and what some prompts give."""
+        scalars = {}
+        for name, captions in (("mse", list(batch.captions)), ("mse_no_text", [""] * len(batch.captions))):
+            noise = torch.Generator().manual_seed(generator.initial_seed())
+            draws = [self._errors(batch, captions, noise)[0].mean() for _ in range(_EVALUATED_TIMES)]
+            scalars[name] = torch.stack(draws).mean().item()
+        return Evaluation(scalars, {"samples": self._samples_panel(generator)})
+
+    def export(self, out: Path, facts: dict[str, Any]) -> None:
+        """Averaged weights of both networks, the tokenizer, and the spec with measured latent scale and vocabulary."""
+        networks = {"denoiser": self.denoiser, "text_encoder": self.text_encoder}
+        lineage = {**facts, "spec": self.spec.to_dict(), "parents": {k: v["files"] for k, v in self.parents.items()}}
+        save_finished(out, networks, lineage, {TOKENIZER_FILE: self.tokenizer_json})
+
+    def _errors(self, batch: LatentBatch, captions: list[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Squared error per object [B] at freshly drawn timesteps [B]."""
+        device = self.config.run.device
+        clean = batch.latents.to(device)
+        timesteps = self.objective.draw_timesteps(len(clean), generator)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        timesteps = timesteps.to(device)
+        noisy = self.objective.add_noise(clean, noise, timesteps)
+        context = self.context(self.text_encoder(self.tokenizer.encode(captions).input_ids.to(device)))
+        prediction = self.step(noisy, batch.plucker.to(device), timesteps.float(), context)
+        errors = (prediction - self.objective.target(clean, noise, timesteps)).square().flatten(1).mean(1)
+        return errors, timesteps
+
+    def _samples_panel(self, generator: torch.Generator) -> np.ndarray:
+        """Every shape in two colours, rendered from the four generated views."""
+        colours = list(COLOURS)
+        prompts = []
+        for index, shape in enumerate(SHAPES):
+            for shift in (0, 3):
+                prompts.append(plain_caption(ObjectWords(shape, colours[(index + shift) % len(colours)], "medium")))
+        spec = self.spec
+        cameras = generated_view_cameras(spec.elevation_deg, spec.distance, spec.geometry.views)
+        latents = generate_latents(
+            self.step, self.context, self.text_encoder, self.tokenizer, spec, prompts, generator,
+            steps=self.config.evaluation_steps,
+        )  # fmt: skip
+        grid = self.gsvae.decode(latents)
+        cameras = Cameras(*(values.to(latents.device) for values in cameras))
+        size = spec.geometry.grid_size
+        gaussians = grid_to_gaussians(grid, cameras, spec.geometry)
+        images = render(gaussians, cameras, size, size, spec.geometry).rgb  # [P, V, 3, H, W]
+        return image_grid(images.unflatten(0, (len(prompts) // 2, 2)).flatten(1, 2))
+
+    def _cache(self, validation: bool) -> LatentCache:
+        if validation not in self._caches:
+            data = self.config.data
+            self._caches[validation] = encode_objects(data, self.spec, self.gsrecon, self.gsvae, validation)
+        return self._caches[validation]

@@ -1,0 +1,122 @@
+"""GSVAE: grids of a frozen GSRecon <-> latents, supervised by the grid and by rendering what comes back."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffsplat.gaussians import grid_to_gaussians
+from diffsplat.gsrecon import build_gsrecon
+from diffsplat.gsvae import build_gsvae
+from diffsplat.render import Renders, render
+from training.checkpoint import load_finished, read_finished, save_finished
+from training.config import VaeConfig
+from training.data.sample import Batch
+from training.data.stream import BatchStream
+from training.loop import Evaluation
+from training.losses import psnr, rendering_loss
+from training.optim import decay_groups
+from training.stages.common import (
+    batch_cameras,
+    comparison_panel,
+    input_images,
+    object_stream,
+    spec_of,
+    validation_objects,
+)
+
+_MEASURED_BATCHES = 16  # batches behind the measured latent scale
+
+
+class VaeStage:
+    """Trains the whole autoencoder from scratch."""
+
+    name = "vae"
+
+    def __init__(self, config: VaeConfig) -> None:
+        self.config = config
+        self.spec = spec_of(config)
+        self.geometry = self.spec.geometry
+        self.parent = read_finished(config.recon)
+
+    def build(self) -> nn.Module:
+        """GSVAE, freshly initialised, beside a frozen GSRecon."""
+        self.gsrecon = load_finished(self.config.recon, "gsrecon", build_gsrecon(self.spec)).to(self.config.run.device)
+        self.gsvae = build_gsvae(self.spec)
+        return self.gsvae
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """All of GSVAE."""
+        return decay_groups([self.gsvae], self.config.optim.weight_decay)
+
+    def stream(self, rank: int, world_size: int) -> BatchStream:
+        """Objects with input and novel views."""
+        return object_stream(self.config, rank, world_size)
+
+    def validation_batch(self) -> Batch:
+        """Unseen objects."""
+        return validation_objects(self.config)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """``mse(grid) + rendering loss + tiny KL``, through a sample of the posterior."""
+        batch = batch.to(self.config.run.device)
+        grid = self._target_grid(batch)
+        posterior = self.gsvae.posterior(grid)
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(grid.device)
+        latents = posterior.sample(noise)
+        # Not GSVAE.decode: its clamp would leave values outside [-1, 1] without a gradient.
+        decoded = self.gsvae.vae.decode(latents.flatten(0, 1)).sample.unflatten(0, grid.shape[:2])
+        grid_error = (decoded - grid).square().mean()
+        rendered, parts = rendering_loss(
+            self._render(decoded.clamp(-1.0, 1.0), batch), batch.images_rgb, batch.alphas, self.config.weights
+        )
+        kl = posterior.kl().mean()
+        config = self.config
+        total = config.grid_weight * grid_error + config.render_weight * rendered + config.kl_weight * kl
+        spread = {"latent_std": posterior.mean.detach().std(), "latent_mean": posterior.mean.detach().mean()}
+        return total, {**parts, "grid_mse": grid_error.detach(), "kl": kl.detach(), **spread}
+
+    def evaluate(self, batch: Batch, generator: torch.Generator) -> Evaluation:
+        """PSNR through the posterior's mean, beside that of GSRecon alone."""
+        batch = batch.to(self.config.run.device)
+        views = self.geometry.views
+        grid = self._target_grid(batch)
+        latents = self.gsvae.posterior(grid).mean
+        decoded = self.gsvae.vae.decode(latents.flatten(0, 1)).sample.unflatten(0, grid.shape[:2]).clamp(-1.0, 1.0)
+        direct, through = self._render(grid, batch).rgb, self._render(decoded, batch).rgb
+        truth = batch.images_rgb
+        scalars = {
+            "psnr_input": psnr(through[:, :views], truth[:, :views]).item(),
+            "psnr_novel": psnr(through[:, views:], truth[:, views:]).item(),
+            "psnr_novel_recon": psnr(direct[:, views:], truth[:, views:]).item(),
+            "grid_mse": (decoded - grid).square().mean().item(),
+            "latent_std": latents.std().item(),
+            "latent_mean": latents.mean().item(),
+        }
+        return Evaluation(scalars, {"truth_recon_vae": comparison_panel(truth, direct, through)})
+
+    def export(self, out: Path, facts: dict[str, Any]) -> None:
+        """GSVAE's averaged weights and the measured scale of its latents."""
+        means = []
+        stream = self.stream(0, 1)
+        for _ in range(_MEASURED_BATCHES):
+            means.append(self.gsvae.posterior(self._target_grid(next(stream).to(self.config.run.device))).mean)
+        latents = torch.cat(means)  # [N, V, C, h, w]
+        scale = {"scaling_factor": 1.0 / latents.std().item(), "shift_factor": latents.mean().item()}
+        per_channel = {
+            "mean": latents.mean(dim=(0, 1, 3, 4)).tolist(),
+            "std": latents.std(dim=(0, 1, 3, 4)).tolist(),
+        }
+        lineage = {**facts, "latent_scale": scale, "latent_channels": per_channel, "recon": self.parent["files"]}
+        save_finished(out, {"gsvae": self.gsvae}, lineage, {})
+
+    def _target_grid(self, batch: Batch) -> Tensor:
+        views = self.geometry.views
+        with torch.no_grad():
+            return self.gsrecon(input_images(batch, views), batch_cameras(batch, views))
+
+    def _render(self, grid: Tensor, batch: Batch) -> Renders:
+        gaussians = grid_to_gaussians(grid, batch_cameras(batch, self.geometry.views), self.geometry)
+        size = self.geometry.grid_size
+        return render(gaussians, batch_cameras(batch), size, size, self.geometry)
