@@ -1,0 +1,116 @@
+"""The whole line in one process: what the served ensemble must equal, and what training looks at its own results with.
+
+    pipeline = Pipeline.load("build/pico")            # an exported repository: the very graphs that are served
+    pipeline = Pipeline.from_bundle(open_bundle(...)) # torch networks of a bundle, nothing exported
+    result = pipeline.generate(GenerationRequest("a red cube"))
+
+The stage classes are those that Triton loads, so the two cannot drift.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+from diffsplat_client.request import GenerationRequest
+
+from diffsplat.bundle import Bundle
+from diffsplat.serving.decode import DecodeStage
+from diffsplat.serving.denoise import DenoiseStage, DenoiseWork
+from diffsplat.serving.encode import EncodeStage
+from diffsplat.serving.package import PackageStage
+from diffsplat.serving.rasterize import RasterizeStage
+
+
+class PipelineResult(NamedTuple):
+    """One generated object."""
+
+    request: GenerationRequest  # with every default filled in
+    splats: np.ndarray  # [N, 14] every decoded splat, columns of contract.GAUSSIAN_COLUMNS
+    gaussians: np.ndarray | None  # [N', 14] those above the asset's opacity threshold; for format "raw"
+    asset: bytes | None  # the file; for other formats
+    frames: np.ndarray | None  # [F, H, W, 3] uint8; None when no poses were given
+    warnings: tuple[str, ...]
+    timings_ms: dict[str, float]  # stage -> milliseconds
+
+    @property
+    def seed(self) -> int:
+        """The seed that repeats this result."""
+        assert self.request.seed is not None
+        return self.request.seed
+
+
+class Pipeline:
+    """All stages, called one after the other."""
+
+    def __init__(
+        self, encode: EncodeStage, denoise: DenoiseStage, decode: DecodeStage, rasterize: RasterizeStage, package: PackageStage
+    ) -> None:
+        self.encode = encode
+        self.denoise = denoise
+        self.decode = decode
+        self.rasterize = rasterize
+        self.package = package
+
+    @classmethod
+    def load(cls, repository: str | os.PathLike[str], version: str = "1", threads: int | None = None) -> "Pipeline":
+        """From a folder written by `python -m export`. BundleError names a file that is missing or damaged."""
+        folders = {stage: Path(repository) / stage / version for stage in ("encode", "denoise", "decode", "rasterize", "package")}
+        return cls(
+            EncodeStage.load(folders["encode"], threads),
+            DenoiseStage.load(folders["denoise"], threads),
+            DecodeStage.load(folders["decode"], threads),
+            RasterizeStage.load(folders["rasterize"], threads),
+            PackageStage.load(folders["package"]),
+        )
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> "Pipeline":
+        """Straight from a bundle, all networks run by torch."""
+        return cls(
+            EncodeStage.from_bundle(bundle),
+            DenoiseStage.from_bundle(bundle),
+            DecodeStage.from_bundle(bundle),
+            RasterizeStage(bundle.spec),
+            PackageStage(),
+        )
+
+    def generate(self, request: GenerationRequest, on_progress: Callable[[int, int], None] | None = None) -> PipelineResult:
+        """Generate one object.
+
+        Args:
+            request: what the ensemble takes.
+            on_progress: called with (steps done, steps in all) after every step.
+
+        Raises:
+            InvalidRequestError: naming the bad field, its value and what is allowed.
+        """
+        envelope, text_embeddings = self.encode.run(request)
+        started = perf_counter()
+        work = DenoiseWork(envelope, text_embeddings)
+        self.denoise.check(work)
+        job = self.denoise.start(work)
+        while job.step < job.steps:
+            self.denoise.step([job])
+            if on_progress is not None:
+                on_progress(job.step, job.steps)
+        denoised = perf_counter()
+        splats = self.decode.run(job.latents, envelope).splats
+        decoded = perf_counter()
+        frames = self.rasterize.run(splats, envelope).frames
+        rasterized = perf_counter()
+        gaussians, asset = self.package.run(splats.numpy(), envelope)
+        times = {"denoise": started, "decode": denoised, "rasterize": decoded, "package": rasterized}
+        ends = (denoised, decoded, rasterized, perf_counter())
+        timings_ms = {name: round((end - start) * 1e3, 3) for (name, start), end in zip(times.items(), ends, strict=True)}
+        return PipelineResult(
+            request=envelope.request,
+            splats=splats.numpy(),
+            gaussians=gaussians,
+            asset=asset,
+            frames=None if frames is None else frames.numpy(),
+            warnings=envelope.warnings,
+            timings_ms={**envelope.timings_ms, **timings_ms},
+        )

@@ -1,0 +1,277 @@
+"""In-flight batching: one thread owns the networks, and every step runs for all active requests together.
+
+    execute --submit--> waiting --(step boundary, a slot is free)--> active --step--> step--> ... --> finished
+                           |                                           |
+                           +-------- stop, cancel: dropped at the next boundary, listener.failed(RequestCancelledError)
+
+Requests join and leave at any step boundary, so they may be at different steps of different schedules. The engine knows
+nothing of diffusion or of Triton: a `StepModel` starts and steps requests, a `Listener` carries what happens to one of them.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from diffsplat_client.errors import RequestCancelledError
+
+_log = logging.getLogger(__name__)
+
+
+class QueueFullError(RuntimeError):
+    """No place left among the waiting requests; the message names the limit."""
+
+
+class RunState(Protocol):
+    """A request between two steps."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+
+
+Work = TypeVar("Work", contravariant=True)
+State = TypeVar("State", bound=RunState)
+
+
+class StepModel(Protocol[Work, State]):
+    """What is run. All calls come from the engine's thread."""
+
+    def start(self, work: Work) -> State:
+        """Prepare one request; an exception fails this request alone."""
+
+    def step(self, states: Sequence[State]) -> None:
+        """One step of every request, as one batch: all of them advance, or none when it raises."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a request stands."""
+
+    phase: str  # "queued" or "denoising"
+    step: int = 0
+    steps: int = 0
+    queue_position: int = 0  # requests to be admitted before this one, plus one; 0 once it runs
+    seconds_left: float | None = None
+
+
+class Listener(Protocol[State]):
+    """Hears of one request, from the engine's thread (`queued` progress also from the submitting one); must not block for long.
+
+    After `finished` or `failed` nothing more is called. An exception in `progress` or `finished` fails the request.
+    """
+
+    def progress(self, progress: Progress) -> None:
+        """The request waits, or made a step."""
+
+    def finished(self, state: State, denoise_ms: float, queued_ms: float) -> None:
+        """All steps are done."""
+
+    def failed(self, error: Exception) -> None:
+        """It will not finish; RequestCancelledError when it was stopped."""
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for it any more; asked at every step boundary."""
+
+
+@dataclass(frozen=True)
+class EnginePolicy:
+    """Deployment choices; read from the model's `config.pbtxt` parameters.
+
+    Attributes:
+        max_batch: requests that are denoised together.
+        max_queue: requests that may wait; more are refused at once.
+        progress_interval_s: shortest time between two progress messages of a request (first and last step are always told).
+    """
+
+    max_batch: int = 4
+    max_queue: int = 64
+    progress_interval_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse values that could never serve a request."""
+        if self.max_batch < 1 or self.max_queue < 0 or not self.progress_interval_s >= 0:
+            raise ValueError(f"{self}: max_batch must be >= 1, max_queue >= 0, progress_interval_s >= 0")
+
+    @classmethod
+    def from_parameters(cls, parameters: dict[str, str]) -> "EnginePolicy":
+        """Values by the names above; ValueError names one that is no number. Absent ones keep their defaults."""
+        values: dict[str, Any] = {}
+        for name, kind in (("max_batch", int), ("max_queue", int), ("progress_interval_s", float)):
+            if name in parameters:
+                try:
+                    values[name] = kind(parameters[name])
+                except ValueError:
+                    raise ValueError(f"parameter {name} = {parameters[name]!r}: must be a number ({kind.__name__})") from None
+        return cls(**values)
+
+
+@dataclass
+class _Job(Generic[Work, State]):
+    request_id: str
+    work: Work
+    listener: Listener[State]
+    submitted_s: float = field(default_factory=time.monotonic)
+    state: State | None = None
+    stopped: bool = False
+    told_s: float = 0.0  # when progress was last told
+    told_position: int = 0
+    started_s: float = 0.0
+
+
+class Engine(Generic[Work, State]):
+    """Runs submitted requests on a thread of its own until `close`."""
+
+    def __init__(self, model: StepModel[Work, State], policy: EnginePolicy, clock: Callable[[], float] = time.monotonic) -> None:
+        self.model = model
+        self.policy = policy
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._waiting: list[_Job[Work, State]] = []
+        self._active: list[_Job[Work, State]] = []
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="denoise-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request_id: str, work: Work, listener: Listener[State]) -> None:
+        """Queue a request; returns at once. Raises QueueFullError."""
+        job: _Job[Work, State] = _Job(request_id, work, listener, self._clock())
+        with self._changed:
+            if self._closing:
+                raise QueueFullError("the server is shutting down")
+            # those that will be admitted at the next boundary do not count as waiting
+            free = max(0, self.policy.max_batch - len(self._active))
+            if len(self._waiting) >= self.policy.max_queue + free:
+                raise QueueFullError(f"{self.policy.max_queue} requests are already waiting: try again later")
+            self._waiting.append(job)
+            position = len(self._waiting) - free
+            if position > 0:
+                self._tell_position(job, position)
+            self._changed.notify()
+
+    def stop(self, request_id: str) -> int:
+        """Stop every request of this id at the next step boundary; returns how many there were."""
+        with self._changed:
+            jobs = [job for job in (*self._waiting, *self._active) if job.request_id == request_id]
+            for job in jobs:
+                job.stopped = True
+            self._changed.notify()
+        return len(jobs)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Fail what is left and end the thread after the step it is in."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests active and waiting."""
+        with self._changed:
+            return len(self._active), len(self._waiting)
+
+    # --- the engine's thread ---
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._waiting or self._active)
+                if self._closing:
+                    left = [*self._active, *self._waiting]
+                    self._active, self._waiting = [], []
+                    break
+            self._drop_cancelled()
+            self._admit()
+            self._step_all()
+        for job in left:
+            self._fail(job, RequestCancelledError("the server is shutting down"))
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            jobs = [*self._waiting, *self._active]
+        gone = {id(job) for job in jobs if job.stopped or job.listener.is_cancelled()}
+        with self._changed:
+            self._waiting = [job for job in self._waiting if id(job) not in gone]
+            self._active = [job for job in self._active if id(job) not in gone]
+        for job in jobs:
+            if id(job) in gone:
+                self._fail(job, RequestCancelledError("the request was cancelled"))
+
+    def _admit(self) -> None:
+        with self._changed:
+            free = self.policy.max_batch - len(self._active)
+            admitted, self._waiting = self._waiting[:free], self._waiting[free:]
+            self._active += admitted
+            for position, job in enumerate(self._waiting, start=1):
+                if position != job.told_position and self._clock() - job.told_s >= self.policy.progress_interval_s:
+                    self._tell_position(job, position)
+        for job in admitted:
+            job.started_s = self._clock()
+            try:
+                job.state = self.model.start(job.work)
+            except Exception as error:
+                self._drop(job, error)
+
+    def _step_all(self) -> None:
+        jobs = list(self._active)
+        if not jobs:
+            return
+        for job, error in self._step(jobs):
+            self._drop(job, error)
+        for job in jobs:
+            if job in self._active:
+                self._after_step(job)
+
+    def _step(self, jobs: list[_Job[Work, State]]) -> list[tuple[_Job[Work, State], Exception]]:
+        """One step of all jobs. When the batch fails, each is tried alone, so that only the guilty fail."""
+        try:
+            self.model.step([job.state for job in jobs if job.state is not None])
+            return []
+        except Exception as error:
+            if len(jobs) == 1:
+                return [(jobs[0], error)]
+            _log.warning("a step of %d requests failed (%s): trying them one by one", len(jobs), error)
+            return [failure for job in jobs for failure in self._step([job])]
+
+    def _after_step(self, job: _Job[Work, State]) -> None:
+        state = job.state
+        assert state is not None
+        now = self._clock()
+        last = state.step >= state.steps
+        try:
+            if state.step == 1 or last or now - job.told_s >= self.policy.progress_interval_s:
+                job.told_s = now
+                seconds_left = (now - job.started_s) / state.step * (state.steps - state.step)
+                job.listener.progress(Progress("denoising", state.step, state.steps, 0, round(seconds_left, 3)))
+            if last:
+                with self._changed:
+                    self._active.remove(job)
+                job.listener.finished(state, (now - job.started_s) * 1e3, (job.started_s - job.submitted_s) * 1e3)
+        except Exception as error:
+            self._drop(job, error)
+
+    def _tell_position(self, job: _Job[Work, State], position: int) -> None:
+        job.told_s, job.told_position = self._clock(), position
+        try:
+            job.listener.progress(Progress("queued", queue_position=position))
+        except Exception as error:  # told again when it is dropped, at the next boundary
+            _log.warning("request %s cannot be told its place in the queue: %s", job.request_id, error)
+            job.stopped = True
+
+    def _drop(self, job: _Job[Work, State], error: Exception) -> None:
+        with self._changed:
+            self._active = [other for other in self._active if other is not job]
+        self._fail(job, error)
+
+    def _fail(self, job: _Job[Work, State], error: Exception) -> None:
+        try:
+            job.listener.failed(error)
+        except Exception:  # nobody is left to be told; the other requests must go on
+            _log.exception("request %s could not be told of its failure (%s)", job.request_id, error)

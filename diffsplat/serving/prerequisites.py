@@ -1,0 +1,94 @@
+"""What the machine must have before anything is installed; each message carries the fix.
+
+Standard library only and old syntax, since any python3 may run this file by its path:
+
+    python3 diffsplat/serving/prerequisites.py
+"""
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+
+PYTHON_VERSIONS = ((3, 11), (3, 12))
+
+
+def python_version() -> str:
+    """Of the running interpreter, such as "3.11"."""
+    return "%d.%d" % sys.version_info[:2]  # noqa: UP031 - old syntax on purpose
+
+
+def find_libpython() -> "str | None":
+    """Folder of this interpreter's shared libpython, or None.
+
+    Triton's Python backend runs models in a process of its own that is linked against the shared library; an
+    interpreter that carries Python inside (Debian's does) works without it, so it can be missing.
+    """
+    name = "libpython%s.so.1.0" % python_version()  # noqa: UP031
+    folders = [sysconfig.get_config_var("LIBDIR"), os.path.join(sys.base_prefix, "lib")]
+    folders += os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    multiarch = sysconfig.get_config_var("MULTIARCH") or "x86_64-linux-gnu"
+    folders += [os.path.join(root, multiarch) for root in ("/usr/lib", "/lib")] + ["/usr/lib64", "/usr/lib"]
+    for folder in folders:
+        if folder and os.path.isfile(os.path.join(folder, name)):
+            return folder
+    for ldconfig in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
+        if os.path.exists(ldconfig):
+            listing = subprocess.run([ldconfig, "-p"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            for line in listing.stdout.splitlines():
+                library, _, path = line.strip().partition(" => ")
+                if library.split(" ")[0] == name and os.path.isfile(path):
+                    return os.path.dirname(path)
+    return None
+
+
+def libpython_problem() -> "str | None":
+    """Why Triton's Python backend could not start under this interpreter, with the fix; None when it can."""
+    if find_libpython():
+        return None
+    version = python_version()
+    return (
+        f"the shared library libpython{version}.so.1.0 of {sys.executable} was not found, and Triton's Python models need it: on Debian and Ubuntu "
+        f"install the package libpython{version} (apt-get install libpython{version}); with pyenv reinstall with "
+        "PYTHON_CONFIGURE_OPTS=--enable-shared"
+    )
+
+
+def problems() -> "list[str]":
+    """Everything that stands in the way, one line each; empty when the machine will do."""
+    found = []
+    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "AMD64"):
+        found.append(
+            "this is %s on %s: the Triton server of the wheel runs on Linux x86-64 only; use such a machine, "  # noqa: UP031
+            "a virtual machine or WSL 2" % (platform.system(), platform.machine())
+        )
+    if sys.version_info[:2] not in PYTHON_VERSIONS:
+        found.append(
+            "%s is Python %s: 3.11 or 3.12 is needed; install python3.12 with python3.12-venv, then: make PYTHON=python3.12 ..."  # noqa: UP031
+            % (sys.executable, python_version())
+        )
+        return found  # the other checks speak about an interpreter that will not be used
+    for module in ("venv", "ensurepip"):
+        if importlib.util.find_spec(module) is None:
+            found.append(
+                f"{sys.executable} cannot make virtual environments (no module {module}): on Debian and Ubuntu apt-get install python{python_version()}-venv"
+            )
+            break
+    missing_library = libpython_problem()
+    if missing_library:
+        found.append(missing_library)
+    return found
+
+
+def main() -> int:
+    """Print what is missing; 0 when nothing is."""
+    found = problems()
+    for problem in found:
+        print("prerequisite missing: " + problem, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,326 @@
+"""Start and stop the tritonserver that the nvidia-pytriton wheel carries; `diffsplat serve`.
+
+    with TritonServer("build/pico") as server:
+        client = DiffSplatClient(server.grpc_url)
+
+The server listens on 127.0.0.1 only. It ends with its launcher: on leaving the `with` block, on Ctrl-C and on SIGTERM it is
+asked to stop and waited for, and even a launcher killed with SIGKILL takes it along (PR_SET_PDEATHSIG). Start it from a thread
+that lives as long as the server should: the kernel looks at the thread, not the process.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from diffsplat.serving.prerequisites import find_libpython, libpython_problem, python_version
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 15  # Triton waits so long for requests in flight
+KILL_AFTER_S = STOP_TIMEOUT_S + 10.0  # then the whole process group is killed
+STUB_TIMEOUT_S = 240  # a model's process must have loaded its network by then
+
+# Runs in the new process before it becomes tritonserver, so that a launcher's death, however sudden, ends the server too.
+_EXEC_TIED_TO_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("launcher is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class ServerError(RuntimeError):
+    """The server could not be started, or died while starting; the message says why and quotes the log."""
+
+
+class TritonServer:
+    """A running tritonserver over one exported repository.
+
+    Args:
+        repository: folder written by `python -m export`.
+        grpc_port, http_port, metrics_port: 0 takes a free one.
+        on_progress: called with one short line for every model that starts loading or is ready.
+        start_timeout_s: how long loading may take.
+
+    Attributes:
+        grpc_url, http_url, metrics_url: addresses, without a scheme for gRPC.
+        pid: process id of tritonserver, which leads a process group of its own.
+        log_path: everything the server and its models print.
+
+    Raises:
+        ServerError: by `start`, for a repository that is none, a port in use, or a server that does not get ready.
+    """
+
+    def __init__(
+        self,
+        repository: str | os.PathLike[str],
+        *,
+        grpc_port: int = 0,
+        http_port: int = 0,
+        metrics_port: int = 0,
+        on_progress: Callable[[str], None] | None = None,
+        start_timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
+        self.repository = Path(repository).absolute()
+        self._asked_ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
+        self._on_progress = on_progress or (lambda line: None)
+        self._start_timeout_s = start_timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._shm_prefix = f"diffsplat_{secrets.token_hex(6)}_"
+        self._work_folder: Path | None = None
+
+    def __enter__(self) -> "TritonServer":
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id of tritonserver."""
+        assert self._process is not None, "the server has not been started"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the server and wait until every model is ready."""
+        if not (self.repository / "diffsplat" / "config.pbtxt").is_file():
+            raise ServerError(f"{self.repository}: no exported repository (diffsplat/config.pbtxt is missing); make one with `python -m export`")
+        problem = libpython_problem()
+        if problem:
+            raise ServerError(problem)
+        home = _wheel_server()
+        ports = _choose_ports(self._asked_ports)
+        self.grpc_url = f"{HOST}:{ports['gRPC']}"
+        self.http_url = f"http://{HOST}:{ports['HTTP']}"
+        self.metrics_url = f"http://{HOST}:{ports['metrics']}/metrics"
+        self._work_folder = Path(tempfile.mkdtemp(prefix="diffsplat-server-"))
+        self.log_path = self._work_folder / "server.log"
+        try:
+            backends = _build_backend_folder(home, self._work_folder)
+            command = self._command(home, backends, ports)
+            with self.log_path.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-S", "-c", _EXEC_TIED_TO_LAUNCHER, str(os.getpid()), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=_environment(home),
+                    start_new_session=True,
+                )
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop the server, waiting for requests in flight, and remove what it left in /dev/shm. May be called twice."""
+        process, self._process = self._process, None
+        if process is not None:
+            with _interrupts_held_back():
+                if process.poll() is None:
+                    process.terminate()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(KILL_AFTER_S)
+                with contextlib.suppress(ProcessLookupError):  # also models' processes that outlived a killed server
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
+        if self._work_folder is not None:
+            shutil.rmtree(self._work_folder, ignore_errors=True)
+            self._work_folder = None
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The last lines of the log that say something: errors and warnings first of all."""
+        if not self.log_path.exists():
+            return ""
+        text = self.log_path.read_text(errors="replace").splitlines()
+        # a Python model's own message ends its traceback, and the server repeats it in a line starting with E
+        telling = [line for line in text if re.match(r"^(E\d{4} |\w*(Error|Exception)\b)|^error: ", line.strip())]
+        return "\n".join((telling or text)[-lines:])
+
+    def _command(self, home: Path, backends: Path, ports: dict[str, int]) -> list[str]:
+        return [
+            str(home / "bin" / "tritonserver"),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
+            "--disable-auto-complete-config",  # the configs are complete; completing them starts one more interpreter per model
+            "--model-control-mode=none",
+            f"--http-address={HOST}", f"--http-port={ports['HTTP']}",
+            f"--grpc-address={HOST}", f"--grpc-port={ports['gRPC']}",
+            f"--metrics-address={HOST}", f"--metrics-port={ports['metrics']}",
+            f"--exit-timeout-secs={STOP_TIMEOUT_S}",
+            "--log-format=ISO8601",
+        ]  # fmt: skip
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + self._start_timeout_s
+        seen = 0
+        while True:
+            seen = self._report_loading(seen)
+            code = self._process.poll()
+            if code is not None:
+                raise ServerError(f"the Triton server ended with code {code} while starting:\n{self.log_tail()}")
+            if _answers(f"{self.http_url}/v2/health/ready"):
+                self._report_loading(seen)
+                return
+            if time.monotonic() > deadline:
+                raise ServerError(f"the Triton server was not ready after {self._start_timeout_s:g} s:\n{self.log_tail()}")
+            time.sleep(0.1)
+
+    def _report_loading(self, seen: int) -> int:
+        """Report the log's lines from position `seen` on that say what loads; returns the new position."""
+        with self.log_path.open("rb") as log:
+            log.seek(seen)
+            text = log.read()
+        end = text.rfind(b"\n") + 1
+        for line in text[:end].decode(errors="replace").splitlines():
+            for pattern, report in ((r'"loading: (\w+):(\d+)', "loading {} (version {})"), (r'"successfully loaded \'(\w+)\'', "{} is ready")):
+                match = re.search(pattern, line)
+                if match:
+                    self._on_progress(report.format(*match.groups()))
+        return seen + end
+
+
+def _wheel_server() -> Path:
+    """Folder of the server inside the nvidia-pytriton wheel, found without importing it."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerError("nvidia-pytriton is not installed (it carries the Triton server): pip install 'diffsplat-triton[server]'")
+    home = Path(spec.submodule_search_locations[0]) / "tritonserver"
+    if not (home / "python_backend_stubs" / python_version()).is_dir():
+        raise ServerError(f"{home}: has no Python backend for Python {python_version()}")
+    return home
+
+
+def _build_backend_folder(home: Path, folder: Path) -> Path:
+    """The wheel's Python backend with the stub of this interpreter beside it, the only place where the server looks for it."""
+    python_backend = folder / "backends" / "python"
+    shutil.copytree(home / "backends" / "python", python_backend, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(home / "python_backend_stubs" / python_version() / "triton_python_backend_stub", python_backend)
+    return python_backend.parent
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """The stub finds packages through the first `python3` on PATH (which must stay unresolved: a venv is known by it)."""
+    libpython = find_libpython()
+    assert libpython is not None
+    libraries = [str(home.parents[1] / "nvidia_pytriton.libs"), libpython, os.environ.get("LD_LIBRARY_PATH", "")]
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath))),
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        "PYTHONUNBUFFERED": "1",
+        # idle OpenMP threads sleep at once: the stages' processes share the cores and take turns
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+
+
+def _choose_ports(asked: dict[str, int]) -> dict[str, int]:
+    """The ports asked for, or free ones for 0. ServerError names a port that is in use."""
+    chosen = {}
+    with contextlib.ExitStack() as held:  # all at once, so that no free port is given out twice
+        for name, port in asked.items():
+            probe = held.enter_context(socket.socket())
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except (OSError, OverflowError) as error:
+                reason = "is in use" if isinstance(error, OSError) and error.errno == 98 else f"cannot be used ({error})"
+                raise ServerError(f"port {port} for {name} on {HOST} {reason}: choose another one, or 0 for a free one") from None
+            chosen[name] = probe.getsockname()[1]
+    return chosen
+
+
+def _answers(url: str) -> bool:
+    try:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business with loopback
+        with opener.open(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A second Ctrl-C during shutdown must not leave the server behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+# --- `diffsplat serve` ---
+
+
+def serve_command(subparsers: Any) -> None:
+    """Add the command to the client's command line (entry point `diffsplat_client.commands`)."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "serve", help="serve an exported repository on this machine until Ctrl-C", description=serve_command.__doc__
+    )
+    parser.description = "Serve an exported repository on 127.0.0.1 until Ctrl-C."
+    parser.add_argument("repository", type=Path, help="folder written by `python -m export`")
+    parser.add_argument("--grpc-port", type=int, default=8001, help="default 8001; 0 takes a free one")
+    parser.add_argument("--http-port", type=int, default=8000, help="default 8000; 0 takes a free one")
+    parser.add_argument("--metrics-port", type=int, default=8002, help="default 8002; 0 takes a free one")
+    parser.set_defaults(run=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        with TritonServer(
+            arguments.repository,
+            grpc_port=arguments.grpc_port,
+            http_port=arguments.http_port,
+            metrics_port=arguments.metrics_port,
+            on_progress=lambda line: print(f"  {line}", flush=True),
+        ) as server:
+            print(f"gRPC {server.grpc_url}   HTTP {server.http_url}   metrics {server.metrics_url}")
+            print(f"log {server.log_path}\nCtrl-C stops the server", flush=True)
+            while server.running:
+                ended.wait(0.5)
+            raise ServerError(f"the Triton server ended by itself:\n{server.log_tail()}")
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        return 0
+    except ServerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _raise_interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+

@@ -1,0 +1,352 @@
+"""Triton's side of the stages: tensors in, a stage's call, tensors out. `model_repository/*/1/model.py` names these classes.
+
+Runs only inside Triton's Python backend, which provides `triton_python_backend_utils`; its classes appear there after this
+module has been imported. Stages are imported when a model is loaded, so that `package` never loads torch.
+
+Errors: `InvalidRequestError` goes to the client as INVALID_ARG with its own text; anything else is logged with the request's
+id, and the client gets a neutral INTERNAL message.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from diffsplat_client.contract import REQUEST_TENSORS
+from diffsplat_client.errors import InvalidRequestError, RequestCancelledError
+from diffsplat_client.request import GenerationRequest
+
+from diffsplat.serving.engine import Engine, EnginePolicy, Progress, QueueFullError
+from diffsplat.serving.envelope import Envelope
+
+if TYPE_CHECKING:
+    from diffsplat.serving.denoise import DenoiseJob, DenoiseWork
+
+_log = logging.getLogger("diffsplat.serving")
+_TINY_PROMPT = "warm up"
+
+
+class StageModel:
+    """One stage behind Triton's interface: subclasses say what to load and what one request means."""
+
+    name: str
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the version folder and run everything once, so that the first request finds it warm."""
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        config = json.loads(args["model_config"])
+        self.parameters: dict[str, str] = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        self.threads = int(self.parameters["threads"]) if self.parameters.get("threads", "0") != "0" else None
+        folder = Path(args["model_repository"]) / args["model_version"]
+        started = perf_counter()
+        self.load(folder)
+        self.warm_up()
+        _log.info("%s version %s is loaded and warm after %.1f s", args["model_name"], args["model_version"], perf_counter() - started)
+
+    def load(self, folder: Path) -> None:
+        """Build the stage."""
+        raise NotImplementedError
+
+    def warm_up(self) -> None:
+        """One tiny pass through everything that compiles or allocates at its first use."""
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request on its own; an error is the answer of that request alone."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        try:
+            return pb_utils.InferenceResponse(self.answer(request))
+        except Exception as error:
+            return pb_utils.InferenceResponse(error=to_triton_error(error, request.request_id(), self.name))
+
+    def answer(self, request: Any) -> list[Any]:
+        """Output tensors of one request; none for a progress message that is only passing by."""
+        raise NotImplementedError
+
+
+class EncodeModel(StageModel):
+    """REQUEST tensors of a client -> REQUEST, TEXT_EMBEDDINGS."""
+
+    name = "encode"
+
+    def load(self, folder: Path) -> None:
+        """Text encoder and tokenizer."""
+        from diffsplat.serving.encode import EncodeStage
+
+        self.stage = EncodeStage.load(folder, self.threads)
+
+    def warm_up(self) -> None:
+        """One prompt."""
+        self.stage.run(GenerationRequest(_TINY_PROMPT))
+
+    def answer(self, request: Any) -> list[Any]:
+        """Encode one request."""
+        inputs = {spec.name: array for spec in REQUEST_TENSORS if (array := read_array(request, spec.name)) is not None}
+        result = self.stage.run(GenerationRequest.from_tensors(inputs))
+        return [text_tensor("REQUEST", result.envelope.to_json()), array_tensor("TEXT_EMBEDDINGS", result.text_embeddings.numpy())]
+
+
+class DenoiseModel(StageModel):
+    """REQUEST, TEXT_EMBEDDINGS -> a stream of STATUS, and LATENTS at its end. STOP ends the request of the same id."""
+
+    name = "denoise"
+
+    def load(self, folder: Path) -> None:
+        """Both graphs, and the thread that runs them."""
+        from diffsplat.serving.denoise import DenoiseStage
+
+        self.stage = DenoiseStage.load(folder, self.threads)
+        self.policy = EnginePolicy.from_parameters(self.parameters)
+
+    def warm_up(self) -> None:
+        """One step for one request and for a full batch, then the engine starts."""
+        import torch
+
+        from diffsplat.serving.denoise import DenoiseWork
+
+        spec = self.stage.spec
+        request = GenerationRequest(_TINY_PROMPT).with_defaults(**{**spec.request_defaults, "steps": 1, "seed": 0})
+        embeddings = torch.zeros(2, spec.text_encoder.max_tokens, spec.text_encoder.config["hidden_size"])
+        for size in {1, self.policy.max_batch}:
+            self.stage.step([self.stage.start(DenoiseWork(Envelope(request), embeddings)) for _ in range(size)])
+        self.engine: Engine[DenoiseWork, DenoiseJob] = Engine(self.stage, self.policy)
+        _log.info("denoise engine: %s", self.policy)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Enqueue; answers come from the engine's thread."""
+        for request in requests:
+            sender, request_id = request.get_response_sender(), request.request_id()
+            try:
+                if self._stop(request, request_id):
+                    sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                    continue
+                work = self._read_work(request)
+                self.engine.submit(request_id, work, _Stream(sender, request_id, work.envelope))
+            except Exception as error:
+                _send_error(sender, error, request_id)
+
+    def finalize(self) -> None:
+        """End the engine's thread; what still runs is answered with an error."""
+        self.engine.close()
+
+    def _stop(self, request: Any, request_id: str) -> bool:
+        stop = read_array(request, "STOP")
+        if stop is None or not stop.reshape(-1)[0]:
+            return False
+        if not request_id:
+            raise InvalidRequestError("STOP needs the id of the request to stop as its own request id")
+        count = self.engine.stop(request_id)
+        _log.info("request %s: stop asked for, %d found", request_id, count)
+        return True
+
+    def _read_work(self, request: Any) -> "DenoiseWork":
+        from diffsplat.serving.denoise import DenoiseWork
+
+        envelope = Envelope.from_json(required_text(request, "REQUEST"))
+        work = DenoiseWork(envelope, to_torch(required_array(request, "TEXT_EMBEDDINGS")))
+        self.stage.check(work)
+        return work
+
+
+class _Stream:
+    """The engine's listener for one request: what happens to it, as responses."""
+
+    def __init__(self, sender: Any, request_id: str, envelope: Envelope) -> None:
+        self.sender = sender
+        self.request_id = request_id
+        self.envelope = envelope
+
+    def progress(self, progress: Progress) -> None:
+        """A message with STATUS alone; the later stages see it pass by with nothing to do."""
+        self.sender.send(pb_utils.InferenceResponse([self._status(progress)]))
+
+    def finished(self, state: "DenoiseJob", denoise_ms: float, queued_ms: float) -> None:
+        """LATENTS, and an echo of the request: the later stages may read nothing that does not come from here."""
+        if not bool(state.latents.isfinite().all()):
+            raise RuntimeError("the network's result is not finite")
+        envelope = self.envelope.with_timing("queued", queued_ms).with_timing("denoise", denoise_ms)
+        tensors = [
+            self._status(Progress("finished", state.step, state.steps, 0, None)),
+            text_tensor("TIMINGS", json.dumps(envelope.timings_ms)),
+            text_tensor("RESOLVED_REQUEST", envelope.to_json()),
+            array_tensor("LATENTS", state.latents.numpy()),
+        ]
+        self.sender.send(pb_utils.InferenceResponse(tensors), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def failed(self, error: Exception) -> None:
+        """The stream ends with an error."""
+        _send_error(self.sender, error, self.request_id)
+
+    def is_cancelled(self) -> bool:
+        """True when `denoise` was called directly and the caller is gone (an ensemble does not pass this on)."""
+        return bool(self.sender.is_cancelled())
+
+    def _status(self, progress: Progress) -> Any:
+        request = self.envelope.request
+        status = {
+            "phase": progress.phase,
+            "step": progress.step,
+            "steps": progress.steps or request.steps,
+            "queue_position": progress.queue_position,
+            "seed": request.seed,
+            "elevation_deg": request.elevation_deg,
+            "warnings": self.envelope.warnings,
+            "seconds_left": progress.seconds_left,
+        }
+        return text_tensor("STATUS", json.dumps(status))
+
+
+class _LaterStage(StageModel):
+    """A stage behind `denoise`: runs with nothing in it for every progress message, and then answers with nothing."""
+
+    source: str  # the tensor it works on
+
+    def answer(self, request: Any) -> list[Any]:
+        """Work only when there is something to work on."""
+        array = read_array(request, self.source)
+        if array is None:
+            return []
+        envelope = Envelope.from_json(required_text(request, "RESOLVED_REQUEST"))
+        started = perf_counter()
+        tensors = self.work(array, envelope)
+        timings = {self.name: round((perf_counter() - started) * 1e3, 3)}
+        return [*tensors, text_tensor(f"TIMINGS_{self.name.upper()}", json.dumps(timings))]
+
+    def work(self, array: np.ndarray, envelope: Envelope) -> list[Any]:
+        """Output tensors but the timings."""
+        raise NotImplementedError
+
+
+class DecodeModel(_LaterStage):
+    """LATENTS -> SPLATS."""
+
+    name, source = "decode", "LATENTS"
+
+    def load(self, folder: Path) -> None:
+        """The splat decoder."""
+        from diffsplat.serving.decode import DecodeStage
+
+        self.stage = DecodeStage.load(folder, self.threads)
+
+    def warm_up(self) -> None:
+        """Latents of zeros."""
+        spec = self.stage.spec
+        shape = (spec.geometry.views, spec.latent_channels, spec.latent_size, spec.latent_size)
+        request = GenerationRequest(_TINY_PROMPT).with_defaults(**spec.request_defaults, seed=0)
+        self.work(np.zeros(shape, np.float32), Envelope(request))
+
+    def work(self, array: np.ndarray, envelope: Envelope) -> list[Any]:
+        """Decode one object."""
+        return [array_tensor("SPLATS", self.stage.run(to_torch(array), envelope).splats.numpy())]
+
+
+class RasterizeModel(_LaterStage):
+    """SPLATS -> FRAMES, if the request has poses."""
+
+    name, source = "rasterize", "SPLATS"
+
+    def load(self, folder: Path) -> None:
+        """Nothing but the geometry."""
+        from diffsplat.serving.rasterize import RasterizeStage
+
+        self.stage = RasterizeStage.load(folder, self.threads)
+
+    def warm_up(self) -> None:
+        """Load or compile the kernels."""
+        self.stage.warm_up()
+
+    def work(self, array: np.ndarray, envelope: Envelope) -> list[Any]:
+        """Draw one object."""
+        frames = self.stage.run(to_torch(array), envelope).frames
+        return [] if frames is None else [array_tensor("FRAMES", frames.numpy())]
+
+
+class PackageModel(_LaterStage):
+    """SPLATS -> GAUSSIANS or ASSET."""
+
+    name, source = "package", "SPLATS"
+
+    def load(self, folder: Path) -> None:
+        """Nothing."""
+        from diffsplat.serving.package import PackageStage
+
+        self.stage = PackageStage.load(folder)
+
+    def work(self, array: np.ndarray, envelope: Envelope) -> list[Any]:
+        """Package one object."""
+        result = self.stage.run(array, envelope)
+        if result.gaussians is not None:
+            return [array_tensor("GAUSSIANS", result.gaussians)]
+        return [pb_utils.Tensor("ASSET", np.array([result.asset], dtype=np.object_))]
+
+
+# --- tensors ---
+
+
+def read_array(request: Any, name: str) -> np.ndarray | None:
+    """An input, None when it was not sent."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def required_array(request: Any, name: str) -> np.ndarray:
+    """An input that must be there."""
+    array = read_array(request, name)
+    if array is None:
+        raise InvalidRequestError(f"{name} is missing")
+    return array
+
+
+def required_text(request: Any, name: str) -> str:
+    """A BYTES [1] input that must be there and be UTF-8."""
+    array = required_array(request, name)
+    if array.size != 1:
+        raise InvalidRequestError(f"{name} has shape {list(array.shape)}: must be [1]")
+    try:
+        return bytes(array.reshape(-1)[0]).decode()
+    except UnicodeDecodeError:
+        raise InvalidRequestError(f"{name} is not UTF-8 text") from None
+
+
+def to_torch(array: np.ndarray) -> Any:
+    """A tensor of its own memory: the input's may be read-only and goes back to the server."""
+    import torch
+
+    return torch.from_numpy(array.copy())
+
+
+def array_tensor(name: str, array: np.ndarray) -> Any:
+    """An output."""
+    return pb_utils.Tensor(name, np.ascontiguousarray(array))
+
+
+def text_tensor(name: str, text: str) -> Any:
+    """A BYTES [1] output."""
+    return pb_utils.Tensor(name, np.array([text.encode()], dtype=np.object_))
+
+
+# --- errors ---
+
+
+def to_triton_error(error: Exception, request_id: str, stage: str) -> Any:
+    """What the client is told, with a status code; what it is not told goes to the log."""
+    code = pb_utils.TritonError
+    if isinstance(error, InvalidRequestError):
+        return code(str(error), code.INVALID_ARG)
+    if isinstance(error, RequestCancelledError):
+        return code(str(error), code.CANCELLED)
+    if isinstance(error, QueueFullError):
+        return code(str(error), code.UNAVAILABLE)
+    _log.error("request %s failed in %s", request_id, stage, exc_info=error)
+    return code(f"{stage} failed; the server's log says why under this request's id", code.INTERNAL)
+
+
+def _send_error(sender: Any, error: Exception, request_id: str) -> None:
+    response = pb_utils.InferenceResponse(error=to_triton_error(error, request_id, DenoiseModel.name))
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+

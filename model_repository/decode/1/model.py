@@ -1,0 +1,1 @@
+from diffsplat.serving.triton import DecodeModel as TritonPythonModel  # noqa: F401

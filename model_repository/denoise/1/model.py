@@ -1,0 +1,1 @@
+from diffsplat.serving.triton import DenoiseModel as TritonPythonModel  # noqa: F401

@@ -1,0 +1,1 @@
+from diffsplat.serving.triton import EncodeModel as TritonPythonModel  # noqa: F401

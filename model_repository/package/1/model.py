@@ -1,0 +1,1 @@
+from diffsplat.serving.triton import PackageModel as TritonPythonModel  # noqa: F401

@@ -1,0 +1,1 @@
+from diffsplat.serving.triton import RasterizeModel as TritonPythonModel  # noqa: F401
