@@ -1,0 +1,45 @@
+"""Client of the DiffSplat service. Importing it needs numpy alone; the wire is imported with the first request."""
+
+from diffsplat_client.client import Client, ServerStatus
+from diffsplat_client.cloud import SplatCloud
+from diffsplat_client.contract import CONTRACT_VERSION
+from diffsplat_client.errors import (
+    ContractMismatchError,
+    DiffSplatError,
+    InvalidRequestError,
+    RequestCancelledError,
+    RequestTimeoutError,
+    ServerError,
+    ServerUnavailableError,
+)
+from diffsplat_client.events import Event, Finished, Progress, Queued
+from diffsplat_client.formats.ply import read_ply, write_ply
+from diffsplat_client.generation import Generation
+from diffsplat_client.poses import four_views, turntable
+from diffsplat_client.request import GenerationRequest
+from diffsplat_client.stream import GenerationStream
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "Client",
+    "ContractMismatchError",
+    "DiffSplatError",
+    "Event",
+    "Finished",
+    "Generation",
+    "GenerationRequest",
+    "GenerationStream",
+    "InvalidRequestError",
+    "Progress",
+    "Queued",
+    "RequestCancelledError",
+    "RequestTimeoutError",
+    "ServerError",
+    "ServerStatus",
+    "ServerUnavailableError",
+    "SplatCloud",
+    "four_views",
+    "read_ply",
+    "turntable",
+    "write_ply",
+]

@@ -1,0 +1,236 @@
+"""Client: one prompt in, one object out.
+
+    client = Client("localhost:8001")
+    generation = client.generate("a red cube", steps=20, timeout_s=60)
+    write_ply("splats.ply", generation.cloud)
+
+    with client.stream("a red cube") as events:
+        for event in events:
+            match event:
+                case Progress(step=step, steps=steps): print(step, "of", steps)
+                case Finished(result=generation): ...
+
+Whoever stops reading stops the request.
+"""
+
+import dataclasses
+import math
+import threading
+import time
+import uuid
+from typing import Any, NamedTuple
+
+from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE
+from diffsplat_client.errors import (
+    ContractMismatchError,
+    DiffSplatError,
+    InvalidRequestError,
+    RequestCancelledError,
+    RequestTimeoutError,
+    ServerError,
+    ServerUnavailableError,
+)
+from diffsplat_client.events import Finished
+from diffsplat_client.generation import Generation
+from diffsplat_client.request import GenerationRequest
+from diffsplat_client.stream import GenerationStream
+from diffsplat_client.transport import GrpcTransport, ModelStatus, Transport, TransportError
+
+DEFAULT_URL = "localhost:8001"
+DEFAULT_TIMEOUT_S = 600.0
+CONNECT_TIMEOUT_S = 5.0  # for each of the small questions before a request
+
+
+class ServerStatus(NamedTuple):
+    """What a server says about itself."""
+
+    ready: bool
+    models: list[ModelStatus]
+    parameters: dict[str, str]  # the ensemble's: contract_version, bundle, ...; empty until it is loaded
+
+    @property
+    def contract_version(self) -> int | None:
+        """The server's contract version, None when it names none."""
+        text = self.parameters.get("contract_version", "")
+        return int(text) if text.isascii() and text.isdigit() else None
+
+
+class Client:
+    """A connection to one server, made when it is first needed. Threads may share a client."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, timeout_s: float = DEFAULT_TIMEOUT_S, transport: Transport | None = None
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            url: HOST:PORT of the server's gRPC port.
+            timeout_s: how long one generation may take in all, unless the call says otherwise.
+            transport: what to speak instead of gRPC, for tests and other wires.
+        """
+        self.url = _check_url(url)
+        self.timeout_s = _check_timeout(timeout_s)
+        self.server_parameters: dict[str, str] = {}  # the ensemble's, known after the first request
+        self._transport = transport
+        self._checked = False
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Client":
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection; a later call makes a new one."""
+        with self._lock:
+            if self._transport is not None:
+                self._transport.close()
+                self._transport = None
+            self._checked = False
+
+    def generate(
+        self, prompt: str | GenerationRequest, *, timeout_s: float | None = None, **options: Any
+    ) -> Generation:
+        """Generate one object and wait for it.
+
+        Args:
+            prompt: the prompt, or a whole request.
+            timeout_s: seconds for everything, from the connection to the last byte; then the request is stopped.
+            options: fields of GenerationRequest.
+
+        Raises:
+            InvalidRequestError: a field is out of range; nothing was computed.
+            ServerUnavailableError: no server, not ready, or gone during the request.
+            ContractMismatchError: the server speaks another version of the contract.
+            RequestTimeoutError: `timeout_s` passed.
+            RequestCancelledError: something stopped the request.
+            ServerError: the server failed.
+        """
+        with self.stream(prompt, timeout_s=timeout_s, **options) as events:
+            for event in events:
+                if isinstance(event, Finished):
+                    return event.result
+        raise AssertionError("a stream ends with Finished or raises")
+
+    def stream(
+        self, prompt: str | GenerationRequest, *, timeout_s: float | None = None, **options: Any
+    ) -> GenerationStream:
+        """Generate one object and follow it; arguments and errors as of `generate`.
+
+        The request is sent before this returns. Whoever stops reading early closes the stream (`with` does it), and
+        the server stops working on the request.
+        """
+        request = _as_request(prompt, options).validate()
+        timeout_s = self.timeout_s if timeout_s is None else _check_timeout(timeout_s)
+        started = time.monotonic()
+        transport = self._connect(timeout_s)
+        request_id = uuid.uuid4().hex  # whoever knows it can stop the request: it must not be guessable
+        remaining_s = started + timeout_s - time.monotonic()
+        if remaining_s <= 0:
+            raise RequestTimeoutError(f"timeout_s = {timeout_s:g} passed before the request was sent")
+        try:
+            responses = transport.stream(ENSEMBLE, request.to_tensors(), request_id, remaining_s)
+        except TransportError as error:
+            raise self._request_error(error, timeout_s) from None
+        return GenerationStream(
+            transport, responses, request, request_id, started, lambda error: self._request_error(error, timeout_s)
+        )
+
+    def status(self, timeout_s: float = CONNECT_TIMEOUT_S) -> ServerStatus:
+        """Ask the server how it is; ServerUnavailableError when it does not answer."""
+        timeout_s = _check_timeout(timeout_s)
+        transport = self._open()
+        try:
+            ready = transport.server_ready(timeout_s)
+            models = transport.models(timeout_s)
+            loaded = any(model.name == ENSEMBLE and model.state == "READY" for model in models)
+            parameters = transport.parameters(ENSEMBLE, timeout_s) if loaded else {}
+        except TransportError as error:
+            raise self._connection_error(error, timeout_s) from None
+        return ServerStatus(ready, models, parameters)
+
+    def _open(self) -> Transport:
+        with self._lock:
+            if self._transport is None:
+                self._transport = GrpcTransport(self.url)
+            return self._transport
+
+    def _connect(self, timeout_s: float) -> Transport:
+        """The transport to a server that is ready and speaks this contract; asked once per connection."""
+        transport = self._open()
+        if self._checked:
+            return transport
+        timeout_s = min(timeout_s, CONNECT_TIMEOUT_S)
+        try:
+            if not transport.server_ready(timeout_s):
+                raise ServerUnavailableError(f"the server at {self.url} is not ready: it is starting or stopping")
+            parameters = transport.parameters(ENSEMBLE, timeout_s)
+        except TransportError as error:
+            raise self._connection_error(error, timeout_s) from None
+        version = parameters.get("contract_version")
+        if version != str(CONTRACT_VERSION):
+            raise ContractMismatchError(
+                f"the server at {self.url} speaks contract version {version or 'unknown'}, this client "
+                f"{CONTRACT_VERSION}: install matching releases"
+            )
+        self.server_parameters = parameters
+        self._checked = True
+        return transport
+
+    def _connection_error(self, error: TransportError, timeout_s: float) -> DiffSplatError:
+        """The typed error for one of the questions before a request."""
+        if error.code == "DEADLINE_EXCEEDED":
+            return ServerUnavailableError(f"no answer from {self.url} within {timeout_s:g} s")
+        if error.code == "NOT_FOUND" or "unknown model" in error.message:
+            return ServerUnavailableError(f"the server at {self.url} does not serve the model {ENSEMBLE!r}")
+        if error.code == "UNAVAILABLE":
+            return ServerUnavailableError(f"no server answers at {self.url} ({_first_line(error.message)})")
+        return ServerError(f"{self.url} answers, but not as a Triton server does ({_first_line(str(error))})")
+
+    def _request_error(self, error: TransportError, timeout_s: float) -> DiffSplatError:
+        """The typed error for a failed request."""
+        match error.code:
+            case "INVALID_ARGUMENT":
+                return InvalidRequestError(error.message)
+            case "UNAVAILABLE":
+                self._checked = False  # what comes back may be another server
+                return ServerUnavailableError(
+                    f"the server at {self.url} went away or takes no requests ({_first_line(error.message)})"
+                )
+            case "CANCELLED":
+                return RequestCancelledError("the request was stopped")
+            case "DEADLINE_EXCEEDED":
+                return RequestTimeoutError(f"not finished within timeout_s = {timeout_s:g}: the request was stopped")
+        return ServerError(f"the server failed ({_first_line(str(error))})")
+
+
+def _as_request(prompt: str | GenerationRequest, options: dict[str, Any]) -> GenerationRequest:
+    if isinstance(prompt, GenerationRequest):
+        return dataclasses.replace(prompt, **options)
+    return GenerationRequest(prompt, **options)
+
+
+def _check_timeout(timeout_s: float) -> float:
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+        raise InvalidRequestError(f"timeout_s = {timeout_s!r}: must be a number of seconds")
+    if not (math.isfinite(timeout_s) and timeout_s > 0):
+        raise InvalidRequestError(f"timeout_s = {timeout_s}: must be more than 0 and finite")
+    return float(timeout_s)
+
+
+def _check_url(url: str) -> str:
+    """HOST:PORT without a scheme; `grpc://` may stand before it."""
+    address = url.removeprefix("grpc://").rstrip("/")
+    host, _, port = address.rpartition(":")
+    if "://" in address or "/" in address or not host or not port.isascii() or not port.isdigit():
+        raise InvalidRequestError(f"url = {url!r}: must be HOST:PORT of the server's gRPC port, such as {DEFAULT_URL}")
+    if not 1 <= int(port) <= 65535:
+        raise InvalidRequestError(f"url = {url!r}: the port must be in 1 .. 65535")
+    return address
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no message"

@@ -1,0 +1,78 @@
+"""Generation: what comes back for one request."""
+
+import json
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diffsplat_client.cloud import SplatCloud
+from diffsplat_client.contract import ASSET, FRAMES, GAUSSIANS, TIMING_TENSORS
+from diffsplat_client.errors import ServerError
+from diffsplat_client.request import GenerationRequest
+from diffsplat_client.status import Status
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """One finished object."""
+
+    request: GenerationRequest
+    request_id: str
+    cloud: SplatCloud
+    frames: np.ndarray | None  # uint8 [F, H, W, 3], one per row of `request.frame_poses`
+    asset: bytes | None  # a whole file in `request.format`; none for "raw"
+    seed: int  # the one asked for, or the one that the server drew: with it the same object comes again
+    elevation_deg: float  # of the four generated views
+    timings_ms: dict[str, float] = field(default_factory=dict)  # milliseconds by stage; "total": as this client saw it
+    warnings: tuple[str, ...] = ()  # such as a prompt that was cut
+
+
+def parse_generation(
+    tensors: dict[str, np.ndarray],
+    request: GenerationRequest,
+    request_id: str,
+    status: Status,
+    started: float,
+) -> Generation:
+    """Build the result from the last response; ServerError when it breaks the contract. `started`: monotonic time."""
+    splats = tensors.get(GAUSSIANS.name)
+    if splats is None:
+        raise ServerError(f"the server finished without {GAUSSIANS.name}")
+    try:
+        cloud = SplatCloud.from_array(splats)
+    except ValueError as error:
+        raise ServerError(f"{GAUSSIANS.name}: {error}") from None
+    frames = tensors.get(FRAMES.name)
+    wanted = 0 if request.frame_poses is None else len(request.frame_poses)
+    expected = (wanted, request.frame_size, request.frame_size, 3)
+    if wanted and (frames is None or frames.shape != expected or frames.dtype != np.uint8):
+        found = "missing" if frames is None else f"{frames.dtype} {list(frames.shape)}"
+        raise ServerError(f"{FRAMES.name} is {found}: uint8 {list(expected)} was asked for")
+    asset = tensors.get(ASSET.name)
+    if request.format != "raw" and (asset is None or asset.size != 1):
+        raise ServerError(f"the server finished without the {ASSET.name} asked for ({request.format})")
+    return Generation(
+        request=request,
+        request_id=request_id,
+        cloud=cloud,
+        frames=frames if wanted else None,
+        asset=None if request.format == "raw" or asset is None else bytes(asset.reshape(-1)[0]),
+        seed=status.seed,
+        elevation_deg=status.elevation_deg,
+        timings_ms=_timings_ms(tensors) | {"total": 1e3 * (time.monotonic() - started)},
+        warnings=status.warnings,
+    )
+
+
+def _timings_ms(tensors: dict[str, np.ndarray]) -> dict[str, float]:
+    timings: dict[str, float] = {}
+    for spec in TIMING_TENSORS:
+        if spec.name not in tensors:
+            continue
+        try:
+            stages = json.loads(tensors[spec.name].reshape(-1)[0])
+            timings.update((str(stage), float(milliseconds)) for stage, milliseconds in stages.items())
+        except (ValueError, TypeError, AttributeError, IndexError):
+            raise ServerError(f"{spec.name} is not a JSON object of milliseconds") from None
+    return timings

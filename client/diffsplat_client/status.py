@@ -1,0 +1,45 @@
+"""Status: one STATUS message, as the denoiser writes it and the client reads it."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from diffsplat_client.errors import ServerError
+
+PHASES = ("queued", "denoising", "finished")
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a request stands."""
+
+    phase: str  # one of PHASES
+    step: int  # denoising steps done
+    steps: int
+    queue_position: int  # 0: next
+    seed: int
+    elevation_deg: float
+    seconds_left: float | None  # for the steps that remain
+    warnings: tuple[str, ...] = ()
+
+
+def parse_status(text: str | bytes) -> Status:
+    """Read STATUS; ServerError when it is not what the contract says."""
+    try:
+        values: dict[str, Any] = json.loads(text)
+        seconds_left = values.get("seconds_left")
+        status = Status(
+            phase=str(values["phase"]),
+            step=int(values.get("step", 0)),
+            steps=int(values["steps"]),
+            queue_position=int(values.get("queue_position", 0)),
+            seed=int(values["seed"]),
+            elevation_deg=float(values["elevation_deg"]),
+            seconds_left=None if seconds_left is None else float(seconds_left),
+            warnings=tuple(str(warning) for warning in values.get("warnings", ())),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ServerError("STATUS is not the JSON that the contract describes") from None
+    if status.phase not in PHASES:
+        raise ServerError(f"STATUS has phase {status.phase!r}: the contract knows {', '.join(PHASES)}")
+    return status

@@ -1,0 +1,111 @@
+"""GenerationStream: the events of one request, from the first to Finished, and the way to stop it."""
+
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from diffsplat_client.contract import STATUS, STOP, STOP_MODEL
+from diffsplat_client.errors import DiffSplatError, RequestCancelledError, ServerError
+from diffsplat_client.events import Event, Finished, event_of
+from diffsplat_client.generation import parse_generation
+from diffsplat_client.request import GenerationRequest
+from diffsplat_client.status import parse_status
+from diffsplat_client.transport import ResponseStream, Tensors, Transport, TransportError
+
+STOP_TIMEOUT_S = 1.0  # a stop is a courtesy to the server: nobody waits long for it
+
+
+class GenerationStream:
+    """Iterator of Queued, Progress and, at last, Finished. Made by `Client.stream`.
+
+    Anything but Finished that ends it (close, Ctrl-C, the timeout, an error on this side) stops the request at the
+    server too: cancelling a stream does not reach a running stage of an ensemble, so a STOP goes straight to it.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        responses: ResponseStream,
+        request: GenerationRequest,
+        request_id: str,
+        started: float,
+        explain: Callable[[TransportError], DiffSplatError],
+    ) -> None:
+        """Follow `responses`; `started` is the monotonic time of the call, `explain` makes the typed errors."""
+        self.request = request
+        self.request_id = request_id
+        self._transport = transport
+        self._responses = responses
+        self._started = started
+        self._explain = explain
+        self._over = False  # the server works no longer on it, or was told so
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "GenerationStream":
+        """Stop the request at the end of the block if it has not finished."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the request if it has not finished."""
+        self.close()
+
+    def __del__(self) -> None:
+        """A forgotten stream stops its request."""
+        self.close()
+
+    def __iter__(self) -> Iterator[Event]:
+        """Is its own iterator."""
+        return self
+
+    def __next__(self) -> Event:
+        """The next event; raises what `Client.generate` raises."""
+        if self._over:
+            raise StopIteration
+        try:
+            return self._event(next(self._responses))
+        except TransportError as error:
+            # a stage that fails does not end the others: the denoiser may still be at work
+            self._end(stop=error.code not in ("UNAVAILABLE", "INVALID_ARGUMENT", "CANCELLED"))
+            raise self._explain(error) from None
+        except StopIteration:
+            if self._over:  # closed by another thread
+                raise RequestCancelledError("the request was stopped") from None
+            self._end(stop=False)
+            raise ServerError("the server closed the stream without a result") from None
+        except BaseException:
+            self._end(stop=True)
+            raise
+
+    def close(self) -> None:
+        """Stop the request unless it is over; from any thread. A blocked reader gets RequestCancelledError."""
+        self._end(stop=True)
+
+    def _event(self, tensors: Tensors) -> Event:
+        if STATUS.name not in tensors or tensors[STATUS.name].size != 1:
+            raise ServerError("the server sent a response without STATUS")
+        status = parse_status(tensors[STATUS.name].reshape(-1)[0])
+        if status.phase != "finished":
+            return event_of(status)
+        result = parse_generation(tensors, self.request, self.request_id, status, self._started)
+        self._end(stop=False)
+        return Finished(result)
+
+    def _end(self, *, stop: bool) -> None:
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+        # first the cancel, so that a request still on its way to the denoiser does not arrive behind its STOP
+        self._responses.cancel()
+        if stop:
+            self._send_stop()
+
+    def _send_stop(self) -> None:
+        try:
+            stop = {STOP.name: np.ones(1, np.bool_)}
+            for _ in self._transport.stream(STOP_MODEL, stop, self.request_id, STOP_TIMEOUT_S):
+                pass  # read to the end: an unread stream would be cancelled
+        except TransportError:
+            pass  # gone, or busy: the request ends there, or at its own deadline
+

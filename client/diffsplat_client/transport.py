@@ -1,0 +1,191 @@
+"""The seam between the client and the wire: what a transport must do, and the one that speaks gRPC to Triton.
+
+The gRPC transport reads the response stream itself instead of handing Triton's client a callback: nothing that goes
+wrong while a response is handled can get lost in another thread, one channel carries any number of streams, and every
+call has a deadline and a true status code.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+
+
+class TransportError(Exception):
+    """A call failed: gRPC's status name (`INVALID_ARGUMENT`, `UNAVAILABLE`, ...) and the server's message."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class ModelStatus(NamedTuple):
+    """One model of the server's repository."""
+
+    name: str
+    version: str
+    state: str  # READY, LOADING, UNAVAILABLE, ... or empty when it was never loaded
+    reason: str
+
+
+class ResponseStream(Protocol):
+    """The responses of one inference, in order."""
+
+    def __iter__(self) -> Iterator[Tensors]:
+        """Is its own iterator."""
+        ...
+
+    def __next__(self) -> Tensors:
+        """The next response; TransportError when the request failed."""
+        ...
+
+    def cancel(self) -> None:
+        """End the stream at once, from any thread; a reader gets TransportError `CANCELLED`."""
+        ...
+
+
+class Transport(Protocol):
+    """All that the client asks of a server; every method raises TransportError."""
+
+    def server_ready(self, timeout_s: float) -> bool:
+        """Whether every model is loaded and the server takes requests."""
+        ...
+
+    def models(self, timeout_s: float) -> list[ModelStatus]:
+        """The server's repository."""
+        ...
+
+    def parameters(self, model: str, timeout_s: float) -> dict[str, str]:
+        """The parameters of a model's configuration."""
+        ...
+
+    def stream(self, model: str, tensors: Tensors, request_id: str, timeout_s: float) -> ResponseStream:
+        """Send one inference; its responses may be any number."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        ...
+
+
+_DATATYPES: dict[np.dtype[Any], str] = {
+    np.dtype(np.bool_): "BOOL",
+    np.dtype(np.uint8): "UINT8",
+    np.dtype(np.int32): "INT32",
+    np.dtype(np.int64): "INT64",
+    np.dtype(np.float32): "FP32",
+    np.dtype(np.object_): "BYTES",
+}
+_LOOPBACK = ("localhost", "127.", "[::1]", "ipv4:127.")
+
+
+class GrpcTransport:
+    """Triton's gRPC protocol. `url` is HOST:PORT, the port being the server's gRPC port."""
+
+    def __init__(self, url: str) -> None:
+        import grpc
+        from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+        self._grpc, self._messages = grpc, service_pb2
+        options: list[tuple[str, int]] = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.use_local_subchannel_pool", 1),  # a new client tries again at once after another one failed
+            ("grpc.max_reconnect_backoff_ms", 2000),
+        ]
+        if url.startswith(_LOOPBACK):
+            options.append(("grpc.enable_http_proxy", 0))  # whatever http_proxy says, this machine needs none
+        self._channel = grpc.insecure_channel(url, options=options)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def server_ready(self, timeout_s: float) -> bool:
+        return bool(self._call(self._stub.ServerReady, self._messages.ServerReadyRequest(), timeout_s).ready)
+
+    def models(self, timeout_s: float) -> list[ModelStatus]:
+        index = self._call(self._stub.RepositoryIndex, self._messages.RepositoryIndexRequest(), timeout_s)
+        return [ModelStatus(model.name, model.version, model.state, model.reason) for model in index.models]
+
+    def parameters(self, model: str, timeout_s: float) -> dict[str, str]:
+        reply = self._call(self._stub.ModelConfig, self._messages.ModelConfigRequest(name=model), timeout_s)
+        return {name: value.string_value for name, value in reply.config.parameters.items()}
+
+    def stream(self, model: str, tensors: Tensors, request_id: str, timeout_s: float) -> "GrpcStream":
+        request = self._messages.ModelInferRequest(model_name=model, id=request_id)
+        for name, array in tensors.items():
+            request.inputs.add(name=name, datatype=_DATATYPES[array.dtype], shape=array.shape)
+            request.raw_input_contents.append(_to_wire(array))
+        call = self._stub.ModelStreamInfer(
+            iter((request,)),  # and no more: the server closes the stream behind the last response
+            timeout=timeout_s,
+            metadata=(("triton_grpc_error", "true"),),  # a failure ends the stream with its own status code
+        )
+        return GrpcStream(call, self._grpc)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        try:
+            return method(request, timeout=timeout_s)
+        except self._grpc.RpcError as error:
+            raise _transport_error(error) from None
+
+
+class GrpcStream:
+    """The responses of one `ModelStreamInfer` call."""
+
+    def __init__(self, call: Any, grpc: Any) -> None:
+        self._call = call
+        self._grpc = grpc
+
+    def __iter__(self) -> Iterator[Tensors]:
+        """Is its own iterator."""
+        return self
+
+    def __next__(self) -> Tensors:
+        """The next response as arrays."""
+        try:
+            response = next(self._call)
+        except self._grpc.RpcError as error:
+            raise _transport_error(error) from None
+        if response.error_message:
+            raise TransportError("UNKNOWN", response.error_message)
+        infer = response.infer_response
+        outputs = zip(infer.outputs, infer.raw_output_contents, strict=True)
+        return {output.name: _from_wire(output.datatype, output.shape, content) for output, content in outputs}
+
+    def cancel(self) -> None:
+        """End the call; the server sees its client gone."""
+        self._call.cancel()
+
+
+def _transport_error(error: Any) -> TransportError:
+    return TransportError(error.code().name, error.details() or "")
+
+
+def _to_wire(array: np.ndarray) -> bytes:
+    if array.dtype != np.object_:
+        return array.tobytes()
+    return b"".join(len(value).to_bytes(4, "little") + value for value in array.reshape(-1))
+
+
+def _from_wire(datatype: str, shape: Any, content: bytes) -> np.ndarray:
+    """One output; TransportError when its bytes do not fill its shape."""
+    dims = tuple(shape)
+    try:
+        if datatype != "BYTES":
+            dtype = next(dtype for dtype, name in _DATATYPES.items() if name == datatype)
+            return np.frombuffer(content, dtype).reshape(dims)
+        values, start = [], 0
+        while start < len(content):
+            end = start + 4 + int.from_bytes(content[start : start + 4], "little")
+            values.append(content[start + 4 : end])
+            start = end
+        array = np.empty(len(values), np.object_)
+        array[:] = values
+        return array.reshape(dims)
+    except (ValueError, StopIteration):
+        raise TransportError("INTERNAL", f"a {datatype} tensor {list(dims)} came in {len(content)} bytes") from None
