@@ -1,0 +1,41 @@
+"""`python -m benchmarks [NAME ...]`: run every benchmark, or those named, and keep their figures for this machine.
+
+Figures go to `benchmarks/results/<machine>/<name>.json`, beside the versions they were measured with.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.machine import machine_name
+
+# name -> arguments; each is a module of this package that prints its table and writes it with `--json PATH`
+BENCHMARKS: dict[str, list[str]] = {
+    "rasterizer": [],
+    "formats": [],
+    "quality": ["bundles/pico"],
+    "ensemble_overhead": ["bundles/pico"],
+}
+
+
+def main() -> int:
+    """Run them one after the other; the exit code counts those that failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(BENCHMARKS)} (default: all)")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"unknown benchmark {', '.join(unknown)}: choose from {', '.join(BENCHMARKS)}")
+    folder = Path(__file__).parent / "results" / machine_name()
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for number, name in enumerate(names, start=1):
+        print(f"\n=== {number} of {len(names)}: {name}", flush=True)
+        command = [sys.executable, "-m", f"benchmarks.{name}", *BENCHMARKS[name], "--json", str(folder / f"{name}.json")]
+        failed += subprocess.run(command).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
