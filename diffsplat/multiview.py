@@ -8,6 +8,7 @@ a text embedding, P width of the packed text context. Views are always the faste
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,20 @@ def build_denoiser(spec: BackboneSpec) -> UNet2DConditionModel:
     unet = UNet2DConditionModel(**spec.denoiser)
     set_multiview_attention(unet, spec.geometry.views)
     return unet
+
+
+def stock_unet_config(official: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of the stock UNet for the `config.json` of an official DiffSplat denoiser.
+
+    Official block names carry an "MV"; three extra keys describe the input channels, which `in_channels` counts already
+    (model_facts 17).
+    """
+    config = {name: value for name, value in official.items() if not name.startswith(("_", "view_", "input_"))}
+    for name in ("down_block_types", "up_block_types"):
+        config[name] = [block.replace("MV2D", "2D") for block in config[name]]
+    if config.get("mid_block_type"):
+        config["mid_block_type"] = config["mid_block_type"].replace("MV2D", "2D")
+    return config
 
 
 class TextContext(nn.Module):
