@@ -9,6 +9,7 @@ import numpy as np
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.contract import ASSET, FRAMES, GAUSSIANS, TIMING_TENSORS
 from diffsplat_client.errors import ServerError
+from diffsplat_client.formats.ply import decode_ply
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.status import Status
 
@@ -36,33 +37,39 @@ def parse_generation(
     started: float,
 ) -> Generation:
     """Build the result from the last response; ServerError when it breaks the contract. `started`: monotonic time."""
-    splats = tensors.get(GAUSSIANS.name)
-    if splats is None:
-        raise ServerError(f"the server finished without {GAUSSIANS.name}")
-    try:
-        cloud = SplatCloud.from_array(splats)
-    except ValueError as error:
-        raise ServerError(f"{GAUSSIANS.name}: {error}") from None
+    asset = tensors.get(ASSET.name)
+    if request.format != "raw" and (asset is None or asset.size != 1):
+        raise ServerError(f"the server finished without the {ASSET.name} asked for ({request.format})")
+    file = None if request.format == "raw" or asset is None else bytes(asset.reshape(-1)[0])
     frames = tensors.get(FRAMES.name)
     wanted = 0 if request.frame_poses is None else len(request.frame_poses)
     expected = (wanted, request.frame_size, request.frame_size, 3)
     if wanted and (frames is None or frames.shape != expected or frames.dtype != np.uint8):
         found = "missing" if frames is None else f"{frames.dtype} {list(frames.shape)}"
         raise ServerError(f"{FRAMES.name} is {found}: uint8 {list(expected)} was asked for")
-    asset = tensors.get(ASSET.name)
-    if request.format != "raw" and (asset is None or asset.size != 1):
-        raise ServerError(f"the server finished without the {ASSET.name} asked for ({request.format})")
     return Generation(
         request=request,
         request_id=request_id,
-        cloud=cloud,
+        cloud=_cloud(tensors, file),
         frames=frames if wanted else None,
-        asset=None if request.format == "raw" or asset is None else bytes(asset.reshape(-1)[0]),
+        asset=file,
         seed=status.seed,
         elevation_deg=status.elevation_deg,
         timings_ms=_timings_ms(tensors) | {"total": 1e3 * (time.monotonic() - started)},
         warnings=status.warnings,
     )
+
+
+def _cloud(tensors: dict[str, np.ndarray], file: bytes | None) -> SplatCloud:
+    """The splats, from the raw tensor or from the file that came in its place."""
+    try:
+        if GAUSSIANS.name in tensors:
+            return SplatCloud.from_array(tensors[GAUSSIANS.name])
+        if file is not None:
+            return decode_ply(file)
+    except ValueError as error:
+        raise ServerError(f"the server's splats cannot be read: {error}") from None
+    raise ServerError(f"the server finished without {GAUSSIANS.name}")
 
 
 def _timings_ms(tensors: dict[str, np.ndarray]) -> dict[str, float]:

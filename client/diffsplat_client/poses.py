@@ -2,14 +2,20 @@
 
 import numpy as np
 
+DEFAULT_ELEVATION_DEG = 10.0  # of every bundle made for text
+DEFAULT_DISTANCE = 1.4
 
-def four_views(elevation_deg: float = 10.0, distance: float = 1.4) -> np.ndarray:
+
+def four_views(elevation_deg: float = DEFAULT_ELEVATION_DEG, distance: float = DEFAULT_DISTANCE) -> np.ndarray:
     """The four generated views, at azimuth 0, 90, 180, 270; float32 [4, 4]."""
     return _orbit(np.arange(4) * 90.0, elevation_deg, distance)
 
 
 def turntable(
-    frames: int = 48, elevation_deg: float = 10.0, distance: float = 1.4, grow: bool = False
+    frames: int = 48,
+    elevation_deg: float = DEFAULT_ELEVATION_DEG,
+    distance: float = DEFAULT_DISTANCE,
+    grow: bool = False,
 ) -> np.ndarray:
     """Walk around the object, float32 [F, 4].
 

@@ -5,6 +5,7 @@ the scales, quaternion (w, x, y, z), all float32, and the colour once more as th
 The same order and arithmetic as the DiffSplat reference (without normals and higher harmonics).
 """
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -96,15 +97,23 @@ def read_ply(path: str | os.PathLike[str], compatible: bool = True) -> SplatClou
     Raises:
         ValueError: naming the file and what is wrong with it.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        count, record = _read_header(file, path)
-        body = path.stat().st_size - file.tell()
-        if count * record.itemsize > body:
-            raise ValueError(
-                f"{path}: the header promises {count} splats of {record.itemsize} bytes, but {body} bytes follow it"
-            )
-        records = np.fromfile(file, record, count)
+    with Path(path).open("rb") as file:
+        return _read(file, os.fstat(file.fileno()).st_size, str(path), compatible)
+
+
+def decode_ply(data: bytes, compatible: bool = True) -> SplatCloud:
+    """Inverse of `encode_ply`; errors as of `read_ply`."""
+    return _read(io.BytesIO(data), len(data), "ply", compatible)
+
+
+def _read(file: BinaryIO, size: int, name: str, compatible: bool) -> SplatCloud:
+    count, record = _read_header(file, name)
+    body = size - file.tell()
+    if count * record.itemsize > body:
+        raise ValueError(
+            f"{name}: the header promises {count} splats of {record.itemsize} bytes, but {body} bytes follow it"
+        )
+    records = np.frombuffer(file.read(count * record.itemsize), record)
     dc = _take(records, ("f_dc_0", "f_dc_1", "f_dc_2"))
     opacity = records["opacity"].astype(np.float32)
     scales = _take(records, ("scale_0", "scale_1", "scale_2"))
@@ -124,7 +133,7 @@ def _header(count: int) -> bytes:
     return "\n".join([*lines, "end_header", ""]).encode("ascii")
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[int, np.dtype]:
+def _read_header(file: BinaryIO, path: str) -> tuple[int, np.dtype]:
     """The number of splats and the layout of one; leaves `file` at the first of them."""
     if file.readline(8).strip() != b"ply":
         raise ValueError(f"{path}: not a .ply file")

@@ -1,0 +1,31 @@
+"""`diffsplat status`: is the server ready, what does it serve, does it speak this client's contract."""
+
+import argparse
+from typing import Any
+
+from diffsplat_client.client import DEFAULT_URL, Client
+from diffsplat_client.contract import CONTRACT_VERSION
+
+
+def add_command(commands: Any) -> None:
+    """Add the parser of `status`."""
+    parser = commands.add_parser("status", help="show readiness, models and contract version of a server")
+    parser.add_argument("--url", default=DEFAULT_URL, help="HOST:PORT of the server's gRPC port (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it; exit code 0 when a request would be taken."""
+    with Client(args.url) as client:
+        status = client.status()
+    print(f"{client.url}: {'ready' if status.ready else 'not ready'}")
+    match = status.contract_version == CONTRACT_VERSION
+    version = "unknown" if status.contract_version is None else status.contract_version
+    print(f"contract: {version}" + ("" if match else f" (this client speaks {CONTRACT_VERSION})"))
+    for name, value in sorted(status.parameters.items()):
+        if name != "contract_version":
+            print(f"{name}: {value}")
+    for model in sorted(status.models):
+        reason = f" ({' '.join(model.reason.split())})" if model.reason else ""
+        print(f"  {model.name:<12} {'version ' + model.version if model.version else '':<11} {model.state}{reason}")
+    return 0 if status.ready and match else 1
