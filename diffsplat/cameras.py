@@ -175,24 +175,28 @@ def unproject_depth(depth: Tensor, camera_to_world: Tensor, intrinsics: Tensor, 
     return points.unflatten(-1, (height, width))
 
 
+def rotate_map(rotation: Tensor, vectors: Tensor) -> Tensor:
+    """Rotate an image of vectors: [..., 3, 3] and [..., 3, H, W] -> [..., 3, H, W]."""
+    return (rotation @ vectors.flatten(-2)).unflatten(-1, vectors.shape[-2:])
+
+
 def relative_to_view(camera_to_world: Tensor, view: int, distance: float | None = None) -> Tensor:
-    """Move the world so that one view has the canonical pose: no rotation, at (0, 0, distance).
+    """Move the world so that one view has no rotation.
 
     Args:
-        camera_to_world: [..., V, 4, 4]. The canonical pose is applied as it stands to whatever camera axes these have.
+        camera_to_world: [..., V, 4, 4], camera axes of either convention.
         view: index of the reference view.
-        distance: where given, all positions are first scaled so that the reference view is this far from the origin;
-            otherwise the reference view keeps its distance.
+        distance: where given, all positions are first scaled so that the reference view is this far from the origin,
+            and it ends at (0, 0, distance); otherwise nothing is scaled and it ends at the origin.
 
     Returns:
         [..., V, 4, 4].
     """
-    radius = camera_to_world[..., view, :3, 3].norm(dim=-1)  # [...]
+    goal = torch.eye(4, dtype=camera_to_world.dtype, device=camera_to_world.device)
     if distance is not None:
-        scale = (distance / radius)[..., None, None]
-        camera_to_world = _pose(camera_to_world[..., :3, :3], camera_to_world[..., :3, 3] * scale)
-        radius = torch.full_like(radius, distance)
-    identity = torch.eye(3, dtype=radius.dtype, device=radius.device).expand(*radius.shape, 3, 3)
-    canonical = _pose(identity, torch.stack([torch.zeros_like(radius), torch.zeros_like(radius), radius], dim=-1))
-    move = canonical @ world_to_camera(camera_to_world[..., view, :, :])  # [..., 4, 4]
+        scale = distance / camera_to_world[..., view, :3, 3].norm(dim=-1)  # [...]
+        positions = camera_to_world[..., :3, 3] * scale[..., None, None]
+        camera_to_world = _pose(camera_to_world[..., :3, :3], positions)
+        goal[2, 3] = distance
+    move = goal @ world_to_camera(camera_to_world[..., view, :, :])  # [..., 4, 4]
     return move[..., None, :, :] @ camera_to_world

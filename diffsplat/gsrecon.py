@@ -27,14 +27,16 @@ class GSReconConfig:
     num_blocks: int = 12
     num_heads: int = 8
     llama_style: bool = True  # RMS norms, q/k norm and gated MLP; otherwise LayerNorm and a GELU MLP
-    input_normal: bool = True  # three channels each, behind RGB
+    # what is stacked behind RGB, in this order
+    input_normal: bool = True
     input_coord: bool = True
+    input_mr: bool = False  # metallic and roughness
     ray_pixel_rule: PixelRule = "legacy"
 
     @property
     def image_channels(self) -> int:
-        """RGB, then normal, then coordinate."""
-        return 3 * (1 + self.input_normal + self.input_coord)
+        """Channels of one input image: 3 of RGB, 3 of normal, 3 of coordinate, 2 of metallic and roughness."""
+        return 3 + 3 * self.input_normal + 3 * self.input_coord + 2 * self.input_mr
 
 
 def patchify(images: Tensor, rows: int, columns: int) -> Tensor:

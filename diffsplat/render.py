@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffsplat.backbones import PixelRule, SplatGeometry
-from diffsplat.cameras import Cameras, pixel_intrinsics, unproject_depth, world_to_camera
+from diffsplat.cameras import Cameras, pixel_intrinsics, rotate_map, unproject_depth, world_to_camera
 from diffsplat.gaussians import Gaussians, covariances
 from diffsplat.rasterize import rasterization
 
@@ -146,5 +146,5 @@ def coordinate_map(
 
 def normal_map(normals: Tensor, alpha: Tensor, camera_to_world: Tensor, background: float = 1.0) -> Tensor:
     """Normals in camera axes as an image of world normals in [0, 1] on the background: [..., 3, H, W] -> same."""
-    world = (camera_to_world[..., :3, :3] @ normals.flatten(-2)).unflatten(-1, normals.shape[-2:])
+    world = rotate_map(camera_to_world[..., :3, :3], normals)
     return (0.5 * world + 0.5) * alpha + (1.0 - alpha) * background

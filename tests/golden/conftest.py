@@ -1,0 +1,111 @@
+"""Reference files: inputs, weights and outputs of the published implementation with tiny random networks.
+
+By default the tests read `data/` beside this file. `pytest tests/golden --golden-dir DIR` runs the same tests on another
+folder of such files: nothing here knows a shape, a case name or an option that the file does not tell.
+
+A file is NAME.safetensors with tensors `weights/<model>/<name>`, `in/<case>/<name>`, `out/<case>/<name>` and metadata
+`config` (JSON).
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+HERE = Path(__file__).parent
+RELATIVE_TOLERANCE = 1e-4  # of the largest reference value; two runs of the reference itself differ by up to 1.5e-5
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden-dir", type=Path, default=None, help="folder of reference files (default: tests/golden/data)")
+
+
+def golden_dir(config: pytest.Config) -> Path:
+    # a run from the root loads this file too late for its option to be parsed: then the default holds
+    return config.getoption("golden_dir", default=None) or HERE / "data"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One reference file."""
+
+    path: Path  # other files of the same part lie beside it
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+
+    @property
+    def cases(self) -> list[str]:
+        """Names under `out/`, sorted."""
+        return sorted({name.split("/")[1] for name in self.tensors if name.startswith("out/")})
+
+    def _under(self, prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+    def case_in(self, case: str) -> dict[str, Tensor]:
+        """Inputs of one case; what it lacks comes from `in/shared/`."""
+        return {**self._under("in/shared/"), **self._under(f"in/{case}/")}
+
+    def out(self, case: str) -> dict[str, Tensor]:
+        """Reference outputs of one case."""
+        return self._under(f"out/{case}/")
+
+    def weights(self, model: str) -> dict[str, Tensor]:
+        """State dict of one model, official names."""
+        return self._under(f"weights/{model}/")
+
+
+@pytest.fixture(scope="session")
+def golden(request: pytest.FixtureRequest) -> Callable[[str], Golden]:
+    """Open a reference file by its name."""
+    folder = golden_dir(request.config)
+
+    def load(name: str) -> Golden:
+        path = folder / f"{name}.safetensors"
+        if folder != HERE / "data" and not path.is_file():
+            pytest.skip(f"the folder has no {path.name}")
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            return Golden(path, tensors, json.loads(file.metadata()["config"]))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[..., None]:
+    """`assert_close(actual, reference, name)`: floats to 1e-4 of the largest reference value, everything else exactly."""
+
+    def check(actual: Tensor, reference: Tensor, name: str = "tensor", tolerance: float = RELATIVE_TOLERANCE) -> None:
+        actual = actual.detach()
+        assert actual.shape == reference.shape, f"{name}: shape {tuple(actual.shape)}, reference {tuple(reference.shape)}"
+        if not reference.is_floating_point():
+            wrong = int((actual != reference).sum())
+            assert wrong == 0, f"{name}: {wrong} of {reference.numel()} {reference.dtype} values differ"
+            return
+        error = (actual.double() - reference.double()).abs().max().item() if reference.numel() else 0.0
+        bound = tolerance * (reference.double().abs().max().item() if reference.numel() else 0.0)
+        # written so that a NaN fails
+        assert error <= bound, f"{name}: largest error {error:.3g}, allowed {bound:.3g} ({tolerance:g} of the largest value)"
+
+    return check
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`golden_path` runs a test once per reference file in the folder."""
+    if "golden_path" in metafunc.fixturenames:
+        paths = sorted(golden_dir(metafunc.config).glob("*.safetensors"))
+        metafunc.parametrize("golden_path", paths, ids=[path.stem for path in paths])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """The reference ran on one thread; more threads would only slow such small networks down."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
