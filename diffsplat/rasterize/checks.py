@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 RENDER_MODES = ("RGB", "RGB+ED", "RGB+D")
+OPACITY_MAX = 1.01  # room for rounding of opacity factors; the CPU kernels are exact up to 1.06
 
 
 def check_tensor(
@@ -67,13 +68,15 @@ def check_arguments(
 
 
 def check_values(tensors: list[tuple[str, Tensor | None, tuple[int | str, ...]]]) -> None:
-    """Every value finite, focal lengths positive. One sum per tensor: any NaN or infinity survives it."""
+    """Every value finite, focal lengths above 0, opacities at most 1. Any NaN or infinity survives a tensor's sum."""
     for name, tensor, _ in tensors:
         assert tensor is not None
         values = tensor.detach()
         if not math.isfinite(float(values.sum(dtype=torch.float64))):
             bad = (~torch.isfinite(values)).nonzero()[0].tolist()
             raise ValueError(f"{name} must be finite, got {float(values[tuple(bad)])} at {bad}")
+        if name == "opacities" and values.numel() and float(values.max()) > OPACITY_MAX:
+            raise ValueError(f"opacities must be in 0 .. 1, got {float(values.max())}")
         if name == "Ks" and not bool((values[:, 0, 0] > 0).all() and (values[:, 1, 1] > 0).all()):
             raise ValueError(f"Ks must hold focal lengths above 0 pixels, got {values[:, [0, 1], [0, 1]].tolist()}")
 

@@ -72,11 +72,7 @@ def prepare(
     opacities: FloatArray,  # [N]
     colors: FloatArray,  # [N, 3]
 ) -> Prepared:
-    """Cull and compute covariances once per object.
-
-    Raises:
-        ValueError: a value that is not finite, with the splat's index.
-    """
+    """Cull and compute covariances once per object; all values must be finite."""
     n = means.shape[0]
     blocks = np.empty((-(-n // BLOCK), FIELDS, BLOCK), np.float32)
     kept = np.empty(n, np.int32)
@@ -92,8 +88,6 @@ def prepare(
         blocks,
         kept,
     )
-    if count < 0:
-        raise ValueError(f"means, quats, scales, covars and opacities must be finite; splat {-1 - count} is not")
     used = -(-count // BLOCK)
     blocks[used - 1 : used, :, count - (used - 1) * BLOCK :] = 0  # lanes behind the last splat: computed, never read
     return Prepared(blocks[:used].reshape(used, FIELDS * BLOCK), kept[:count], opacities, colors)

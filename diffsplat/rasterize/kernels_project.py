@@ -29,24 +29,17 @@ ALPHA_MIN = np.float32(1.0 / 255.0)
 # The box is exact up to rounding, which the margin covers: outside the ellipse where alpha = 1/255 nothing is drawn.
 BOX_SCALE = np.float32(1.0005)
 BOX_MARGIN = np.float32(0.01)
+DET_MAX = np.float32(1e37)  # pixel^4; beyond it the conic overflows float32, and nothing sensible is that large
 
 
 @kernel
 def prepare(means, quats, scales, covars, has_covars, opacities, blocks, kept):
-    """Fill `blocks` and `kept` (indices with opacity >= 1/255); returns how many, or -1 - i where i is not finite.
+    """Fill `blocks` and `kept` (indices with opacity >= 1/255); returns how many.
 
     Quaternions (w, x, y, z) are normalised; a zero quaternion drops its splat. `covars` is [N, 6], upper triangle.
     """
     n = 0
     for i in range(means.shape[0]):
-        total = means[i, 0] + means[i, 1] + means[i, 2] + opacities[i]
-        if has_covars:
-            for k in range(6):
-                total += covars[i, k]
-        else:
-            total += quats[i, 0] + quats[i, 1] + quats[i, 2] + quats[i, 3] + scales[i, 0] + scales[i, 1] + scales[i, 2]
-        if not math.isfinite(total):
-            return -1 - i
         if not opacities[i] >= ALPHA_MIN:
             continue
         if has_covars:
@@ -123,7 +116,7 @@ def project_block(block, cam, width, height, eps2d, splat_scale, out):
         v11 = b0 * s0 + b1 * s1 + b2 * s2 + eps2d
         det = v00 * v11 - v01 * v01
         inv = F(1) / det
-        keep = (z >= near) & (z <= far) & (det > F(0))
+        keep = (z >= near) & (z <= far) & (det > F(0)) & (det < DET_MAX)
         out[i] = fx * xz + cx
         out[i + n] = fy * yz + cy
         out[i + U(2) * n] = z

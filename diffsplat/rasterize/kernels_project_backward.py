@@ -76,11 +76,16 @@ def project_backward(blocks, source, records, grad_records, cam, width, height, 
 
 @kernel
 def covariance_backward(quats, scales, kept, grads, grad_quats, grad_scales):
-    """Covariance part of `grads` [n, OBJECT_GRADS] -> grad_quats [N, 4], grad_scales [N, 3] (rows of kept splats only).
+    """Covariance part of `grads` [n, OBJECT_GRADS] -> grad_quats [N, 4], grad_scales [N, 3], zero where nothing was seen.
 
     C = M M^T with M = R(q / |q|) diag(s): dM = (G + G^T) M, G holding each off-diagonal gradient once.
     """
     for n in range(kept.shape[0]):
+        unseen = True
+        for c in range(3, 9):
+            unseen &= grads[n, c] == F(0)
+        if unseen:
+            continue  # saves time, and an absurd scale from becoming 0 * inf
         i = kept[n]
         w, x, y, z = quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]
         inv = F(1) / math.sqrt(w * w + x * x + y * y + z * z)

@@ -109,7 +109,7 @@ def composite_dense(seen: Projected, features: Tensor, opacities: Tensor, width:
         after = torch.cumprod(1 - alpha, -1)
         alpha = torch.where(after > STOP, alpha, torch.zeros_like(alpha))  # the stopping splat and all behind it
         after = torch.cumprod(1 - alpha, -1)
-        before = torch.cat([torch.ones_like(after[:, :1]), after], -1)
+        before = torch.cat([after.new_ones(len(part), 1), after], -1)
         sums.append((alpha * before[:, :-1]) @ features)
         transmittances.append(before[:, -1])
     return Sums(
