@@ -110,7 +110,7 @@ def test_view_order_does_not_matter():
 
 @torch.no_grad()
 def test_batched_rows_equal_single_rows():
-    """Rows at different timesteps, of prompts with different embeddings; the neighbours leave no trace beyond round-off."""
+    """Rows at different timesteps, with different texts; the neighbours leave no trace beyond round-off."""
     unet = network()
     latents, plucker, timesteps, text = inputs(4)
     step, context = DenoiserStep(unet, VIEWS), TextContext(unet)(text)

@@ -75,7 +75,7 @@ def test_a_tokenizer_is_read_from_a_path(tokenizer, tmp_path: Path):
 
 
 def clip_tokenizer() -> tokenizers.Tokenizer:
-    """Laid out as the official CLIP-L file: lower-casing byte-pair encoding with word ends, no truncation or padding."""
+    """Laid out as the official CLIP-L file: lower-casing byte pairs with word ends, no truncation or padding."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
