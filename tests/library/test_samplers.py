@@ -150,7 +150,7 @@ def test_ddim_previous_timestep_is_by_integer_division():
 
 @pytest.mark.parametrize("steps", [61, 103, 121, 122])
 def test_no_negative_timestep(steps):
-    """Where diffusers' float arithmetic gives one timestep too many, -1, ours stops before, with the last step's rule."""
+    """Where diffusers' float arithmetic gives one timestep too many, -1, ours stops, with the last step's rule."""
     reference = vp_reference(SD15.schedule, "dpmsolver++")
     reference.set_timesteps(steps)
     assert len(reference.timesteps) == steps + 1 and reference.timesteps[-1] == -1
