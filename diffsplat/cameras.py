@@ -48,8 +48,9 @@ def orbit_camera_to_world(
     """
     tensors = [value for value in (elevation_deg, azimuth_deg, distance) if isinstance(value, Tensor)]
     device = tensors[0].device if tensors else None
+    given = (elevation_deg, azimuth_deg, distance)
     elevation, azimuth, radius = torch.broadcast_tensors(
-        *(torch.as_tensor(value, dtype=torch.float32, device=device) for value in (elevation_deg, azimuth_deg, distance))
+        *(torch.as_tensor(value, dtype=torch.float32, device=device) for value in given)
     )
     elevation, azimuth = torch.deg2rad(elevation), torch.deg2rad(azimuth)
     sin_e, cos_e, sin_a, cos_a = elevation.sin(), elevation.cos(), azimuth.sin(), azimuth.cos()

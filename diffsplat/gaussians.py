@@ -16,7 +16,13 @@ from torch import Tensor
 from diffsplat.backbones import SplatGeometry
 from diffsplat.cameras import Cameras, unproject_depth
 
-GRID_CHANNELS = {"rgb": slice(0, 3), "scale": slice(3, 6), "quat_wxyz": slice(6, 10), "opacity": slice(10, 11), "depth": slice(11, 12)}
+GRID_CHANNELS = {
+    "rgb": slice(0, 3),
+    "scale": slice(3, 6),
+    "quat_wxyz": slice(6, 10),
+    "opacity": slice(10, 11),
+    "depth": slice(11, 12),
+}
 GRID_WIDTH = 12
 
 
@@ -81,7 +87,7 @@ def _flatten(channels: Tensor) -> Tensor:
 def rotation_matrices(quats_wxyz: Tensor) -> Tensor:
     """The plain quaternion formula [..., 4] -> [..., 3, 3], WITHOUT normalisation.
 
-    A rotation only for unit quaternions; otherwise |q|^2 R + (1 - |q|^2) I, which is what the published rasterizer draws.
+    A rotation only for unit quaternions; otherwise |q|^2 R + (1 - |q|^2) I, which the published rasterizer draws.
     """
     w, x, y, z = quats_wxyz.unbind(-1)
     rows = [

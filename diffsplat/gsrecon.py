@@ -126,7 +126,7 @@ class Transformer(nn.Module):
 
 
 class GSRecon(nn.Module):
-    """Images and their cameras to a splat grid. Tokens of all views attend to each other; rays are the only position code."""
+    """Images and cameras to a splat grid. Tokens of all views attend to each other; rays are the only position code."""
 
     def __init__(self, config: GSReconConfig) -> None:
         super().__init__()

@@ -35,17 +35,17 @@ class GSVAE(nn.Module):
 
     def __init__(self, vae: AutoencoderKL, tiny_decoder: DecoderTiny | None = None) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae: Any = vae  # AutoencoderKL, which diffusers loads lazily and hides from type checkers
         self.tiny_decoder = tiny_decoder
 
     @property
     def scaling_factor(self) -> float:
-        """s of the diffusion space s * (z - m)."""
+        """Factor s of the diffusion space s * (z - m)."""
         return float(self.vae.config.scaling_factor)
 
     @property
     def shift_factor(self) -> float:
-        """m of the diffusion space s * (z - m)."""
+        """Shift m of the diffusion space s * (z - m)."""
         return float(self.vae.config.shift_factor or 0.0)
 
     def posterior(self, grid: Tensor) -> Posterior:
@@ -114,7 +114,9 @@ def build_tiny_decoder(latent_channels: int, config: dict[str, Any]) -> DecoderT
     return DecoderTiny(in_channels=latent_channels, out_channels=GRID_WIDTH, **{**defaults, **config})
 
 
-def widen_from_image_vae(gsvae: GSVAE, vae_state: dict[str, Tensor], tiny_state: dict[str, Tensor] | None = None) -> None:
+def widen_from_image_vae(
+    gsvae: GSVAE, vae_state: dict[str, Tensor], tiny_state: dict[str, Tensor] | None = None
+) -> None:
     """Start a GSVAE from a 3-channel image autoencoder of the same architecture.
 
     The 3-channel ends are tiled four times along the 12 channels, NOT divided by four (published quirk); the output

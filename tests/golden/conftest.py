@@ -1,7 +1,7 @@
 """Reference files: inputs, weights and outputs of the published implementation with tiny random networks.
 
-By default the tests read `data/` beside this file. `pytest tests/golden --golden-dir DIR` runs the same tests on another
-folder of such files: nothing here knows a shape, a case name or an option that the file does not tell.
+By default the tests read `data/` beside this file. `pytest tests/golden --golden-dir DIR` runs the same tests on
+another folder of such files: nothing here knows a shape, a case name or an option that the file does not tell.
 
 A file is NAME.safetensors with tensors `weights/<model>/<name>`, `in/<case>/<name>`, `out/<case>/<name>` and metadata
 `config` (JSON).
@@ -23,7 +23,7 @@ RELATIVE_TOLERANCE = 1e-4  # of the largest reference value; two runs of the ref
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden-dir", type=Path, default=None, help="folder of reference files (default: tests/golden/data)")
+    parser.addoption("--golden-dir", type=Path, help="folder of reference files (default: tests/golden/data)")
 
 
 def golden_dir(config: pytest.Config) -> Path:
@@ -78,11 +78,11 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], Golden]:
 
 @pytest.fixture(scope="session")
 def assert_close() -> Callable[..., None]:
-    """`assert_close(actual, reference, name)`: floats to 1e-4 of the largest reference value, everything else exactly."""
+    """`assert_close(actual, reference, name)`: floats to 1e-4 of the largest reference value, all else exactly."""
 
     def check(actual: Tensor, reference: Tensor, name: str = "tensor", tolerance: float = RELATIVE_TOLERANCE) -> None:
         actual = actual.detach()
-        assert actual.shape == reference.shape, f"{name}: shape {tuple(actual.shape)}, reference {tuple(reference.shape)}"
+        assert actual.shape == reference.shape, f"{name}: {actual.shape}, reference {reference.shape}"
         if not reference.is_floating_point():
             wrong = int((actual != reference).sum())
             assert wrong == 0, f"{name}: {wrong} of {reference.numel()} {reference.dtype} values differ"
@@ -90,7 +90,7 @@ def assert_close() -> Callable[..., None]:
         error = (actual.double() - reference.double()).abs().max().item() if reference.numel() else 0.0
         bound = tolerance * (reference.double().abs().max().item() if reference.numel() else 0.0)
         # written so that a NaN fails
-        assert error <= bound, f"{name}: largest error {error:.3g}, allowed {bound:.3g} ({tolerance:g} of the largest value)"
+        assert error <= bound, f"{name}: error {error:.3g}, allowed {bound:.3g} = {tolerance:g} of the largest value"
 
     return check
 

@@ -21,6 +21,7 @@ BUILT = {
     "renderer": "renderer",
     "scheduler_steps": "samplers",
     "schedules": "samplers",
+    "text_encoding": "text_encoding",
     "unet_sd_text": "unet_sd_text",
 }
 

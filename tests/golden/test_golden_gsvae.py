@@ -1,4 +1,4 @@
-"""GSVAE with the reference's weights: initialisation, both directions, tiny decoder; and latents to Gaussians end to end."""
+"""GSVAE with the reference's weights: initialisation, both directions, tiny decoder; and latents to Gaussians."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.formats.ply import RECORD, encode_ply
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from diffsplat.backbones import SD15
 from diffsplat.cameras import generated_view_cameras, world_to_camera

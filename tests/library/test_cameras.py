@@ -28,7 +28,8 @@ def test_orbit_signs():
 
 
 def test_orbit_poses_are_rigid_even_at_the_poles():
-    poses = orbit_camera_to_world(torch.tensor([-90.0, -30.0, 0.0, 89.999, 90.0])[:, None], torch.arange(0, 360, 45.0), 1.4)
+    elevations = torch.tensor([-90.0, -30.0, 0.0, 89.999, 90.0])[:, None]
+    poses = orbit_camera_to_world(elevations, torch.arange(0, 360, 45.0), 1.4)
     assert poses.shape == (5, 8, 4, 4)
     rotation = poses[..., :3, :3]
     torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand_as(rotation))
