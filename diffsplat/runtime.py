@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle, BundleError, load_network, verify_file
+from diffsplat.gsvae import GSVAE
 from diffsplat.multiview import DenoiserStep, TextContext
 
 Backend = Literal["onnxruntime", "torch"]
@@ -47,7 +48,7 @@ class Graph(Protocol):
 class SplatDecoder(nn.Module):
     """The decoder graph: latents of the diffusion space [B, V, C, h, w] -> splat grid [B, V, 12, H, W] in [-1, 1]."""
 
-    def __init__(self, gsvae: nn.Module) -> None:
+    def __init__(self, gsvae: GSVAE) -> None:
         super().__init__()
         self.gsvae = gsvae
 
@@ -61,7 +62,7 @@ class GraphModule:
     """How a graph is made of a network of the bundle."""
 
     network: str
-    wrap: Callable[[nn.Module, BackboneSpec], nn.Module]
+    wrap: Callable[[Any, BackboneSpec], nn.Module]
 
 
 GRAPH_MODULES: dict[str, GraphModule] = {
@@ -80,7 +81,7 @@ class GraphRecord:
     files: dict[str, dict[str, Any]]  # that file, and what it refers to -> {"sha256", "bytes"}
     backend: Backend
     parity: float | None  # ONNX against torch: largest error / largest value; None when ONNX was not written
-    ms: dict[str, float]  # back end -> median milliseconds of one request
+    ms: dict[Backend, float]  # median milliseconds of a call for one request; empty when the back end was forced
 
 
 @dataclass(frozen=True)
@@ -233,8 +234,8 @@ def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = 
     for file, expected in graph.files.items():
         verify_file(folder, RECORD, file, expected)
     threads = threads or available_cores()
-    measured = ", ".join(f"{backend} {ms:.2f} ms" for backend, ms in graph.ms.items())
-    _log.info("graph %s of %s: %s, %d threads (at export: %s)", name, record.bundle, graph.backend, threads, measured)
+    why = ", ".join(f"{backend} {ms:.2f} ms" for backend, ms in graph.ms.items()) or "forced"
+    _log.info("graph %s of %s: %s, %d threads (at export: %s)", name, record.bundle, graph.backend, threads, why)
     if graph.backend == "onnxruntime":
         return OnnxGraph(name, folder / graph.file, threads)
     torch.set_num_threads(threads)

@@ -101,9 +101,9 @@ class GraphSpec:
 def graph_specs(spec: BackboneSpec) -> tuple[GraphSpec, ...]:
     """The graphs of a backbone, in the order in which a request meets them."""
     views, size, grid = spec.geometry.views, spec.latent_size, spec.geometry.grid_size
-    with torch.device("meta"):
-        context_width = TextContext(build_denoiser(spec)).width
     text_width = spec.text_encoder.config["hidden_size"]
+    with torch.device("meta"):  # shapes only
+        context_width = TextContext(build_denoiser(spec))(torch.empty(1, 1, text_width)).shape[-1]
     latents = (views, spec.latent_channels, size, size)
     embeddings = TensorAxes("embeddings", ("rows", "tokens", text_width))
     context = TensorAxes("context", ("rows", "tokens", context_width))

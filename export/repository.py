@@ -53,7 +53,7 @@ Progress = Callable[[str, int, int], None]  # (what is done now, steps done, ste
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = ROOT / "model_repository"
 VERSION = "1"
-STEPS_PER_GRAPH = 3
+STEPS_PER_GRAPH = 4
 
 # what an exported graph depends on besides the bundle: a change in any of it exports again
 _SOURCES = (
@@ -143,18 +143,21 @@ def _export_graph(
     graph: GraphSpec, bundle: Bundle, folder: Path, runtime: RuntimeChoice, report: Callable[[str, int], None]
 ) -> GraphRecord:
     threads = available_cores()
+    report("building", 0)
     module = graph.build(bundle)
     candidates: dict[Backend, Graph] = {"torch": TorchGraph(graph.name, module)}
     onnx_files: list[Path] = []
     error = None
     if runtime != "torch":
-        report("writing", 0)
+        report("writing", 1)
         onnx_files = write_onnx(graph, module, folder / f"{graph.name}.onnx")
-        report("comparing", 1)
+        report("comparing", 2)
         error = parity(graph, module, onnx_files[0], threads)
         candidates["onnxruntime"] = OnnxGraph(graph.name, onnx_files[0], threads)
-    report("timing", 2)
-    ms = median_ms(candidates, graph.sample_inputs(graph.serving_sizes), threads)
+    ms: dict[Backend, float] = {}
+    if runtime == "auto":
+        report("timing", 3)
+        ms = median_ms(candidates, graph.sample_inputs(graph.serving_sizes), threads)
     backend: Backend = min(ms, key=lambda key: ms[key]) if runtime == "auto" else runtime
     if backend == "torch":
         for path in onnx_files:

@@ -13,7 +13,7 @@ from diffsplat.runtime import Graph
 Key = TypeVar("Key")
 MIN_ROUNDS = 5
 MAX_ROUNDS = 25
-SECONDS = 2.0  # per graph, if MIN_ROUNDS allow
+SECONDS = 1.0  # per graph, if MIN_ROUNDS allow
 
 
 def median_ms(graphs: Mapping[Key, Graph], inputs: tuple[Tensor, ...], threads: int) -> dict[Key, float]:

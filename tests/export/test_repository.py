@@ -1,0 +1,215 @@
+"""The served repository: complete, choice recorded, written once, and never half."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STAGES
+
+from diffsplat.bundle import Bundle, BundleError, describe_file
+from diffsplat.runtime import RECORD, ExportRecord, load_graph
+from export import repository
+from export.__main__ import main
+from export.repository import ROOT, TEMPLATES, VERSION, export_repository
+from export.to_onnx import ExportError
+
+GRAPHS = {"encode": ["text_encoder"], "denoise": ["denoiser_context", "denoiser"], "decode": ["decoder"]}
+
+
+def fingerprint(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of everything below: tells whether anything was written."""
+    stats = {str(path.relative_to(folder)): path.stat() for path in sorted(folder.rglob("*"))}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+@pytest.fixture
+def copied(exported_repository: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported_repository, tmp_path / "repository"))
+
+
+@pytest.fixture
+def damaged_bundle(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    root = Path(shutil.copytree(tiny_bundle.root, tmp_path / "damaged"))
+    path = root / "gsvae.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    return root
+
+
+def test_every_stage_is_there_and_tells_what_it_serves(exported_repository: Path, tiny_bundle: Bundle) -> None:
+    for stage in STAGES:
+        folder = exported_repository / stage
+        assert (folder / "config.pbtxt").read_bytes() == (TEMPLATES / stage / "config.pbtxt").read_bytes()
+        record = ExportRecord.read(folder / VERSION)
+        assert record.spec == tiny_bundle.spec and record.digest == tiny_bundle.digest
+        assert (record.bundle, record.contract_version) == ("tiny", CONTRACT_VERSION)
+        assert list(record.graphs) == GRAPHS.get(stage, [])
+        if stage != ENSEMBLE:
+            template = TEMPLATES / stage / VERSION / "model.py"
+            assert (folder / VERSION / "model.py").read_bytes() == template.read_bytes()
+    tokenizer = exported_repository / "encode" / VERSION / "tokenizer.json"
+    assert tokenizer.read_bytes() == tiny_bundle.tokenizer_path.read_bytes()
+
+
+def test_the_faster_back_end_is_chosen_and_recorded(exported_repository: Path) -> None:
+    for stage, names in GRAPHS.items():
+        for name in names:
+            graph = ExportRecord.read(exported_repository / stage / VERSION).graphs[name]
+            assert set(graph.ms) == {"onnxruntime", "torch"}
+            assert graph.backend == min(graph.ms, key=lambda key: graph.ms[key])
+            assert graph.parity is not None and 0 <= graph.parity <= 1e-4
+            assert load_graph(exported_repository / stage / VERSION, name, threads=1).backend == graph.backend
+            assert graph.file.endswith(".onnx" if graph.backend == "onnxruntime" else ".safetensors")
+            for file, expected in graph.files.items():
+                assert describe_file(exported_repository / stage / VERSION / file) == expected
+
+
+def test_only_what_is_served_is_written(exported_repository: Path) -> None:
+    listed = json.loads((exported_repository / RECORD).read_text())["files"]
+    found = {str(path.relative_to(exported_repository)) for path in exported_repository.rglob("*") if path.is_file()}
+    assert found == {*listed, RECORD}
+    for stage, names in GRAPHS.items():
+        graphs = ExportRecord.read(exported_repository / stage / VERSION).graphs
+        weights = {file for name in names for file in graphs[name].files}
+        folder = exported_repository / stage / VERSION
+        assert {path.name for path in folder.iterdir()} - {RECORD, "model.py", "tokenizer.json"} == weights
+
+
+def test_a_second_export_does_nothing(copied: Path, tiny_bundle: Bundle) -> None:
+    before = fingerprint(copied)
+    result = export_repository(tiny_bundle.root, copied)
+    assert not result.changed and list(result.graphs) == [name for names in GRAPHS.values() for name in names]
+    assert fingerprint(copied) == before
+
+
+@pytest.mark.parametrize("damage", ["delete", "change", "record"])
+def test_a_damaged_export_is_made_again(copied: Path, tiny_bundle: Bundle, damage: str) -> None:
+    victim = copied / "package" / VERSION / "model.py"
+    original = victim.read_bytes()
+    if damage == "delete":
+        victim.unlink()
+    elif damage == "change":
+        victim.write_bytes(original + b"#")
+    else:
+        (copied / RECORD).write_text("{")
+    assert export_repository(tiny_bundle.root, copied, "torch").changed
+    assert victim.read_bytes() == original
+
+
+def test_other_options_templates_or_weights_export_again(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle.root, tmp_path / "bundle"))
+    templates = Path(shutil.copytree(TEMPLATES, tmp_path / "templates"))
+    out = tmp_path / "out"
+
+    def changed(runtime: repository.RuntimeChoice = "torch") -> bool:
+        return export_repository(bundle, out, runtime, templates=templates).changed
+
+    assert changed() and not changed()
+    assert changed("onnxruntime") and not changed("onnxruntime")
+    assert changed() and not changed()
+    config = templates / "encode" / "config.pbtxt"
+    config.write_text(config.read_text() + "# a comment\n")
+    assert changed() and not changed()
+    tokenizer = bundle / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["files"]["tokenizer.json"] = describe_file(tokenizer)
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    assert changed() and not changed()
+    monkeypatch.setattr(repository, "_PACKAGES", ("torch",))
+    assert changed() and not changed()
+    assert export_repository(bundle, out, "torch", force=True, templates=templates).changed
+
+
+@pytest.mark.parametrize(
+    ("moment", "runtime"),
+    [
+        ("write_onnx", "auto"),
+        ("parity", "auto"),
+        ("median_ms", "auto"),
+        ("_write_records", "torch"),
+        ("replace_folder", "torch"),
+    ],
+)
+@pytest.mark.parametrize("was_there", [False, True])
+def test_an_interrupted_export_leaves_nothing_behind(
+    tiny_bundle: Bundle,
+    exported_repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    runtime: repository.RuntimeChoice,
+    was_there: bool,
+) -> None:
+    out = tmp_path / "repository"
+    if was_there:
+        shutil.copytree(exported_repository, out)
+    before = fingerprint(tmp_path)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(repository, moment, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_repository(tiny_bundle.root, out, runtime, force=True)
+    assert fingerprint(tmp_path) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_a_signal_to_the_command_leaves_nothing_behind(
+    tiny_bundle: Bundle, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "out" / "repository"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
+    command = [sys.executable, "-m", "export", str(tiny_bundle.root), "--out", str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(tmp_path.glob("out/.repository-*/repository/*")):
+            time.sleep(0.02)  # until the staging folder is being filled
+        process.send_signal(number)
+        assert process.wait(60) == code
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_of_the_user_is_never_replaced(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(BundleError, match="refusing to replace"):
+        export_repository(tiny_bundle.root, tmp_path, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_missing_template_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    templates = Path(shutil.copytree(TEMPLATES, tmp_path / "templates"))
+    (templates / "decode" / VERSION / "model.py").unlink()
+    with pytest.raises(ExportError, match="decode/1/model.py: template missing"):
+        export_repository(tiny_bundle.root, tmp_path / "out", templates=templates)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_bundle_is_refused_in_one_line(
+    damaged_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, absent = tmp_path / "out", tmp_path / "absent"
+    for bundle, named in ((damaged_bundle, damaged_bundle / "gsvae.safetensors"), (absent, absent / "bundle.json")):
+        assert main([str(bundle), "--out", str(out)]) == 1
+        said = capsys.readouterr().err
+        assert re.fullmatch(f"error: {re.escape(str(named))}: .*\n", said)
+    assert not out.exists()
+
+
+def test_the_command_prints_what_it_chose(
+    tiny_bundle: Bundle, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "COLUMNS", "140")
+    assert main([str(tiny_bundle.root), "--out", str(copied)]) == 0
+    printed = capsys.readouterr().out
+    for name in (name for names in GRAPHS.values() for name in names):
+        assert re.search(rf"{name}\b.*(onnxruntime|torch).* MB .*\d\.\de-\d\d.* ms .* ms", printed)
+    assert f"{copied}: up to date" in printed
