@@ -8,7 +8,7 @@ from diffsplat_client.status import Status
 
 @dataclass(frozen=True)
 class Queued:
-    """The request waits for its turn; `position` 0 is the next one."""
+    """The request waits for its turn; `position` 1 is the next one."""
 
     position: int
     seed: int

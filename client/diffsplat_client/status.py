@@ -16,7 +16,7 @@ class Status:
     phase: str  # one of PHASES
     step: int  # denoising steps done
     steps: int
-    queue_position: int  # 0: next
+    queue_position: int  # 1: next; 0 once it runs
     seed: int
     elevation_deg: float
     seconds_left: float | None  # for the steps that remain

@@ -154,6 +154,8 @@ class GrpcStream:
         if response.error_message:
             raise TransportError("UNKNOWN", response.error_message)
         infer = response.infer_response
+        if len(infer.outputs) != len(infer.raw_output_contents):
+            raise TransportError("INTERNAL", "a response has outputs without their bytes")
         outputs = zip(infer.outputs, infer.raw_output_contents, strict=True)
         return {output.name: _from_wire(output.datatype, output.shape, content) for output, content in outputs}
 

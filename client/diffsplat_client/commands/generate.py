@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +21,7 @@ from diffsplat_client.generation import Generation
 from diffsplat_client.poses import DEFAULT_DISTANCE, DEFAULT_ELEVATION_DEG, four_views, turntable
 from diffsplat_client.request import MAX_FRAMES, OPTIONS, GenerationRequest
 
-STAGES = ("encode", "denoise", "decode", "rasterize", "package", "total")
+STAGES = ("encode", "queued", "denoise", "decode", "rasterize", "package", "total")
 _NOT_OPTIONS = ("prompt", "frame_poses")
 
 
@@ -104,13 +104,14 @@ def follow(client: Client, request: GenerationRequest) -> Generation:
         TextColumn("{task.fields[left]}"),
     )
     # the bar goes at the end: a failure is one line, a success the table
-    bar = ProgressBar(*columns, console=Console(stderr=True), transient=True)
-    with client.stream(request) as events, bar:
+    console = Console(stderr=True)
+    bar = ProgressBar(*columns, console=console, transient=True)
+    with client.stream(request) as events, bar if console.is_interactive else nullcontext():
         task = bar.add_task("sent", total=None, left="")
         for event in events:
             match event:
                 case Queued(position=position):
-                    bar.update(task, description=f"waiting, {position} before" if position else "waiting")
+                    bar.update(task, description=f"waiting, place {position}")
                 case Progress(step=step, steps=steps, seconds_left=seconds):
                     left = "" if seconds is None else f"{seconds:.1f} s left"
                     phase = "denoising" if step < steps else "decoding"

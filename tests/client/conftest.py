@@ -1,0 +1,148 @@
+"""A transport without a wire: a script of responses, and a record of everything that was asked of it."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STOP_MODEL
+from diffsplat_client.transport import ModelStatus, Tensors, TransportError
+
+Script = list[Tensors | BaseException]
+
+
+def text(value: object) -> np.ndarray:
+    """A BYTES [1] tensor."""
+    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+    array = np.empty(1, np.object_)
+    array[0] = data
+    return array
+
+
+def status(phase: str, step: int = 0, **more: object) -> Tensors:
+    values = {"phase": phase, "step": step, "steps": 3, "queue_position": 0, "seed": 7, "elevation_deg": 10.0}
+    return {"STATUS": text({**values, "warnings": [], "seconds_left": None, **more})}
+
+
+def splats(count: int = 5) -> np.ndarray:
+    return np.random.default_rng(0).random((count, 14), dtype=np.float32)
+
+
+def finished(**tensors: np.ndarray) -> Tensors:
+    """The last response of a generation that asked for nothing but splats."""
+    return {
+        **status("finished", 3, warnings=["prompt cut"]),
+        "GAUSSIANS": splats(),
+        "TIMINGS": text({"encode": 1.5, "denoise": 30}),
+        "TIMINGS_DECODE": text({"decode": 4}),
+        "TIMINGS_PACKAGE": text({"package": 0.5}),
+        **tensors,
+    }
+
+
+class FakeStream:
+    """Plays a script; blocks at its end when `block` is set, until it is cancelled."""
+
+    def __init__(self, script: Script, block: bool) -> None:
+        self.script = iter(script)
+        self.block = block
+        self.cancelled = threading.Event()
+
+    def __iter__(self) -> Iterator[Tensors]:
+        return self
+
+    def __next__(self) -> Tensors:
+        if not self.cancelled.is_set():
+            for item in self.script:
+                if isinstance(item, BaseException):
+                    raise item
+                return item
+            if not self.block:
+                raise StopIteration
+            assert self.cancelled.wait(10), "nobody cancelled the stream"
+        raise TransportError("CANCELLED", "Locally cancelled by application!")
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class FakeTransport:
+    """Answers `generate` with a script; `calls` are (model, tensors, request_id, timeout_s)."""
+
+    def __init__(self, *script: Tensors | BaseException, block: bool = False) -> None:
+        self.script = list(script)
+        self.block = block
+        self.ready: bool | TransportError = True
+        self.config: dict[str, str] | TransportError = {"contract_version": str(CONTRACT_VERSION), "bundle": "pico"}
+        self.calls: list[tuple[str, Tensors, str, float]] = []
+        self.streams: list[FakeStream] = []
+        self.questions = 0
+        self.closed = False
+        self.stop_error: TransportError | None = None
+
+    def server_ready(self, timeout_s: float) -> bool:
+        self.questions += 1
+        if isinstance(self.ready, TransportError):
+            raise self.ready
+        return self.ready
+
+    def models(self, timeout_s: float) -> list[ModelStatus]:
+        state, reason = ("READY", "") if self.ready is True else ("UNAVAILABLE", "bundle\nis damaged")
+        return [ModelStatus(ENSEMBLE, "1", state, reason), ModelStatus("encode", "2", "READY", "")]
+
+    def parameters(self, model: str, timeout_s: float) -> dict[str, str]:
+        assert model == ENSEMBLE
+        if isinstance(self.config, TransportError):
+            raise self.config
+        return self.config
+
+    def stream(self, model: str, tensors: Tensors, request_id: str, timeout_s: float) -> FakeStream:
+        self.calls.append((model, tensors, request_id, timeout_s))
+        if model == STOP_MODEL:
+            if self.stop_error:
+                raise self.stop_error
+            return FakeStream([], block=False)
+        self.streams.append(FakeStream(self.script, self.block))
+        return self.streams[-1]
+
+    def close(self) -> None:
+        self.closed = True
+
+    @property
+    def stopped(self) -> list[str]:
+        """Ids of the requests that a STOP was sent for."""
+        stops = [(tensors, request_id) for model, tensors, request_id, _ in self.calls if model == STOP_MODEL]
+        assert all(set(tensors) == {"STOP"} and tensors["STOP"].all() for tensors, _ in stops)
+        return [request_id for _, request_id in stops]
+
+    @property
+    def request_id(self) -> str:
+        (request_id,) = [request_id for model, _, request_id, _ in self.calls if model == ENSEMBLE]
+        return request_id
+
+
+class Fakes:
+    """What the tests build transports from."""
+
+    transport = FakeTransport
+    status = staticmethod(status)
+    finished = staticmethod(finished)
+    splats = staticmethod(splats)
+    text = staticmethod(text)
+
+
+@pytest.fixture
+def fakes() -> type[Fakes]:
+    return Fakes
+
+
+@pytest.fixture
+def serve_fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeTransport], FakeTransport]:
+    """Let every client that is given only an address speak to this transport."""
+
+    def serve(transport: FakeTransport) -> FakeTransport:
+        monkeypatch.setattr("diffsplat_client.client.GrpcTransport", lambda url: transport)
+        return transport
+
+    return serve

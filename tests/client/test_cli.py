@@ -1,0 +1,268 @@
+"""The command line over a scripted transport: files, exit codes, one line per failure, nothing half-written."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffsplat_client import CONTRACT_VERSION, read_ply
+from diffsplat_client.cli import main
+from diffsplat_client.commands import artifacts
+from diffsplat_client.commands.artifacts import MAX_SLUG_CHARACTERS, slug, write_video
+from diffsplat_client.transport import TransportError
+
+
+@pytest.fixture
+def last(fakes):
+    """The last response for a request of four views and three turntable frames of 32 pixels."""
+    frames = np.random.default_rng(0).integers(0, 255, (7, 32, 32, 3), np.uint8)
+    return fakes.finished(FRAMES=frames)
+
+
+def generate(out: Path, *more: str, prompt: str = "a red cube") -> int:
+    fixed = ["--url=host:1", f"--out={out}", "--turntable-frames=3", "--frame-size=32"]
+    return main(["generate", prompt, *fixed, *more])
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("diffsplat: ") and captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_generate_writes_four_files_and_says_where_time_went(fakes, serve_fake, last, tmp_path, capsys) -> None:
+    fake = serve_fake(fakes.transport(fakes.status("queued"), fakes.status("denoising", 1, seconds_left=0.2), last))
+    options = ["--seed=5", "--steps=3", "--scheduler=ddim", "--guidance-scale=2.5", "--negative-prompt=blue"]
+    assert generate(tmp_path, *options, "--elevation-deg=-20", "--distance=2", "--triangle-guidance") == 0
+    folder = tmp_path / "a-red-cube"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "generation.json",
+        "splats.ply",
+        "turntable.mp4",
+        "views.png",
+    ]
+    assert list(tmp_path.iterdir()) == [folder]
+    np.testing.assert_allclose(read_ply(folder / "splats.ply").positions, fakes.splats()[:, :3])
+
+    from PIL import Image
+
+    with Image.open(folder / "views.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.concatenate(list(last["FRAMES"][:4]), axis=1))
+    assert (folder / "turntable.mp4").stat().st_mode & 0o077 == (folder / "splats.ply").stat().st_mode & 0o077
+    assert b"ftyp" in (folder / "turntable.mp4").read_bytes()[:16]
+
+    description = json.loads((folder / "generation.json").read_text("utf-8"))
+    assert description["seed"] == 7 and description["splats"] == 5 and description["timings_ms"]["denoise"] == 30
+    assert description["request"]["negative_prompt"] == "blue"
+    assert description["versions"]["contract"] == CONTRACT_VERSION
+    assert description["versions"]["server"]["bundle"] == "pico"
+
+    ((_, tensors, _, _),) = fake.calls
+    sent = {name: tensor.reshape(-1)[0] for name, tensor in tensors.items()}
+    assert sent["SEED"] == 5 and sent["SCHEDULER"] == b"ddim" and sent["GUIDANCE_SCALE"] == 2.5 and sent["STEPS"] == 3
+    assert sent["TRIANGLE_GUIDANCE"] and sent["ELEVATION_DEG"] == -20 and sent["DISTANCE"] == 2
+    poses = tensors["FRAME_POSES"]
+    assert poses.shape == (7, 4) and (poses[:, 0] == -20).all() and (poses[:, 2] == 2).all()
+
+    captured = capsys.readouterr()
+    for word in ("encode", "denoise", "30.0", "total", "seed 7", str(folder / "turntable.mp4")):
+        assert word in captured.out
+    assert "warning: prompt cut" in captured.err
+
+
+def test_a_second_run_replaces_the_files(fakes, serve_fake, last, tmp_path) -> None:
+    for _ in range(2):
+        serve_fake(fakes.transport(last))
+        assert generate(tmp_path) == 0
+    assert len(list((tmp_path / "a-red-cube").iterdir())) == 4
+
+
+def test_no_film_and_the_servers_own_file(fakes, serve_fake, last, tmp_path) -> None:
+    last["FRAMES"] = last["FRAMES"][:4]
+    last["ASSET"] = fakes.text(b"ply of the server")
+    serve_fake(fakes.transport(last))
+    assert generate(tmp_path, "--turntable-frames=0", "--format=ply") == 0
+    folder = tmp_path / "a-red-cube"
+    assert (folder / "splats.ply").read_bytes() == b"ply of the server"
+    assert not (folder / "turntable.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--steps=500"], 2, "steps = 500: must be in 1 .. 200"),
+        (["--steps=many"], 2, "--steps: invalid int value: 'many'"),
+        (["--scheduler=euler"], 2, "scheduler = 'euler': must be one of"),
+        (["--guidance-scale=nan"], 2, "guidance_scale = nan"),
+        (["--turntable-frames=-1"], 2, "turntable_frames = -1: must be in 0 .. 716"),
+        (["--turntable-frames=100000"], 2, "turntable_frames = 100000"),
+        (["--timeout-s=0"], 2, "timeout_s = 0"),
+        (["--url=nowhere"], 2, "url = 'nowhere'"),
+        (["--unknown"], 2, "unrecognized arguments: --unknown"),
+    ],
+)
+def test_bad_options_are_one_line(fakes, serve_fake, tmp_path, capsys, options, code, says) -> None:
+    fake = serve_fake(fakes.transport())
+    assert generate(tmp_path, *options) == code
+    assert says in one_line(capsys)
+    assert not fake.calls and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("argv", [[], ["sing"], ["generate"], ["generate", ""]])
+def test_bad_commands_are_one_line(argv, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (TransportError("UNAVAILABLE", "Socket closed"), 1, "host:1 went away"),
+        (TransportError("INVALID_ARGUMENT", "scheduler = 'flow': pico knows\nddim"), 2, "pico knows ddim"),
+        (TransportError("DEADLINE_EXCEEDED", ""), 1, "timeout_s"),
+        (TransportError("INTERNAL", "decode failed"), 1, "decode failed"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_failures_during_the_request_are_one_line_and_leave_nothing(
+    fakes, serve_fake, tmp_path, capsys, error, code, says
+) -> None:
+    fake = serve_fake(fakes.transport(fakes.status("denoising", 1), error))
+    assert generate(tmp_path) == code
+    assert says in one_line(capsys)
+    assert not list(tmp_path.iterdir())
+    assert bool(fake.stopped) == (code == 130 or "timeout" in says or "decode" in says)
+
+
+def test_failures_before_the_request_are_one_line(fakes, serve_fake, tmp_path, capsys) -> None:
+    fake = serve_fake(fakes.transport())
+    fake.config = {"contract_version": "999"}
+    assert generate(tmp_path) == 1
+    assert "contract version 999" in one_line(capsys)
+    (tmp_path / "file").touch()
+    assert generate(tmp_path / "file") == 1
+    assert "file" in one_line(capsys)
+
+
+def test_ctrl_c_while_files_are_written_leaves_the_old_ones(
+    fakes, serve_fake, last, tmp_path, capsys, monkeypatch
+) -> None:
+    serve_fake(fakes.transport(last))
+    assert generate(tmp_path) == 0
+    folder = tmp_path / "a-red-cube"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+
+    def interrupted(path: Path, frames: np.ndarray) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifacts, "write_video", interrupted)
+    serve_fake(fakes.transport({**last, "GAUSSIANS": fakes.splats(9)}))
+    assert generate(tmp_path) == 130
+    assert "interrupted" in one_line(capsys)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_sigterm_stops_the_request(fakes, serve_fake, tmp_path) -> None:
+    class Terminating(fakes.transport):  # the signal arrives while the client waits for a response
+        def stream(self, model, tensors, request_id, timeout_s):
+            if model == "diffsplat":
+                signal.raise_signal(signal.SIGTERM)
+            return super().stream(model, tensors, request_id, timeout_s)
+
+    before = signal.getsignal(signal.SIGTERM)
+    serve_fake(Terminating(block=True))
+    with pytest.raises(SystemExit) as caught:
+        generate(tmp_path)
+    assert caught.value.code == 143
+    assert not list(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_status_tells_readiness_models_and_contract(fakes, serve_fake, capsys) -> None:
+    fake = serve_fake(fakes.transport())
+    assert main(["status", "--url", "host:1"]) == 0
+    out = capsys.readouterr().out
+    assert "host:1: ready" in out and f"contract: {CONTRACT_VERSION}\n" in out and "bundle: pico" in out
+    assert "diffsplat    version 1   READY" in out
+    fake.config = {"contract_version": "999"}
+    assert main(["status", "--url", "host:1"]) == 1
+    assert f"contract: 999 (this client speaks {CONTRACT_VERSION})" in capsys.readouterr().out
+    fake.ready = False
+    assert main(["status", "--url", "host:1"]) == 1
+    assert "UNAVAILABLE (bundle is damaged)" in capsys.readouterr().out
+    fake.ready = TransportError("UNAVAILABLE", "refused")
+    assert main(["status", "--url", "host:1"]) == 1
+    assert "no server answers" in one_line(capsys)
+
+
+@pytest.mark.parametrize("command", [["status"], ["generate", "x"]])
+def test_the_real_thing_without_a_server(command, tmp_path) -> None:
+    """A process of its own, real gRPC, a port where nothing listens: one line, exit code 1."""
+    done = subprocess.run(
+        [sys.executable, "-m", "diffsplat_client.cli", *command, "--url", "127.0.0.1:1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stdout == "" and done.stderr.count("\n") == 1 and "no server answers at 127.0.0.1:1" in done.stderr
+
+
+def test_commands_of_other_distributions_load_only_when_asked_for(monkeypatch, capsys) -> None:
+    loaded = []
+
+    class Entry:
+        name, value, dist = "shout", "loud:command", None
+
+        def load(self):
+            loaded.append(self.name)
+
+            def add(commands):
+                parser = commands.add_parser("shout")
+                parser.add_argument("word")
+                parser.set_defaults(run=lambda args: print(args.word.upper()))
+
+            return add
+
+    monkeypatch.setattr("diffsplat_client.cli.entry_points", lambda group: [Entry()])
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0 and "shout" in capsys.readouterr().out and not loaded
+    assert main(["shout", "hey"]) == 0
+    assert capsys.readouterr().out == "HEY\n" and loaded == ["shout"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a red cube", "a-red-cube"),
+        ("  A  Red, CUBE!! ", "a-red-cube"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("ein Würfel 红色", "ein-würfel-红色"),
+    ],
+)
+def test_slugs(prompt: str, expected: str) -> None:
+    assert slug(prompt) == expected
+
+
+def test_odd_prompts_have_a_slug_of_their_own() -> None:
+    long = [slug("word " * 50 + end) for end in ("a", "b")]
+    assert long[0] != long[1] and all(len(name) <= MAX_SLUG_CHARACTERS for name in long)
+    assert slug("!!!") != slug("???") and slug("!!!") and "/" not in slug("/")
+
+
+def test_odd_frame_sizes_make_a_film(tmp_path: Path) -> None:
+    import imageio_ffmpeg
+
+    write_video(tmp_path / "a.mp4", np.zeros((5, 33, 33, 3), np.uint8))
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(tmp_path / "a.mp4")
+    assert frames == 5 and seconds == pytest.approx(5 / 30, abs=0.01)

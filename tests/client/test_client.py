@@ -1,0 +1,275 @@
+"""The client over a scripted transport: events, results, typed errors, deadlines, stopping what nobody waits for."""
+
+import re
+import threading
+import time
+
+import numpy as np
+import pytest
+from diffsplat_client import (
+    Client,
+    ContractMismatchError,
+    DiffSplatError,
+    Finished,
+    GenerationRequest,
+    InvalidRequestError,
+    Progress,
+    Queued,
+    RequestCancelledError,
+    RequestTimeoutError,
+    ServerError,
+    ServerUnavailableError,
+    four_views,
+)
+from diffsplat_client.formats.ply import encode_ply
+from diffsplat_client.transport import TransportError
+
+
+def test_a_generation_from_first_event_to_result(fakes) -> None:
+    fake = fakes.transport(
+        fakes.status("queued", queue_position=2),
+        fakes.status("denoising", 1, seconds_left=0.5, warnings=["prompt cut"]),
+        fakes.finished(),
+    )
+    client = Client("host:1", transport=fake)
+    assert fake.questions == 0  # nothing is sent before the first request
+    with client.stream("a red cube", steps=3) as events:
+        queued, progress, last = list(events)
+    assert queued == Queued(position=2, seed=7)
+    assert progress == Progress(1, 3, 0.5, seed=7, elevation_deg=10.0, warnings=("prompt cut",))
+    assert isinstance(last, Finished)
+    result = last.result
+    np.testing.assert_array_equal(result.cloud.to_array(), fakes.splats())
+    assert result.seed == 7 and result.elevation_deg == 10.0 and result.warnings == ("prompt cut",)
+    assert result.frames is None and result.asset is None
+    total = result.timings_ms.pop("total")
+    assert 0 <= total < 10_000
+    assert result.timings_ms == {"encode": 1.5, "denoise": 30.0, "decode": 4.0, "package": 0.5}
+    assert client.server_parameters["bundle"] == "pico"
+    ((model, tensors, request_id, timeout_s),) = fake.calls  # no STOP for what has finished
+    assert model == "diffsplat" and tensors["PROMPT"][0] == b"a red cube" and tensors["STEPS"].tolist() == [3]
+    assert re.fullmatch("[0-9a-f]{32}", request_id) and result.request_id == request_id
+    assert 590 < timeout_s <= 600
+    assert fake.streams[0].cancelled.is_set()
+
+
+def test_generate_takes_a_prompt_or_a_request_and_ids_differ(fakes) -> None:
+    fake = fakes.transport(fakes.finished())
+    client = Client(transport=fake)
+    request = GenerationRequest("x", steps=4)
+    assert client.generate(request, steps=9).request.steps == 9
+    assert client.generate("x", steps=9).seed == 7
+    assert len({request_id for _, _, request_id, _ in fake.calls}) == 2
+    assert fake.questions == 1  # readiness and contract are asked once per connection
+    with pytest.raises(TypeError, match="step_count"):
+        client.generate("x", step_count=9)
+
+
+def test_frames_and_assets_come_along(fakes) -> None:
+    frames = np.zeros((4, 16, 16, 3), np.uint8)
+    fake = fakes.transport(fakes.finished(FRAMES=frames))
+    result = Client(transport=fake).generate("x", frame_poses=four_views(), frame_size=16)
+    assert result.frames is not None and result.frames.shape == (4, 16, 16, 3)
+    last = fakes.finished()
+    cloud = Client(transport=fakes.transport(fakes.finished())).generate("x").cloud
+    last["ASSET"] = fakes.text(bytes(encode_ply(cloud)))
+    del last["GAUSSIANS"]  # the file comes in its place
+    result = Client(transport=fakes.transport(last)).generate("x", format="ply")
+    assert result.asset == bytes(encode_ply(cloud))
+    np.testing.assert_allclose(result.cloud.positions, cloud.positions)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "expected", "says"),
+    [
+        ("INVALID_ARGUMENT", "steps = 0: must be in 1 .. 200", InvalidRequestError, "^steps = 0: must be in 1 .. 200$"),
+        ("UNAVAILABLE", "Socket closed", ServerUnavailableError, r"host:1 went away.*\(Socket closed\)"),
+        ("CANCELLED", "", RequestCancelledError, "stopped"),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", RequestTimeoutError, "timeout_s = 600"),
+        ("INTERNAL", "decode failed\nmore", ServerError, r"\(INTERNAL: decode failed\)"),
+        ("UNKNOWN", "", ServerError, "UNKNOWN"),
+    ],
+)
+@pytest.mark.parametrize("progress_first", [False, True])
+def test_errors_are_typed(fakes, code, message, expected, says, progress_first) -> None:
+    script = [fakes.status("denoising", 1)] * progress_first
+    fake = fakes.transport(*script, TransportError(code, message))
+    with pytest.raises(expected, match=says) as caught:
+        Client("host:1", transport=fake).generate("x")
+    assert isinstance(caught.value, DiffSplatError) and caught.value.__cause__ is None
+    # a failed stage does not end the denoiser; a dead server, a refused or a stopped request need no STOP
+    assert bool(fake.stopped) == (expected in (RequestTimeoutError, ServerError))
+
+
+def test_typed_errors_are_builtin_ones_too() -> None:
+    assert issubclass(InvalidRequestError, ValueError) and issubclass(RequestTimeoutError, TimeoutError)
+
+
+def test_a_dead_server_is_asked_again_who_it_is(fakes) -> None:
+    fake = fakes.transport(TransportError("UNAVAILABLE", "Socket closed"))
+    client = Client(transport=fake)
+    for _ in range(2):
+        with pytest.raises(ServerUnavailableError):
+            client.generate("x")
+    assert fake.questions == 2
+
+
+@pytest.mark.parametrize(
+    ("prepare", "expected", "says"),
+    [
+        ({"ready": False}, ServerUnavailableError, "host:1 is not ready"),
+        ({"ready": TransportError("UNAVAILABLE", "refused")}, ServerUnavailableError, r"no server .* host:1 \(refused"),
+        ({"ready": TransportError("DEADLINE_EXCEEDED", "")}, ServerUnavailableError, "no answer from host:1 within 5"),
+        ({"ready": TransportError("UNIMPLEMENTED", "")}, ServerError, "not as a Triton server"),
+        ({"config": TransportError("NOT_FOUND", "unknown model")}, ServerUnavailableError, "does not serve the model"),
+        ({"config": {"contract_version": "999"}}, ContractMismatchError, "version 999, this client 1: install"),
+        ({"config": {}}, ContractMismatchError, "version unknown"),
+    ],
+)
+def test_a_server_that_cannot_be_used_gets_no_request(fakes, prepare, expected, says) -> None:
+    fake = fakes.transport(fakes.finished())
+    for name, value in prepare.items():
+        setattr(fake, name, value)
+    with pytest.raises(expected, match=says):
+        Client("host:1", transport=fake).generate("x")
+    assert not fake.calls
+
+
+def test_bad_options_are_refused_before_anything_is_sent(fakes) -> None:
+    fake = fakes.transport()
+    for bad in ({"prompt": ""}, {"prompt": "x", "steps": 0}, {"prompt": "x", "timeout_s": 0}):
+        with pytest.raises(InvalidRequestError):
+            Client(transport=fake).generate(**bad)
+    for timeout_s in (-1, float("nan"), float("inf"), "1", True):
+        with pytest.raises(InvalidRequestError, match="timeout_s"):
+            Client(transport=fake, timeout_s=timeout_s)
+    assert fake.questions == 0
+
+
+@pytest.mark.parametrize("url", ["", "host", "host:", ":1", "host:port", "host:0", "host:65536", "http://h:1", "h/x:1"])
+def test_bad_addresses_are_refused(url: str) -> None:
+    with pytest.raises(InvalidRequestError, match="url = "):
+        Client(url)
+
+
+def test_good_addresses() -> None:
+    assert Client("grpc://host:8001").url == "host:8001"
+    assert Client("[::1]:8001").url == "[::1]:8001"
+
+
+class TestStopping:
+    """Whoever stops waiting stops the server's work, once, under the request's own id."""
+
+    def test_close(self, fakes) -> None:
+        fake = fakes.transport(fakes.status("denoising", 1), fakes.status("denoising", 2))
+        events = Client(transport=fake).stream("x")
+        next(events)
+        events.close()
+        events.close()
+        assert fake.stopped == [fake.request_id] and fake.streams[0].cancelled.is_set()
+        assert list(events) == []
+
+    def test_leaving_the_block(self, fakes) -> None:
+        fake = fakes.transport(fakes.status("denoising", 1))
+        with Client(transport=fake).stream("x") as events:
+            next(events)
+        assert fake.stopped == [fake.request_id]
+
+    def test_forgetting_the_stream(self, fakes) -> None:
+        fake = fakes.transport(fakes.status("denoising", 1))
+        next(Client(transport=fake).stream("x"))
+        assert fake.stopped == [fake.request_id]
+
+    def test_ctrl_c_while_waiting(self, fakes) -> None:
+        fake = fakes.transport(fakes.status("denoising", 1), KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            Client(transport=fake).generate("x")
+        assert fake.stopped == [fake.request_id] and fake.streams[0].cancelled.is_set()
+
+    def test_another_thread_frees_a_blocked_reader(self, fakes) -> None:
+        fake = fakes.transport(fakes.status("denoising", 1), block=True)
+        events = Client(transport=fake).stream("x")
+        next(events)
+        threading.Timer(0.05, events.close).start()
+        with pytest.raises(RequestCancelledError):
+            next(events)
+        deadline = time.monotonic() + 5
+        while not fake.stopped and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert fake.stopped == [fake.request_id]
+
+    def test_a_stop_that_fails_hides_no_error(self, fakes) -> None:
+        fake = fakes.transport(TransportError("DEADLINE_EXCEEDED", ""))
+        fake.stop_error = TransportError("UNAVAILABLE", "gone")
+        with pytest.raises(RequestTimeoutError):
+            Client(transport=fake).generate("x")
+        assert fake.stopped == [fake.request_id]
+
+
+def test_the_deadline_covers_the_connection(fakes, monkeypatch) -> None:
+    fake = fakes.transport(fakes.finished())
+    ready = fake.server_ready
+
+    def slow(timeout_s: float) -> bool:
+        time.sleep(0.05)
+        return ready(timeout_s)
+
+    monkeypatch.setattr(fake, "server_ready", slow)
+    Client(transport=fake).generate("x", timeout_s=2)
+    assert fake.calls[0][3] < 1.96
+    with pytest.raises(RequestTimeoutError):
+        Client(transport=fake).generate("x", timeout_s=0.01)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda fakes, last: last.pop("GAUSSIANS"),
+        lambda fakes, last: last.update(GAUSSIANS=np.zeros((3, 13), np.float32)),
+        lambda fakes, last: last.update(TIMINGS=fakes.text([1])),
+        lambda fakes, last: last.pop("STATUS"),
+        lambda fakes, last: last.update(STATUS=fakes.text(b"{")),
+        lambda fakes, last: last.update(STATUS=fakes.text({"phase": "finished"})),
+        lambda fakes, last: last.update(fakes.status("dreaming")),
+        lambda fakes, last: last.clear(),
+    ],
+)
+def test_a_broken_contract_is_the_servers_error(fakes, spoil) -> None:
+    last = fakes.finished()
+    spoil(fakes, last)
+    fake = fakes.transport(last)
+    with pytest.raises(ServerError):
+        Client(transport=fake).generate("x")
+    assert fake.stopped == [fake.request_id]
+
+
+@pytest.mark.parametrize("frames", [None, np.zeros((3, 16, 16, 3), np.uint8), np.zeros((4, 16, 16, 3), np.float32)])
+def test_missing_or_wrong_frames_are_the_servers_error(fakes, frames) -> None:
+    last = fakes.finished() if frames is None else fakes.finished(FRAMES=frames)
+    with pytest.raises(ServerError, match="FRAMES is"):
+        Client(transport=fakes.transport(last)).generate("x", frame_poses=four_views(), frame_size=16)
+
+
+def test_a_missing_file_or_a_damaged_one_is_the_servers_error(fakes) -> None:
+    with pytest.raises(ServerError, match="without the ASSET"):
+        Client(transport=fakes.transport(fakes.finished())).generate("x", format="ply")
+    last = fakes.finished(ASSET=fakes.text(b"ply\nnonsense"))
+    del last["GAUSSIANS"]
+    with pytest.raises(ServerError, match="cannot be read"):
+        Client(transport=fakes.transport(last)).generate("x", format="ply")
+
+
+def test_a_stream_that_just_ends_is_the_servers_error(fakes) -> None:
+    with pytest.raises(ServerError, match="without a result"):
+        Client(transport=fakes.transport(fakes.status("denoising", 1))).generate("x")
+
+
+def test_status_and_close(fakes) -> None:
+    fake = fakes.transport()
+    with Client(transport=fake) as client:
+        status = client.status()
+        assert status.ready and status.contract_version == 1 and len(status.models) == 2
+        fake.ready = False
+        status = client.status()
+        assert not status.ready and status.contract_version is None
+    assert fake.closed

@@ -1,0 +1,185 @@
+"""The gRPC transport over a real socket, against a server that speaks Triton's protocol and misbehaves on demand."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from diffsplat_client import (
+    Client,
+    ContractMismatchError,
+    Finished,
+    InvalidRequestError,
+    Progress,
+    RequestCancelledError,
+    RequestTimeoutError,
+    ServerError,
+    ServerUnavailableError,
+)
+from diffsplat_client.contract import CONTRACT_VERSION
+from diffsplat_client.transport import GrpcTransport, TransportError
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+DATATYPES = {"f": "FP32", "u": "UINT8", "O": "BYTES"}
+
+
+def to_response(tensors: dict[str, np.ndarray]) -> pb.ModelStreamInferResponse:
+    response = pb.ModelStreamInferResponse()
+    for name, array in tensors.items():
+        response.infer_response.outputs.add(name=name, datatype=DATATYPES[array.dtype.kind], shape=array.shape)
+        content = array.tobytes() if array.dtype.kind != "O" else len(array[0]).to_bytes(4, "little") + array[0]
+        response.infer_response.raw_output_contents.append(content)
+    return response
+
+
+class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers by the prompt; remembers requests, metadata and STOPs."""
+
+    def __init__(self, fakes) -> None:
+        self.fakes = fakes
+        self.contract = str(CONTRACT_VERSION)
+        self.requests: list[pb.ModelInferRequest] = []
+        self.metadata: dict[str, str] = {}
+        self.stopped = threading.Event()
+        self.ended = threading.Event()
+
+    def ServerReady(self, request, context):
+        return pb.ServerReadyResponse(ready=True)
+
+    def ModelConfig(self, request, context):
+        response = pb.ModelConfigResponse()
+        response.config.name = request.name
+        response.config.parameters["contract_version"].string_value = self.contract
+        return response
+
+    def RepositoryIndex(self, request, context):
+        response = pb.RepositoryIndexResponse()
+        response.models.add(name="diffsplat", version="1", state="READY")
+        return response
+
+    def ModelStreamInfer(self, requests, context):
+        fakes = self.fakes
+        for request in requests:
+            self.requests.append(request)
+            if request.model_name == "denoise":
+                self.stopped.set()
+                yield pb.ModelStreamInferResponse()
+                continue
+            self.metadata = {key: value for key, value in context.invocation_metadata()}
+            names = [tensor.name for tensor in request.inputs]
+            prompt = request.raw_input_contents[names.index("PROMPT")][4:].decode()
+            yield to_response(fakes.status("denoising", 1))
+            if prompt == "invalid":
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "steps = 0: must be in 1 .. 200")
+            elif prompt == "fails":
+                yield pb.ModelStreamInferResponse(error_message="decode failed")
+            elif prompt == "short":
+                response = to_response(fakes.finished())
+                response.infer_response.raw_output_contents[1] = b"123"
+                yield response
+            elif prompt == "hangs":
+                context.add_callback(self.ended.set)
+                self.ended.wait(20)
+                return
+            yield to_response(fakes.finished(GAUSSIANS=np.ones((500_000, 14), np.float32)))
+
+
+@pytest.fixture
+def server(fakes):
+    servicer = Servicer(fakes)
+    with ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool, options=[("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)])
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servicer.url, servicer.server = f"127.0.0.1:{port}", server
+        yield servicer
+        servicer.ended.set()
+        server.stop(None).wait(5)
+
+
+@pytest.fixture
+def client(server):
+    with Client(server.url, timeout_s=20) as client:
+        yield client
+
+
+def test_a_generation_crosses_the_wire(client, server) -> None:
+    poses = np.zeros((0, 4), np.float32)
+    with client.stream("ü 🟥", seed=5, triangle_guidance=True, frame_poses=poses) as events:
+        progress, last = list(events)
+    assert isinstance(progress, Progress) and isinstance(last, Finished)
+    assert len(last.result.cloud) == 500_000  # 28 MB: more than gRPC's own limit of 4
+    (request,) = server.requests
+    assert request.model_name == "diffsplat" and request.id == last.result.request_id
+    inputs = zip(request.inputs, request.raw_input_contents, strict=True)
+    sent = {tensor.name: (tensor.datatype, list(tensor.shape), raw) for tensor, raw in inputs}
+    assert sent["PROMPT"] == ("BYTES", [1], b"\x07\0\0\0" + "ü 🟥".encode())
+    assert sent["SEED"] == ("INT64", [1], (5).to_bytes(8, "little"))
+    assert sent["TRIANGLE_GUIDANCE"] == ("BOOL", [1], b"\1")
+    assert sent["FRAME_POSES"] == ("FP32", [0, 4], b"")
+    assert server.metadata["triton_grpc_error"] == "true"
+
+
+def test_many_threads_share_a_client(client) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        clouds = list(pool.map(lambda i: client.generate(f"prompt {i}").cloud, range(3)))
+    assert [len(cloud) for cloud in clouds] == [500_000] * 3
+
+
+def test_errors_of_the_server(client) -> None:
+    with pytest.raises(InvalidRequestError, match="^steps = 0: must be in 1 .. 200$"):
+        client.generate("invalid")
+    with pytest.raises(ServerError, match="decode failed"):
+        client.generate("fails")
+    with pytest.raises(ServerError, match=r"GAUSSIANS|FP32 tensor \[5, 14\] came in 3 bytes"):
+        client.generate("short")
+    assert len(client.generate("and works on").cloud) == 500_000
+
+
+def test_the_timeout_ends_it_and_stops_it(client, server) -> None:
+    started = time.monotonic()
+    with pytest.raises(RequestTimeoutError):
+        client.generate("hangs", timeout_s=0.5)
+    assert time.monotonic() - started < 2
+    assert server.stopped.wait(5) and server.ended.wait(5)
+    assert server.requests[1].id == server.requests[0].id
+
+
+def test_closing_from_another_thread(client, server) -> None:
+    events = client.stream("hangs")
+    next(events)
+    threading.Timer(0.1, events.close).start()
+    with pytest.raises(RequestCancelledError):
+        next(events)
+    assert server.stopped.wait(5) and server.ended.wait(5)
+
+
+def test_a_server_that_dies_is_noticed_at_once(client, server) -> None:
+    events = client.stream("hangs")
+    next(events)
+    threading.Timer(0.1, lambda: server.server.stop(0)).start()
+    started = time.monotonic()
+    with pytest.raises(ServerUnavailableError, match="went away"):
+        next(events)
+    assert time.monotonic() - started < 2
+    with pytest.raises(ServerUnavailableError, match="no server answers"):
+        client.generate("x")
+
+
+def test_contract_and_status(client, server) -> None:
+    assert client.status().contract_version == CONTRACT_VERSION
+    server.contract = "2"
+    with pytest.raises(ContractMismatchError, match="version 2"):
+        client.generate("x")
+
+
+def test_a_port_without_a_server() -> None:
+    transport = GrpcTransport("127.0.0.1:1")
+    with pytest.raises(TransportError) as caught:
+        transport.server_ready(2)
+    transport.close()
+    assert caught.value.code == "UNAVAILABLE"

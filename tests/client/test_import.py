@@ -1,0 +1,18 @@
+"""The client stays light: importing it brings numpy, and neither the wire nor the drawing nor the networks."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "tritonclient", "grpc", "rich", "PIL", "imageio_ffmpeg", "diffsplat")
+
+
+@pytest.mark.parametrize("module", ["diffsplat_client", "diffsplat_client.cli"])
+def test_import_brings_numpy_alone(module: str) -> None:
+    code = f"import json, sys, {module}; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = json.loads(done.stdout)
+    assert "numpy" in loaded
+    assert [name for name in HEAVY if name in loaded] == []

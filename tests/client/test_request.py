@@ -1,0 +1,190 @@
+"""A request survives both of its forms on the wire, and nothing out of range gets past `validate`."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from diffsplat_client import GenerationRequest, InvalidRequestError, four_views, turntable
+from diffsplat_client.contract import REQUEST_TENSORS
+from diffsplat_client.request import CHOICES, MAX_PROMPT_CHARACTERS, OPTIONS, RANGES
+
+# no value equals its default, so that a field lost on the way shows; all numbers are exact in float32
+FULL = GenerationRequest(
+    prompt="ein roter Würfel 🟥",
+    negative_prompt="blue",
+    elevation_deg=-12.5,
+    distance=2.25,
+    seed=2**63 - 1,
+    steps=33,
+    scheduler="edm",
+    eta=0.5,
+    guidance_scale=3.25,
+    triangle_guidance=True,
+    min_guidance_scale=1.75,
+    opacity_threshold_render=0.125,
+    opacity_threshold_asset=0.25,
+    frame_size=64,
+    frame_poses=np.array([[10, 0, 1.5, 1], [20, 350, 2, 0.5]], np.float32),
+    format="ply",
+)
+
+
+def assert_same(a: GenerationRequest, b: GenerationRequest) -> None:
+    for field in dataclasses.fields(GenerationRequest):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        assert type(left) is type(right), field.name
+        assert np.array_equal(left, right), field.name
+
+
+def test_the_full_example_uses_no_default() -> None:
+    for name, field in OPTIONS.items():
+        if name != "prompt":
+            assert not np.array_equal(getattr(FULL, name), field.default), name
+
+
+def test_every_field_has_a_tensor_and_a_check() -> None:
+    assert {spec.name.lower() for spec in REQUEST_TENSORS} == set(OPTIONS)
+    own_tests = {"prompt", "negative_prompt", "triangle_guidance", "frame_poses"}
+    assert set(OPTIONS) - set(RANGES) - set(CHOICES) == own_tests
+
+
+@pytest.mark.parametrize("request_", [FULL, GenerationRequest("x")], ids=["full", "defaults"])
+def test_round_trips(request_: GenerationRequest) -> None:
+    tensors = request_.validate().to_tensors()
+    assert_same(GenerationRequest.from_tensors(tensors), request_)
+    assert_same(GenerationRequest.from_json(request_.to_json()), request_)
+    for spec in REQUEST_TENSORS:  # as declared
+        if spec.name in tensors and spec.dims == (1,):
+            assert tensors[spec.name].shape == (1,)
+
+
+def test_what_is_left_open_is_not_sent() -> None:
+    tensors = GenerationRequest("x").to_tensors()
+    assert "SEED" not in tensors and "STEPS" not in tensors and "FRAME_POSES" not in tensors
+
+
+def test_with_defaults_fills_only_what_is_open() -> None:
+    request = GenerationRequest("x", steps=5).with_defaults(steps=20, eta=1.0)
+    assert (request.steps, request.eta, request.seed) == (5, 1.0, None)
+
+
+def test_numpy_numbers_become_json() -> None:
+    request = GenerationRequest("x", seed=np.int64(3), eta=np.float32(0.5), triangle_guidance=np.bool_(True))
+    assert_same(
+        GenerationRequest.from_json(request.validate().to_json()),
+        GenerationRequest("x", seed=3, eta=0.5, triangle_guidance=True),
+    )
+
+
+BAD_NUMBERS = [
+    (name, value)
+    for name, (low, high) in RANGES.items()
+    for value in (low - 1, high * 2 + 1, float("nan"), float("inf"), "1", True, [1], 10**400)
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_NUMBERS, ids=lambda v: repr(v)[:20])
+def test_bad_numbers_are_named(name: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{name} = .*must be") as caught:
+        GenerationRequest("x", **{name: value}).validate()
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+def test_limits_are_inclusive(name: str) -> None:
+    for value in RANGES[name]:
+        number = int(value) if OPTIONS[name].metadata["integer"] else value
+        GenerationRequest("x", **{name: number}).validate()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": ""}, "prompt = ''"),
+        ({"prompt": " \n\t"}, "prompt = "),
+        ({"prompt": None}, "prompt = None: must be text"),
+        ({"prompt": b"x"}, "prompt = b'x': must be text"),
+        ({"prompt": "x" * (MAX_PROMPT_CHARACTERS + 1)}, "prompt has 2001 characters: at most 2000"),
+        ({"prompt": "\ud800"}, "prompt = .*valid Unicode"),
+        ({"negative_prompt": 3}, "negative_prompt = 3: must be text"),
+        ({"scheduler": "euler"}, "scheduler = 'euler': must be one of ddim, dpmsolver"),
+        ({"scheduler": ["ddim"]}, "scheduler = .*must be one of"),
+        ({"format": "stl"}, "format = 'stl': must be one of raw, ply"),
+        ({"format": None}, "format = None: must be one of"),
+        ({"frame_size": None}, "frame_size = None: must be an integer"),
+        ({"steps": 2.5}, "steps = 2.5: must be an integer"),
+        ({"triangle_guidance": 1}, "triangle_guidance = 1: must be true or false"),
+    ],
+)
+def test_other_bad_fields_are_named(fields: dict, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        GenerationRequest(**{"prompt": "x", **fields}).validate()
+
+
+@pytest.mark.parametrize(
+    ("poses", "size", "message"),
+    [
+        (np.zeros(4), 64, r"shape \[4\].*must be numbers \[F, 4\]"),
+        (np.zeros((2, 3)), 64, r"shape \[2, 3\]"),
+        (np.array([["a"] * 4]), 64, "type <U1"),
+        (np.ones((1, 4), complex), 64, "type complex128"),
+        ([[1, 2, 3, 4], [1]], 64, "not a table"),
+        (np.ones((721, 4)), 64, "721 frames: at most 720"),
+        (np.ones((100, 4)), 2048, "100 x 2048 x 2048 = 419430400 pixels: at most"),
+        ([[0, 0, 1, 1], [0, float("nan"), 1, 1]], 64, r"frame_poses\[1\] azimuth_deg = nan: must be in -3600 .. 3600"),
+        ([[90, 0, 1, 1]], 64, r"frame_poses\[0\] elevation_deg = 90"),
+        ([[0, 0, 0, 1]], 64, r"frame_poses\[0\] distance = 0"),
+        ([[0, 0, 1, -1]], 64, r"frame_poses\[0\] splat_scale = -1"),
+    ],
+)
+def test_bad_poses_are_named(poses: object, size: int, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        GenerationRequest("x", frame_poses=poses, frame_size=size).validate()
+
+
+def test_poses_of_the_client_are_valid() -> None:
+    poses = np.concatenate([four_views(30, 2), turntable(716, -89, 10, grow=True)])
+    GenerationRequest("x", frame_poses=poses).validate()
+    assert poses.dtype == np.float32
+    np.testing.assert_array_equal(poses[:4, 1], [0, 90, 180, 270])
+    assert poses[4, 3] == 0 and poses[-1, 3] == 1
+    assert turntable(4)[:, 1].tolist() == [0, 90, 180, 270]  # the last frame stands one step before the first
+    with pytest.raises(ValueError, match="frames = 0"):
+        turntable(0)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({}, "prompt is missing"),
+        ({"PROMPT": np.array([b"\xff"], np.object_)}, "prompt is not valid UTF-8"),
+        ({"PROMPT": np.array([b"a", b"b"], np.object_)}, r"prompt has shape \[2\]: must be \[1\]"),
+        ({"PROMPT": np.array([b"a"], np.object_), "STEPS": np.zeros((0,), np.int32)}, r"steps has shape \[0\]"),
+        ({"PROMPT": np.array([b"a"], np.object_), "ETA": np.array([np.nan], np.float32)}, "eta = nan"),
+    ],
+)
+def test_bad_tensors_are_named(tensors: dict, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        GenerationRequest.from_tensors(tensors)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "3", "null", "{}", "[" * 10000),
+        '{"prompt": "x", "more": 1}',
+        '{"prompt": "x", "frame_poses": [[1], [2, 3]]}',
+    ],
+)
+def test_bad_json_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        GenerationRequest.from_json(text)
+
+
+def test_json_poses_keep_their_shape() -> None:
+    for poses in (np.zeros((0, 4), np.float32), np.ones((3, 4), np.float32)):
+        request = GenerationRequest("x", frame_poses=poses)
+        np.testing.assert_array_equal(GenerationRequest.from_json(request.to_json()).frame_poses, poses)
+    with pytest.raises(InvalidRequestError, match="frame_poses has shape"):  # 12 numbers, but not as [3, 4]
+        GenerationRequest.from_json(json.dumps({"prompt": "x", "frame_poses": [[1.0] * 3] * 4}))
