@@ -46,7 +46,12 @@ class Pipeline:
     """All stages, called one after the other."""
 
     def __init__(
-        self, encode: EncodeStage, denoise: DenoiseStage, decode: DecodeStage, rasterize: RasterizeStage, package: PackageStage
+        self,
+        encode: EncodeStage,
+        denoise: DenoiseStage,
+        decode: DecodeStage,
+        rasterize: RasterizeStage,
+        package: PackageStage,
     ) -> None:
         self.encode = encode
         self.denoise = denoise
@@ -57,7 +62,10 @@ class Pipeline:
     @classmethod
     def load(cls, repository: str | os.PathLike[str], version: str = "1", threads: int | None = None) -> "Pipeline":
         """From a folder written by `python -m export`. BundleError names a file that is missing or damaged."""
-        folders = {stage: Path(repository) / stage / version for stage in ("encode", "denoise", "decode", "rasterize", "package")}
+        folders = {
+            stage: Path(repository) / stage / version
+            for stage in ("encode", "denoise", "decode", "rasterize", "package")
+        }
         return cls(
             EncodeStage.load(folders["encode"], threads),
             DenoiseStage.load(folders["denoise"], threads),
@@ -77,7 +85,9 @@ class Pipeline:
             PackageStage(),
         )
 
-    def generate(self, request: GenerationRequest, on_progress: Callable[[int, int], None] | None = None) -> PipelineResult:
+    def generate(
+        self, request: GenerationRequest, on_progress: Callable[[int, int], None] | None = None
+    ) -> PipelineResult:
         """Generate one object.
 
         Args:
@@ -104,7 +114,9 @@ class Pipeline:
         gaussians, asset = self.package.run(splats.numpy(), envelope)
         times = {"denoise": started, "decode": denoised, "rasterize": decoded, "package": rasterized}
         ends = (denoised, decoded, rasterized, perf_counter())
-        timings_ms = {name: round((end - start) * 1e3, 3) for (name, start), end in zip(times.items(), ends, strict=True)}
+        timings_ms = {
+            name: round((end - start) * 1e3, 3) for (name, start), end in zip(times.items(), ends, strict=True)
+        }
         return PipelineResult(
             request=envelope.request,
             splats=splats.numpy(),

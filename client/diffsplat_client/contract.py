@@ -83,6 +83,9 @@ TEXT_EMBEDDINGS = TensorSpec("TEXT_EMBEDDINGS", "FP32", (2, -1, -1))  # (prompt,
 LATENTS = TensorSpec("LATENTS", "FP32", (-1, -1, -1, -1))  # [V, C, h, w]
 RESOLVED_REQUEST = TensorSpec("RESOLVED_REQUEST", "BYTES", (1,))  # REQUEST, echoed by denoise for the later stages
 SPLATS = TensorSpec("SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))  # every decoded splat, before any opacity threshold
+# RESOLVED_REQUEST once more, from decode: a stage's inputs must come from one stage, since an ensemble pairs the outputs of
+# different stages by the order in which they arrive, and instances may overtake each other
+DECODED_REQUEST = TensorSpec("DECODED_REQUEST", "BYTES", (1,))
 STOP = TensorSpec("STOP", "BOOL", (1,))  # sent straight to `denoise` under the id of the request to stop
 
 STAGES = {
@@ -91,8 +94,8 @@ STAGES = {
         (REQUEST, TEXT_EMBEDDINGS, STOP), (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS), decoupled=True
     ),
     # behind `denoise` every input is optional: each progress message runs these stages with nothing in it
-    "decode": StageSpec((LATENTS, RESOLVED_REQUEST), (SPLATS, DECODE_TIMINGS)),
-    "rasterize": StageSpec((SPLATS, RESOLVED_REQUEST), (FRAMES, RASTERIZE_TIMINGS)),
-    "package": StageSpec((SPLATS, RESOLVED_REQUEST), (GAUSSIANS, ASSET, PACKAGE_TIMINGS)),
+    "decode": StageSpec((LATENTS, RESOLVED_REQUEST), (SPLATS, DECODED_REQUEST, DECODE_TIMINGS)),
+    "rasterize": StageSpec((SPLATS, DECODED_REQUEST), (FRAMES, RASTERIZE_TIMINGS)),
+    "package": StageSpec((SPLATS, DECODED_REQUEST), (GAUSSIANS, ASSET, PACKAGE_TIMINGS)),
     ENSEMBLE: StageSpec(REQUEST_TENSORS, RESPONSE_TENSORS, decoupled=True),
 }

@@ -11,7 +11,9 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | tuple[int, i
     """Refuse a tensor whose sizes differ from `expected`, numbers or (smallest, largest) pairs."""
     ranges = [(size, size) if isinstance(size, int) else size for size in expected]
     shape = list(tensor.shape)
-    if len(shape) != len(ranges) or any(not low <= size <= high for size, (low, high) in zip(shape, ranges, strict=True)):
+    if len(shape) != len(ranges) or any(
+        not low <= size <= high for size, (low, high) in zip(shape, ranges, strict=True)
+    ):
         allowed = ", ".join(str(low) if low == high else f"{low} .. {high}" for low, high in ranges)
         raise InvalidRequestError(f"{name} has shape {shape}: must be [{allowed}]")
 

@@ -11,7 +11,9 @@ from diffsplat.serving.server import ServerError, TritonServer, raise_interrupt
 def demo_command(subparsers: Any) -> None:
     """Add the command to the client's command line (entry point `diffsplat_client.commands`)."""
     parser: argparse.ArgumentParser = subparsers.add_parser("demo", help="serve, generate one object, stop")
-    parser.description = "Start a server over an exported repository, generate one object as `diffsplat generate` does, stop."
+    parser.description = (
+        "Start a server over an exported repository, generate one object as `diffsplat generate` does, stop."
+    )
     parser.add_argument("prompt", metavar="PROMPT")
     parser.add_argument("--repository", type=Path, required=True, help="folder written by `python -m export`")
     parser.add_argument("-o", "--out", type=Path, default=Path("out"), help="results go to a folder of their own in it")
@@ -25,7 +27,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, raise_interrupt)
     console = Console(stderr=True)
     with console.status("starting the server") as status:
-        server = TritonServer(arguments.repository, on_progress=lambda line: status.update(f"starting the server: {line}"))
+        server = TritonServer(
+            arguments.repository, on_progress=lambda line: status.update(f"starting the server: {line}")
+        )
         try:
             server.start()
         except ServerError as error:

@@ -104,7 +104,10 @@ class DenoiseStage:
     def from_bundle(cls, bundle: Bundle) -> "DenoiseStage":
         """Straight from a bundle, run by torch; both graphs share one network."""
         network = bundle.load("denoiser")
-        graphs = [TorchGraph(name, build_graph_module(name, bundle.spec, network)) for name in ("denoiser_context", "denoiser")]
+        graphs = [
+            TorchGraph(name, build_graph_module(name, bundle.spec, network))
+            for name in ("denoiser_context", "denoiser")
+        ]
         return cls(bundle.spec, *graphs)
 
     def check(self, work: DenoiseWork) -> None:
@@ -120,7 +123,9 @@ class DenoiseStage:
         assert request.scheduler and request.steps and request.seed is not None and request.eta is not None
         assert request.guidance_scale is not None and request.elevation_deg is not None and request.distance is not None
         sampler = build_sampler(self.spec.schedule, request.scheduler, request.steps, request.eta)
-        guidance = guidance_scales(request.guidance_scale, geometry.views, request.triangle_guidance, request.min_guidance_scale)
+        guidance = guidance_scales(
+            request.guidance_scale, geometry.views, request.triangle_guidance, request.min_guidance_scale
+        )
         guided = needs_guidance(guidance)
         texts = work.text_embeddings.flip(0) if guided else work.text_embeddings[:1]  # (negative, prompt) or (prompt,)
         cameras = generated_view_cameras(request.elevation_deg, request.distance, geometry.views)

@@ -61,15 +61,19 @@ class EncodeStage:
 
     def resolve(self, request: GenerationRequest) -> GenerationRequest:
         """The request with every open field filled from the bundle, and a seed drawn if it names none."""
-        request = request.validate().with_defaults(**self.spec.request_defaults, seed=secrets.randbelow(DRAWN_SEED_LIMIT))
+        request = request.validate().with_defaults(
+            **self.spec.request_defaults, seed=secrets.randbelow(DRAWN_SEED_LIMIT)
+        )
         check_scheduler(request, self.spec)
         return request
 
     def _warnings(self, tokens: TokenBatch) -> tuple[str, ...]:
         warnings = []
-        for name, cut, unknown in zip(("prompt", "negative_prompt"), tokens.truncated, tokens.unknown_words, strict=True):
+        for name, cut, unknown in zip(
+            ("prompt", "negative_prompt"), tokens.truncated, tokens.unknown_words, strict=True
+        ):
             if cut:
-                warnings.append(f"{name}: longer than the {self.tokenizer.max_tokens} tokens that the text encoder reads; its end was cut")
+                warnings.append(f"{name}: its end was cut, the text encoder reads {self.tokenizer.max_tokens} tokens")
             if unknown:
                 words = ", ".join(repr(word[:40]) for word in unknown[:8]) + (" ..." if len(unknown) > 8 else "")
                 warnings.append(f"{name}: the text encoder does not know {words}")
@@ -80,4 +84,6 @@ def check_scheduler(request: GenerationRequest, spec: BackboneSpec) -> None:
     """Refuse a scheduler that the served noise process does not have."""
     if request.scheduler not in spec.schedule.schedulers:
         allowed = ", ".join(spec.schedule.schedulers)
-        raise InvalidRequestError(f"scheduler = {request.scheduler!r}: must be one of {allowed} for the bundle {spec.name!r}")
+        raise InvalidRequestError(
+            f"scheduler = {request.scheduler!r}: must be one of {allowed} for the bundle {spec.name!r}"
+        )

@@ -4,8 +4,8 @@
                            |                                           |
                            +-------- stop, cancel: dropped at the next boundary, listener.failed(RequestCancelledError)
 
-Requests join and leave at any step boundary, so they may be at different steps of different schedules. The engine knows
-nothing of diffusion or of Triton: a `StepModel` starts and steps requests, a `Listener` carries what happens to one of them.
+Requests join and leave at any step boundary, so they may be at different steps of different schedules. The engine
+knows nothing of diffusion or of Triton: a `StepModel` starts and steps requests, a `Listener` hears of one of them.
 """
 
 import logging
@@ -62,9 +62,10 @@ class Progress:
 
 
 class Listener(Protocol[State]):
-    """Hears of one request, from the engine's thread (`queued` progress also from the submitting one); must not block for long.
+    """Hears of one request, from the engine's thread (of its place in the queue also from the submitting one).
 
-    After `finished` or `failed` nothing more is called. An exception in `progress` or `finished` fails the request.
+    Must not block for long: all requests wait. After `finished` or `failed` nothing more is called. An exception in
+    `progress` or `finished` fails the request.
     """
 
     def progress(self, progress: Progress) -> None:
@@ -87,7 +88,8 @@ class EnginePolicy:
     Attributes:
         max_batch: requests that are denoised together.
         max_queue: requests that may wait; more are refused at once.
-        progress_interval_s: shortest time between two progress messages of a request (first and last step are always told).
+        progress_interval_s: shortest time between two progress messages of a request; first and last step are told
+            always.
     """
 
     max_batch: int = 4
@@ -108,7 +110,9 @@ class EnginePolicy:
                 try:
                     values[name] = kind(parameters[name])
                 except ValueError:
-                    raise ValueError(f"parameter {name} = {parameters[name]!r}: must be a number ({kind.__name__})") from None
+                    raise ValueError(
+                        f"parameter {name} = {parameters[name]!r}: must be a number ({kind.__name__})"
+                    ) from None
         return cls(**values)
 
 
@@ -128,7 +132,9 @@ class _Job(Generic[Work, State]):
 class Engine(Generic[Work, State]):
     """Runs submitted requests on a thread of its own until `close`."""
 
-    def __init__(self, model: StepModel[Work, State], policy: EnginePolicy, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, model: StepModel[Work, State], policy: EnginePolicy, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.model = model
         self.policy = policy
         self._clock = clock

@@ -37,7 +37,9 @@ class Envelope:
             warnings = tuple(str(warning) for warning in values.get("warnings", ()))
             timings_ms = {str(stage): float(ms) for stage, ms in values.get("timings_ms", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise InvalidRequestError('REQUEST must be JSON: {"request": {...}, "warnings": [...], "timings_ms": {...}}') from None
+            raise InvalidRequestError(
+                'REQUEST must be JSON: {"request": {...}, "warnings": [...], "timings_ms": {...}}'
+            ) from None
         request = GenerationRequest.from_json(request_json)
         for name in _MUST_BE_FILLED:
             if getattr(request, name) is None:

@@ -50,9 +50,9 @@ def libpython_problem() -> "str | None":
         return None
     version = python_version()
     return (
-        f"the shared library libpython{version}.so.1.0 of {sys.executable} was not found, and Triton's Python models need it: on Debian and Ubuntu "
-        f"install the package libpython{version} (apt-get install libpython{version}); with pyenv reinstall with "
-        "PYTHON_CONFIGURE_OPTS=--enable-shared"
+        f"the shared library libpython{version}.so.1.0 of {sys.executable} was not found, and Triton's Python "
+        f"models need it: on Debian and Ubuntu install its package (apt-get install libpython{version}); with pyenv, reinstall "
+        "Python with PYTHON_CONFIGURE_OPTS=--enable-shared"
     )
 
 
@@ -61,21 +61,21 @@ def problems() -> "list[str]":
     found = []
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "AMD64"):
         found.append(
-            "this is %s on %s: the Triton server of the wheel runs on Linux x86-64 only; use such a machine, "  # noqa: UP031
-            "a virtual machine or WSL 2" % (platform.system(), platform.machine())
+            f"this is {platform.system()} on {platform.machine()}: the Triton server needs Linux on x86-64; "
+            "use such a machine, a virtual machine or WSL 2"
         )
+    version = python_version()
     if sys.version_info[:2] not in PYTHON_VERSIONS:
         found.append(
-            "%s is Python %s: 3.11 or 3.12 is needed; install python3.12 with python3.12-venv, then: make PYTHON=python3.12 ..."  # noqa: UP031
-            % (sys.executable, python_version())
+            f"{sys.executable} is Python {version}, 3.11 or 3.12 is needed: install one of them, such as the packages "
+            "python3.11 and python3.11-venv of Debian, and name it: make PYTHON=python3.11 ..."
         )
         return found  # the other checks speak about an interpreter that will not be used
-    for module in ("venv", "ensurepip"):
-        if importlib.util.find_spec(module) is None:
-            found.append(
-                f"{sys.executable} cannot make virtual environments (no module {module}): on Debian and Ubuntu apt-get install python{python_version()}-venv"
-            )
-            break
+    if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
+        found.append(
+            f"{sys.executable} cannot make virtual environments (module venv or ensurepip is missing): on Debian and "
+            f"Ubuntu install its package (apt-get install python{version}-venv)"
+        )
     missing_library = libpython_problem()
     if missing_library:
         found.append(missing_library)

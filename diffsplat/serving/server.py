@@ -3,9 +3,9 @@
     with TritonServer("build/pico") as server:
         client = DiffSplatClient(server.grpc_url)
 
-The server listens on 127.0.0.1 only. It ends with its launcher: on leaving the `with` block, on Ctrl-C and on SIGTERM it is
-asked to stop and waited for, and even a launcher killed with SIGKILL takes it along (PR_SET_PDEATHSIG). Start it from a thread
-that lives as long as the server should: the kernel looks at the thread, not the process.
+The server listens on 127.0.0.1 only. It ends with its launcher: on leaving the `with` block and on Ctrl-C it is asked
+to stop and waited for, and even a launcher that is killed takes it along (PR_SET_PDEATHSIG). Start it from a thread
+that lives as long as the server should: the kernel looks at the thread, not at the process.
 """
 
 import argparse
@@ -35,7 +35,7 @@ STOP_TIMEOUT_S = 15  # Triton waits so long for requests in flight
 KILL_AFTER_S = STOP_TIMEOUT_S + 10.0  # then the whole process group is killed
 STUB_TIMEOUT_S = 240  # a model's process must have loaded its network by then
 
-# Runs in the new process before it becomes tritonserver, so that a launcher's death, however sudden, ends the server too.
+# Runs in the new process before it becomes tritonserver: a launcher's death, however sudden, shall end the server too.
 _EXEC_TIED_TO_LAUNCHER = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -106,7 +106,10 @@ class TritonServer:
     def start(self) -> None:
         """Start the server and wait until every model is ready."""
         if not (self.repository / "diffsplat" / "config.pbtxt").is_file():
-            raise ServerError(f"{self.repository}: no exported repository (diffsplat/config.pbtxt is missing); make one with `python -m export`")
+            raise ServerError(
+                f"{self.repository}: not an exported repository (diffsplat/config.pbtxt is missing); "
+                "`python -m export` makes one"
+            )
         problem = libpython_problem()
         if problem:
             raise ServerError(problem)
@@ -168,7 +171,7 @@ class TritonServer:
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
-            "--disable-auto-complete-config",  # the configs are complete; completing them starts one more interpreter per model
+            "--disable-auto-complete-config",  # completing them would start one more interpreter per model
             "--model-control-mode=none",
             f"--http-address={HOST}", f"--http-port={ports['HTTP']}",
             f"--grpc-address={HOST}", f"--grpc-port={ports['gRPC']}",
@@ -190,7 +193,9 @@ class TritonServer:
                 self._report_loading(seen)
                 return
             if time.monotonic() > deadline:
-                raise ServerError(f"the Triton server was not ready after {self._start_timeout_s:g} s:\n{self.log_tail()}")
+                raise ServerError(
+                    f"the Triton server was not ready after {self._start_timeout_s:g} s:\n{self.log_tail()}"
+                )
             time.sleep(0.1)
 
     def _report_loading(self, seen: int) -> int:
@@ -200,7 +205,10 @@ class TritonServer:
             text = log.read()
         end = text.rfind(b"\n") + 1
         for line in text[:end].decode(errors="replace").splitlines():
-            for pattern, report in ((r'"loading: (\w+):(\d+)', "loading {} (version {})"), (r'"successfully loaded \'(\w+)\'', "{} is ready")):
+            for pattern, report in (
+                (r'"loading: (\w+):(\d+)', "loading {} (version {})"),
+                (r'"successfully loaded \'(\w+)\'', "{} is ready"),
+            ):
                 match = re.search(pattern, line)
                 if match:
                     self._on_progress(report.format(*match.groups()))
@@ -211,7 +219,9 @@ def _wheel_server() -> Path:
     """Folder of the server inside the nvidia-pytriton wheel, found without importing it."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
-        raise ServerError("nvidia-pytriton is not installed (it carries the Triton server): pip install 'diffsplat-triton[server]'")
+        raise ServerError(
+            "nvidia-pytriton is not installed (it carries the Triton server): pip install 'diffsplat-triton[server]'"
+        )
     home = Path(spec.submodule_search_locations[0]) / "tritonserver"
     if not (home / "python_backend_stubs" / python_version()).is_dir():
         raise ServerError(f"{home}: has no Python backend for Python {python_version()}")
@@ -219,7 +229,7 @@ def _wheel_server() -> Path:
 
 
 def _build_backend_folder(home: Path, folder: Path) -> Path:
-    """The wheel's Python backend with the stub of this interpreter beside it, the only place where the server looks for it."""
+    """The wheel's Python backend with this interpreter's stub beside it, where alone the server looks for it."""
     python_backend = folder / "backends" / "python"
     shutil.copytree(home / "backends" / "python", python_backend, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(home / "python_backend_stubs" / python_version() / "triton_python_backend_stub", python_backend)
@@ -227,7 +237,7 @@ def _build_backend_folder(home: Path, folder: Path) -> Path:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """The stub finds packages through the first `python3` on PATH (which must stay unresolved: a venv is known by it)."""
+    """The stub finds packages through the first `python3` on PATH; unresolved, since a venv is known by its symlink."""
     libpython = find_libpython()
     assert libpython is not None
     libraries = [str(home.parents[1] / "nvidia_pytriton.libs"), libpython, os.environ.get("LD_LIBRARY_PATH", "")]
@@ -251,8 +261,12 @@ def _choose_ports(asked: dict[str, int]) -> dict[str, int]:
             try:
                 probe.bind((HOST, port))
             except (OSError, OverflowError) as error:
-                reason = "is in use" if isinstance(error, OSError) and error.errno == 98 else f"cannot be used ({error})"
-                raise ServerError(f"port {port} for {name} on {HOST} {reason}: choose another one, or 0 for a free one") from None
+                reason = (
+                    "is in use" if isinstance(error, OSError) and error.errno == 98 else f"cannot be used ({error})"
+                )
+                raise ServerError(
+                    f"port {port} for {name} on {HOST} {reason}: choose another one, or 0 for a free one"
+                ) from None
             chosen[name] = probe.getsockname()[1]
     return chosen
 
@@ -322,5 +336,3 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _raise_interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-

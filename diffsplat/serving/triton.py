@@ -1,14 +1,16 @@
-"""Triton's side of the stages: tensors in, a stage's call, tensors out. `model_repository/*/1/model.py` names these classes.
+"""Triton's side of the stages: tensors in, a stage's call, tensors out. `model_repository/*/1/model.py` names these.
 
-Runs only inside Triton's Python backend, which provides `triton_python_backend_utils`; its classes appear there after this
-module has been imported. Stages are imported when a model is loaded, so that `package` never loads torch.
+Runs only inside Triton's Python backend, which provides `triton_python_backend_utils`; its classes appear there after
+this module has been imported. Stages are imported when a model is loaded, so that `package` never loads torch.
 
-Errors: `InvalidRequestError` goes to the client as INVALID_ARG with its own text; anything else is logged with the request's
-id, and the client gets a neutral INTERNAL message.
+Errors: `InvalidRequestError` goes to the client as INVALID_ARG with its own text; anything else is logged with the
+request's id, and the client gets a neutral INTERNAL message.
 """
 
+import atexit
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -39,13 +41,20 @@ class StageModel:
         """Load the version folder and run everything once, so that the first request finds it warm."""
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         config = json.loads(args["model_config"])
-        self.parameters: dict[str, str] = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        self.parameters: dict[str, str] = {
+            key: value["string_value"] for key, value in config.get("parameters", {}).items()
+        }
         self.threads = int(self.parameters["threads"]) if self.parameters.get("threads", "0") != "0" else None
         folder = Path(args["model_repository"]) / args["model_version"]
         started = perf_counter()
         self.load(folder)
         self.warm_up()
-        _log.info("%s version %s is loaded and warm after %.1f s", args["model_name"], args["model_version"], perf_counter() - started)
+        _log.info(
+            "%s version %s is loaded and warm after %.1f s",
+            args["model_name"],
+            args["model_version"],
+            perf_counter() - started,
+        )
 
     def load(self, folder: Path) -> None:
         """Build the stage."""
@@ -53,6 +62,10 @@ class StageModel:
 
     def warm_up(self) -> None:
         """One tiny pass through everything that compiles or allocates at its first use."""
+
+    def finalize(self) -> None:
+        """Leave the interpreter as it is: taking torch apart module by module costs seconds of every server's stop."""
+        atexit.register(os._exit, 0)  # the last one registered runs first, after Triton has had its answer
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request on its own; an error is the answer of that request alone."""
@@ -88,7 +101,10 @@ class EncodeModel(StageModel):
         """Encode one request."""
         inputs = {spec.name: array for spec in REQUEST_TENSORS if (array := read_array(request, spec.name)) is not None}
         result = self.stage.run(GenerationRequest.from_tensors(inputs))
-        return [text_tensor("REQUEST", result.envelope.to_json()), array_tensor("TEXT_EMBEDDINGS", result.text_embeddings.numpy())]
+        return [
+            text_tensor("REQUEST", result.envelope.to_json()),
+            array_tensor("TEXT_EMBEDDINGS", result.text_embeddings.numpy()),
+        ]
 
 
 class DenoiseModel(StageModel):
@@ -133,6 +149,7 @@ class DenoiseModel(StageModel):
     def finalize(self) -> None:
         """End the engine's thread; what still runs is answered with an error."""
         self.engine.close()
+        super().finalize()
 
     def _stop(self, request: Any, request_id: str) -> bool:
         stop = read_array(request, "STOP")
@@ -205,13 +222,14 @@ class _LaterStage(StageModel):
     """A stage behind `denoise`: runs with nothing in it for every progress message, and then answers with nothing."""
 
     source: str  # the tensor it works on
+    request_tensor: str  # comes from the same stage as `source`
 
     def answer(self, request: Any) -> list[Any]:
         """Work only when there is something to work on."""
         array = read_array(request, self.source)
         if array is None:
             return []
-        envelope = Envelope.from_json(required_text(request, "RESOLVED_REQUEST"))
+        envelope = Envelope.from_json(required_text(request, self.request_tensor))
         started = perf_counter()
         tensors = self.work(array, envelope)
         timings = {self.name: round((perf_counter() - started) * 1e3, 3)}
@@ -223,9 +241,9 @@ class _LaterStage(StageModel):
 
 
 class DecodeModel(_LaterStage):
-    """LATENTS -> SPLATS."""
+    """LATENTS -> SPLATS, with the request that belongs to them."""
 
-    name, source = "decode", "LATENTS"
+    name, source, request_tensor = "decode", "LATENTS", "RESOLVED_REQUEST"
 
     def load(self, folder: Path) -> None:
         """The splat decoder."""
@@ -242,13 +260,14 @@ class DecodeModel(_LaterStage):
 
     def work(self, array: np.ndarray, envelope: Envelope) -> list[Any]:
         """Decode one object."""
-        return [array_tensor("SPLATS", self.stage.run(to_torch(array), envelope).splats.numpy())]
+        splats = self.stage.run(to_torch(array), envelope).splats
+        return [array_tensor("SPLATS", splats.numpy()), text_tensor("DECODED_REQUEST", envelope.to_json())]
 
 
 class RasterizeModel(_LaterStage):
     """SPLATS -> FRAMES, if the request has poses."""
 
-    name, source = "rasterize", "SPLATS"
+    name, source, request_tensor = "rasterize", "SPLATS", "DECODED_REQUEST"
 
     def load(self, folder: Path) -> None:
         """Nothing but the geometry."""
@@ -269,7 +288,7 @@ class RasterizeModel(_LaterStage):
 class PackageModel(_LaterStage):
     """SPLATS -> GAUSSIANS or ASSET."""
 
-    name, source = "package", "SPLATS"
+    name, source, request_tensor = "package", "SPLATS", "DECODED_REQUEST"
 
     def load(self, folder: Path) -> None:
         """Nothing."""
@@ -349,4 +368,3 @@ def to_triton_error(error: Exception, request_id: str, stage: str) -> Any:
 def _send_error(sender: Any, error: Exception, request_id: str) -> None:
     response = pb_utils.InferenceResponse(error=to_triton_error(error, request_id, DenoiseModel.name))
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
