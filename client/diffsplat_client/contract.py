@@ -83,8 +83,8 @@ TEXT_EMBEDDINGS = TensorSpec("TEXT_EMBEDDINGS", "FP32", (2, -1, -1))  # (prompt,
 LATENTS = TensorSpec("LATENTS", "FP32", (-1, -1, -1, -1))  # [V, C, h, w]
 RESOLVED_REQUEST = TensorSpec("RESOLVED_REQUEST", "BYTES", (1,))  # REQUEST, echoed by denoise for the later stages
 SPLATS = TensorSpec("SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))  # every decoded splat, before any opacity threshold
-# RESOLVED_REQUEST once more, from decode: a stage's inputs must come from one stage, since an ensemble pairs the outputs of
-# different stages by the order in which they arrive, and instances may overtake each other
+# RESOLVED_REQUEST once more, from decode: a stage's inputs must come from one stage, since an ensemble pairs outputs of
+# different stages by their order of arrival, and instances may overtake each other
 DECODED_REQUEST = TensorSpec("DECODED_REQUEST", "BYTES", (1,))
 STOP = TensorSpec("STOP", "BOOL", (1,))  # sent straight to `denoise` under the id of the request to stop
 
