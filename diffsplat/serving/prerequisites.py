@@ -51,8 +51,8 @@ def libpython_problem() -> "str | None":
     version = python_version()
     return (
         f"the shared library libpython{version}.so.1.0 of {sys.executable} was not found, and Triton's Python models "
-        f"need it: on Debian and Ubuntu install its package (apt-get install libpython{version}); with pyenv, reinstall "
-        "Python with PYTHON_CONFIGURE_OPTS=--enable-shared"
+        f"need it: on Debian and Ubuntu install its package (apt-get install libpython{version}); with pyenv, "
+        "reinstall Python with PYTHON_CONFIGURE_OPTS=--enable-shared"
     )
 
 

@@ -312,7 +312,7 @@ def serve_command(subparsers: Any) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     ended = threading.Event()
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    signal.signal(signal.SIGTERM, raise_interrupt)
     try:
         with TritonServer(
             arguments.repository,
@@ -334,5 +334,6 @@ def _serve(arguments: argparse.Namespace) -> int:
         return 1
 
 
-def _raise_interrupt(number: int, frame: object) -> None:
+def raise_interrupt(number: int, frame: object) -> None:
+    """Signal handler: SIGTERM leaves `with TritonServer` blocks as Ctrl-C does."""
     raise KeyboardInterrupt

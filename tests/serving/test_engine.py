@@ -1,0 +1,220 @@
+"""The engine without Triton and without a network: batching, admission, stopping, isolation of failures, shutdown."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from diffsplat_client.errors import RequestCancelledError
+
+from diffsplat.serving.engine import Engine, EnginePolicy, Progress, QueueFullError
+
+TIMEOUT_S = 10.0
+
+
+@dataclass
+class Counter:
+    """A request whose only work is to count."""
+
+    name: str
+    steps: int
+    step: int = 0
+
+
+@dataclass
+class CountingModel:
+    """Records which requests were stepped together; can be held at a step boundary and told to fail."""
+
+    fail_start: set[str] = field(default_factory=set)
+    fail_step: dict[str, int] = field(default_factory=dict)  # name -> the step that fails
+    batches: list[list[str]] = field(default_factory=list)
+    gate: threading.Semaphore | None = None  # one release lets one step run
+    entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def start(self, work: tuple[str, int]) -> Counter:
+        if work[0] in self.fail_start:
+            raise ValueError(f"{work[0]} cannot start")
+        return Counter(*work)
+
+    def step(self, states: Sequence[Counter]) -> None:
+        self.entered.release()
+        if self.gate is not None:
+            assert self.gate.acquire(timeout=TIMEOUT_S)
+        for state in states:
+            if self.fail_step.get(state.name) == state.step:
+                raise ValueError(f"{state.name} fails at step {state.step}")
+        self.batches.append([state.name for state in states])
+        for state in states:
+            state.step += 1
+
+
+class Recorder:
+    """Listens to one request."""
+
+    def __init__(self) -> None:
+        self.progressed: list[Progress] = []
+        self.result: Counter | None = None
+        self.error: Exception | None = None
+        self.over = threading.Event()
+        self.cancelled = False
+
+    def progress(self, progress: Progress) -> None:
+        self.progressed.append(progress)
+
+    def finished(self, state: Counter, denoise_ms: float, queued_ms: float) -> None:
+        assert denoise_ms >= 0 and queued_ms >= 0
+        self.result = state
+        self.over.set()
+
+    def failed(self, error: Exception) -> None:
+        assert not self.over.is_set(), "told twice"
+        self.error = error
+        self.over.set()
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
+
+    def wait(self) -> "Recorder":
+        assert self.over.wait(TIMEOUT_S), "the request neither finished nor failed"
+        return self
+
+
+@pytest.fixture
+def engines() -> Iterator[list[Engine]]:
+    started: list[Engine] = []
+    yield started
+    for engine in started:
+        engine.close()
+        assert not engine._thread.is_alive()
+
+
+def start(engines: list[Engine], model: CountingModel, **policy: float) -> Engine:
+    engine = Engine(model, EnginePolicy(**{"max_batch": 2, "max_queue": 2, "progress_interval_s": 0.0, **policy}))
+    engines.append(engine)
+    return engine
+
+
+def submit(engine: Engine, name: str, steps: int) -> Recorder:
+    recorder = Recorder()
+    engine.submit(name, (name, steps), recorder)
+    return recorder
+
+
+def test_one_request_runs_every_step_and_tells_each(engines: list[Engine]) -> None:
+    recorder = submit(start(engines, CountingModel()), "a", 5).wait()
+    assert recorder.result is not None and recorder.result.step == 5
+    assert [(p.phase, p.step, p.steps) for p in recorder.progressed] == [("denoising", k, 5) for k in range(1, 6)]
+    assert recorder.progressed[-1].seconds_left == 0.0
+
+
+def test_progress_is_throttled_but_first_and_last_step_are_told(engines: list[Engine]) -> None:
+    recorder = submit(start(engines, CountingModel(), progress_interval_s=1e6), "a", 50).wait()
+    assert [p.step for p in recorder.progressed] == [1, 50]
+
+
+def test_a_request_joins_and_leaves_at_step_boundaries(engines: list[Engine]) -> None:
+    model = CountingModel(gate=threading.Semaphore(0))
+    engine = start(engines, model)
+    a = submit(engine, "a", 4)
+    assert model.entered.acquire(timeout=TIMEOUT_S)  # a's first step is running
+    b = submit(engine, "b", 2)
+    model.gate.release(100)
+    a.wait()
+    b.wait()
+    assert model.batches == [["a"], ["a", "b"], ["a", "b"], ["a"]]
+
+
+def test_waiting_requests_are_admitted_in_order_and_told_their_place(engines: list[Engine]) -> None:
+    model = CountingModel(gate=threading.Semaphore(0))
+    engine = start(engines, model, max_batch=1)
+    recorders = [submit(engine, "a", 1)]
+    assert model.entered.acquire(timeout=TIMEOUT_S)
+    recorders += [submit(engine, name, 1) for name in "bc"]
+    assert [r.progressed[0].queue_position for r in recorders[1:]] == [1, 2]
+    assert engine.load == (1, 2)
+    with pytest.raises(QueueFullError, match="2 requests are already waiting"):
+        submit(engine, "d", 1)
+    model.gate.release(100)
+    for recorder in recorders:
+        recorder.wait()
+    assert model.batches == [["a"], ["b"], ["c"]]
+    assert [p.queue_position for p in recorders[2].progressed] == [2, 1, 0]  # moved up, then ran
+
+
+@pytest.mark.parametrize("by_stop", [True, False], ids=["stop", "cancel"])
+def test_an_ended_request_leaves_within_one_step_and_others_go_on(engines: list[Engine], by_stop: bool) -> None:
+    model = CountingModel(gate=threading.Semaphore(0))
+    engine = start(engines, model)
+    a, b = submit(engine, "a", 100), submit(engine, "b", 3)
+    assert model.entered.acquire(timeout=TIMEOUT_S)
+    if by_stop:
+        assert engine.stop("a") == 1
+    else:
+        a.cancelled = True
+    model.gate.release(1000)
+    assert isinstance(a.wait().error, RequestCancelledError)
+    assert b.wait().result is not None
+    assert sum("a" in batch for batch in model.batches) <= 1  # no more than the step that was running
+
+
+def test_a_waiting_request_can_be_stopped(engines: list[Engine]) -> None:
+    model = CountingModel(gate=threading.Semaphore(0))
+    engine = start(engines, model, max_batch=1)
+    a, b = submit(engine, "a", 2), submit(engine, "b", 2)
+    assert model.entered.acquire(timeout=TIMEOUT_S)
+    assert engine.stop("b") == 1 and engine.stop("nobody") == 0
+    model.gate.release(100)
+    assert isinstance(b.wait().error, RequestCancelledError)
+    assert a.wait().result is not None
+    assert not any("b" in batch for batch in model.batches)
+
+
+def test_failures_stay_with_their_request(engines: list[Engine]) -> None:
+    model = CountingModel(fail_start={"bad start"}, fail_step={"bad step": 1}, gate=threading.Semaphore(0))
+    engine = start(engines, model, max_batch=3)
+    good = submit(engine, "good", 4)
+    assert model.entered.acquire(timeout=TIMEOUT_S)
+    bad = [submit(engine, name, 4) for name in ("bad start", "bad step")]
+    model.gate.release(100)
+    assert "cannot start" in str(bad[0].wait().error)
+    assert "fails at step 1" in str(bad[1].wait().error)
+    assert good.wait().result is not None and good.result.step == 4
+
+
+def test_a_listener_that_breaks_fails_its_request_alone(engines: list[Engine]) -> None:
+    class Broken(Recorder):
+        def progress(self, progress: Progress) -> None:
+            raise OSError("the stream is gone")
+
+    model = CountingModel()
+    engine = start(engines, model)
+    broken = Broken()
+    engine.submit("broken", ("broken", 3), broken)
+    good = submit(engine, "good", 3)
+    assert "the stream is gone" in str(broken.wait().error)
+    assert good.wait().result is not None
+
+
+def test_close_ends_running_and_waiting_requests(engines: list[Engine]) -> None:
+    model = CountingModel(gate=threading.Semaphore(0))
+    engine = start(engines, model, max_batch=1)
+    recorders = [submit(engine, name, 100) for name in "ab"]
+    assert model.entered.acquire(timeout=TIMEOUT_S)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    time.sleep(0.05)
+    model.gate.release(1000)
+    closer.join(TIMEOUT_S)
+    for recorder in recorders:
+        assert "shutting down" in str(recorder.wait().error)
+    with pytest.raises(QueueFullError, match="shutting down"):
+        submit(engine, "late", 1)
+
+
+def test_policy_comes_from_the_parameters_of_the_config() -> None:
+    assert EnginePolicy.from_parameters({"max_batch": "3", "threads": "0"}) == EnginePolicy(max_batch=3)
+    with pytest.raises(ValueError, match="max_queue = 'many'"):
+        EnginePolicy.from_parameters({"max_queue": "many"})
+    with pytest.raises(ValueError, match="max_batch must be >= 1"):
+        EnginePolicy.from_parameters({"max_batch": "0"})
