@@ -36,7 +36,11 @@ def parse_generation(
     status: Status,
     started: float,
 ) -> Generation:
-    """Build the result from the last response; ServerError when it breaks the contract. `started`: monotonic time."""
+    """Build the result from the tensors of all responses; ServerError when they break the contract.
+
+    An ensemble pairs the outputs of its stages by their order of arrival, so that a file may come with a progress
+    message. `started`: monotonic time.
+    """
     asset = tensors.get(ASSET.name)
     if request.format != "raw" and (asset is None or asset.size != 1):
         raise ServerError(f"the server finished without the {ASSET.name} asked for ({request.format})")

@@ -39,6 +39,7 @@ class GenerationStream:
         self._responses = responses
         self._started = started
         self._explain = explain
+        self._received: Tensors = {}  # of all responses: a result may come before the last one
         self._over = False  # the server works no longer on it, or was told so
         self._lock = threading.Lock()
 
@@ -84,10 +85,11 @@ class GenerationStream:
     def _event(self, tensors: Tensors) -> Event:
         if STATUS.name not in tensors or tensors[STATUS.name].size != 1:
             raise ServerError("the server sent a response without STATUS")
+        self._received.update(tensors)
         status = parse_status(tensors[STATUS.name].reshape(-1)[0])
         if status.phase != "finished":
             return event_of(status)
-        result = parse_generation(tensors, self.request, self.request_id, status, self._started)
+        result = parse_generation(self._received, self.request, self.request_id, status, self._started)
         self._end(stop=False)
         return Finished(result)
 
@@ -108,4 +110,3 @@ class GenerationStream:
                 pass  # read to the end: an unread stream would be cancelled
         except TransportError:
             pass  # gone, or busy: the request ends there, or at its own deadline
-

@@ -79,6 +79,19 @@ def test_frames_and_assets_come_along(fakes) -> None:
     np.testing.assert_allclose(result.cloud.positions, cloud.positions)
 
 
+def test_results_may_come_with_any_message(fakes) -> None:
+    """An ensemble pairs the outputs of its stages by their order of arrival, and instances overtake each other."""
+    last = fakes.finished()
+    early = {
+        **fakes.status("denoising", 3),
+        "GAUSSIANS": last.pop("GAUSSIANS"),
+        "TIMINGS_PACKAGE": last.pop("TIMINGS_PACKAGE"),
+    }
+    generation = Client(transport=fakes.transport(fakes.status("denoising", 1), early, last)).generate("a red cube")
+    assert len(generation.cloud) == len(early["GAUSSIANS"])
+    assert generation.timings_ms["package"] == 0.5 and generation.timings_ms["decode"] == 4
+
+
 @pytest.mark.parametrize(
     ("code", "message", "expected", "says"),
     [

@@ -1,4 +1,4 @@
-"""Every `config.pbtxt` of the templates, parsed as Triton does, against the contract; and the wiring of the ensemble."""
+"""Every `config.pbtxt` of the templates, parsed as Triton does, against the contract; and the wiring."""
 
 from pathlib import Path
 
