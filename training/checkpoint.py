@@ -1,7 +1,9 @@
 """Checkpoints that are either whole or absent, and the finished weights of a stage.
 
-    <out>/checkpoints/000250.pt      everything needed to continue; the newest `keep` are kept
-    <out>/finished/<network>.safetensors + finished.json    what later stages and the bundle read
+Below a run's folder::
+
+    checkpoints/000250.pt    everything needed to continue; the newest `keep` are kept
+    finished/                <network>.safetensors and finished.json: what later stages and the bundle read
 """
 
 import json
@@ -61,7 +63,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error}") from error
 
 
-def save_finished(out: Path, networks: Mapping[str, nn.Module], facts: dict[str, Any], texts: Mapping[str, str]) -> None:
+def save_finished(
+    out: Path, networks: Mapping[str, nn.Module], facts: dict[str, Any], texts: Mapping[str, str]
+) -> None:
     """Write a stage's networks (float32), its facts and text files as one folder that appears at once."""
     with tempfile.TemporaryDirectory(dir=out, prefix=".finished-") as temporary:
         staging = Path(temporary) / FINISHED

@@ -1,4 +1,4 @@
-"""Exponential moving average of weights, with the warm-up of the published runs (training_facts: inverse gamma 1, power 3/4)."""
+"""Exponential moving average of weights, with the warm-up of the published runs (inverse gamma 1, power 3/4)."""
 
 from collections.abc import Iterable
 

@@ -1,7 +1,7 @@
 """The one training loop. It knows nothing about splats: a `Stage` says what is trained, on what, and how good it is.
 
-One update: batch -> loss -> gradients -> clip -> AdamW at the step's learning rate -> EMA. Everything random in it comes
-from (seed, rank, step), and the data stream has a cursor, so a resumed run takes the very same updates.
+One update: batch -> loss -> gradients -> clip -> AdamW at the step's learning rate -> EMA. Everything random in it
+comes from (seed, rank, step), and the data stream has a cursor, so a resumed run takes the very same updates.
 """
 
 import math
@@ -49,7 +49,7 @@ class Evaluation(NamedTuple):
 
 
 class Stage(Protocol):
-    """One thing to train. Part of the life of a run: build, then loss many times and evaluate now and then, then export."""
+    """One thing to train: `build` once, `loss` at every step, `evaluate` now and then, `export` at the end."""
 
     name: str
 

@@ -40,7 +40,10 @@ def rendering_loss(renders: Renders, images: Tensor, alphas: Tensor, weights: Re
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Mean structural similarity of images in [0, 1] with a uniform 7 x 7 window (Wang et al. 2004). [N, C, H, W] -> []."""
+    """Mean structural similarity in [-1, 1] of images in [0, 1], uniform 7 x 7 window (Wang et al. 2004).
+
+    [N, C, H, W] each, sides of at least 7 -> [].
+    """
     c1, c2 = 0.01**2, 0.03**2
 
     def mean(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from diffsplat.samplers import alphas_cumprod
 
 @dataclass(frozen=True)
 class VariancePreserving:
-    """``x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) e`` (Ho et al. 2020), with epsilon or v prediction (Salimans & Ho 2022)."""
+    """``x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) e`` (Ho et al. 2020); epsilon or v prediction (Salimans & Ho 2022)."""
 
     schedule: NoiseSchedule
     abar: Tensor  # [T] float64
@@ -31,7 +31,7 @@ class VariancePreserving:
         return cls(schedule, torch.from_numpy(alphas_cumprod(schedule).copy()))
 
     def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` timesteps, uniform and stratified: one in each of `count` equal parts of the range, in random order."""
+        """`count` timesteps, stratified: one, uniform, in each of `count` equal parts of the range, in random order."""
         offsets = torch.rand(count, generator=generator)
         places = (torch.randperm(count, generator=generator) + offsets) / count
         steps = self.schedule.num_train_timesteps
@@ -62,7 +62,7 @@ class VariancePreserving:
         return (abar / (1.0 - abar)).float()
 
     def loss_weights(self, timesteps: Tensor, min_snr_gamma: float) -> Tensor:
-        """Min-SNR weights [B] (Hang et al. 2023): ``min(snr, gamma) / snr``, for v over ``snr + 1``; 1 where gamma is 0."""
+        """Min-SNR weights [B] (Hang et al. 2023): ``min(snr, gamma) / snr``, for v over ``snr + 1``; 1 at gamma 0."""
         snr = self.snr(timesteps)
         if not min_snr_gamma:
             return torch.ones_like(snr)
@@ -75,5 +75,5 @@ class VariancePreserving:
 
 
 def drop_captions(count: int, share: float, generator: torch.Generator) -> Tensor:
-    """Which of `count` objects lose their caption (classifier-free guidance): [count] bool, each with chance `share`."""
+    """Which objects lose their caption (classifier-free guidance): [count] bool, each with chance `share`."""
     return torch.rand(count, generator=generator) < share

@@ -30,7 +30,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: Optim) -> torch.optim.
 
 
 def learning_rate(step: int, config: Optim) -> float:
-    """Rate of the update behind `step` finished ones: linear from 0 over the warm-up, then constant or half a cosine to 0."""
+    """Rate behind `step` finished updates: linear from 0 over the warm-up, then constant or half a cosine to 0."""
     if step < config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":

@@ -24,15 +24,15 @@ PICO_RECON = ReconConfig(
 )
 PICO_VAE = VaeConfig(
     preset="pico/vae",
-    data=Data(objects=1152, batch_size=8, views=7),
-    optim=Optim(steps=1200, lr=2e-3, warmup_steps=50),
+    data=Data(objects=1152, batch_size=6, views=6),
+    optim=Optim(steps=1300, lr=2e-3, warmup_steps=50),
     recon=_PICO / "recon",
     run=RunOptions(out=_PICO / "vae"),
 )
 PICO_DIFFUSION = DiffusionConfig(
     preset="pico/diffusion",
-    data=Data(objects=2304, batch_size=32, views=4, pool_size=0),
-    optim=Optim(steps=4000, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, warmup_steps=200, schedule="cosine"),
+    data=Data(objects=2304, batch_size=16, views=4, pool_size=0),
+    optim=Optim(steps=5000, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, warmup_steps=200, schedule="cosine"),
     cadence=Cadence(evaluate_every=500, save_every=500),
     recon=_PICO / "recon",
     vae=_PICO / "vae",

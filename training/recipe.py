@@ -78,7 +78,8 @@ def bundle_runs(recon: Path, vae: Path, diffusion: Path, target: Path) -> Bundle
     sources = {"text_encoder": diffusion, "denoiser": diffusion, "gsvae": vae, "gsrecon": recon}
     networks = {name: load_finished(sources[name], name, NETWORKS[name](spec)) for name in NETWORKS}
     tokenizer_json = (diffusion / FINISHED / TOKENIZER_FILE).read_text()
-    kept = ("preset", "revision", "seed", "data", "steps", "seconds", "metrics", "torch", "latent_scale", "latent_channels")
+    kept = ("preset", "revision", "seed", "data", "steps", "seconds", "metrics", "torch")
+    kept += ("latent_scale", "latent_channels")
     lineage = {
         "stages": {name: {key: stage[key] for key in kept if key in stage} for name, stage in facts.items()},
         "revision": git_revision(),

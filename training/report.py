@@ -14,7 +14,7 @@ _LINE_EVERY = 50  # steps between printed lines where there is no terminal
 
 
 class Reporter:
-    """Writes ``log.jsonl`` and ``panels/`` under `out`; records behind `start_step` of an interrupted run are dropped."""
+    """Writes ``log.jsonl`` and ``panels/`` under `out`; drops records behind `start_step` of an interrupted run."""
 
     def __init__(self, out: Path, stage: str, steps: int, start_step: int) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,9 @@ class Reporter:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
         self._file.close()
 

@@ -55,7 +55,7 @@ class ReconStage:
         return validation_objects(self.config)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Rendering loss on all views, plus two terms on the grid itself that make the start quick and the grid tidy."""
+        """Rendering loss on all views, and two terms on the grid itself: they quicken the start and tidy the grid."""
         batch = batch.to(self.config.run.device)
         views = self.geometry.views
         grid = self.gsrecon(input_images(batch, views), batch_cameras(batch, views))  # [B, Vi, 12, H, W]
