@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffsplat.backbones import PICO, SD15
-from diffsplat.cameras import Cameras, generated_view_cameras, pixel_intrinsics, world_to_camera
+from diffsplat.cameras import DIFFSPLAT_FOCAL, Cameras, generated_view_cameras, pixel_intrinsics, world_to_camera
 from diffsplat.gaussians import Gaussians, canonicalize, grid_to_gaussians
 from diffsplat.render import opacity_factors, render
 
@@ -81,6 +81,32 @@ def test_opacity_factor_of_the_published_rasterizer():
     determinant = (1e-3 * k[0, 0, 0].item() / 1.5) ** 4
     assert factors[1].item() == pytest.approx((determinant / (determinant + 1e-6) + 1e-6) ** 0.5, rel=1e-3)
     assert factors[2] == 0
+
+
+def test_what_the_geometry_says_reaches_the_rasterizer():
+    camera = generated_view_cameras(0.0, 1.5, views=1)
+
+    def alpha(z: float, scale: float, splat_scale: float = 1.0, **rules: float) -> torch.Tensor:
+        """Alpha of one splat on the optical axis, which is the centre of pixel (16, 16)."""
+        one = Gaussians(
+            torch.tensor([[[0.0, 0.0, z]]]),
+            torch.ones(1, 1, 3),
+            torch.full((1, 1), 0.5),
+            torch.full((1, 1, 3), scale),
+            torch.tensor([[[1.0, 0, 0, 0]]]),
+        )
+        geometry = dataclasses.replace(LEGACY, **{"opacity_compensation": False, **rules})
+        return render(one, camera, 33, 33, geometry, splat_scale=splat_scale).alpha[0, 0, 0]
+
+    assert alpha(1.4, 0.001, near_plane=0.05)[16, 16].item() == pytest.approx(0.5, abs=1e-3)
+    assert (alpha(1.4, 0.001, near_plane=0.2) == 0).all()
+    assert alpha(0.0, 0.02, eps2d=1.0).sum() > 1.5 * alpha(0.0, 0.02).sum()
+    torch.testing.assert_close(alpha(0.0, 0.04, splat_scale=0.5), alpha(0.0, 0.02))
+    determinant = (0.0011 * DIFFSPLAT_FOCAL * 33 / 1.5) ** 4
+    factor = (determinant / (determinant + 1e-6) + 1e-6) ** 0.5
+    assert factor < 0.8  # a splat of a thirtieth of a pixel
+    compensated = alpha(0.0, 0.0011, opacity_compensation=True)[16, 16]
+    assert compensated.item() == pytest.approx(0.5 * factor, rel=1e-3)
 
 
 @pytest.mark.parametrize("geometry", [dataclasses.replace(PICO.geometry, grid_size=8), LEGACY], ids=["new", "legacy"])
