@@ -76,7 +76,7 @@ def project_backward(blocks, source, records, grad_records, cam, width, height, 
 
 @kernel
 def covariance_backward(quats, scales, kept, grads, grad_quats, grad_scales):
-    """Covariance part of `grads` [n, OBJECT_GRADS] -> grad_quats [N, 4], grad_scales [N, 3], zero where nothing was seen.
+    """Covariance part of `grads` [n, OBJECT_GRADS] -> grad_quats [N, 4], grad_scales [N, 3]; unseen rows stay.
 
     C = M M^T with M = R(q / |q|) diag(s): dM = (G + G^T) M, G holding each off-diagonal gradient once.
     """

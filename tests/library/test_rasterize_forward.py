@@ -117,7 +117,7 @@ def test_two_splats_composite_by_hand() -> None:
 
 
 def test_the_splat_that_would_use_up_the_light_is_left_out() -> None:
-    # 0.9 each: transmittance 1e-1, 1e-2, 1e-3, then 1e-4 (to rounding) or below: the stop excludes that splat and the rest.
+    # Transmittance 1e-1, 1e-2, 1e-3, then below 1e-4: the stop excludes that splat and all behind it.
     opacity = 0.9001
     color, alpha = stack([opacity] * 10, [[1.0, 0, 0]] * 3 + [[0.0, 1.0, 0]] * 7, [2.0 + 0.1 * i for i in range(10)])
     assert color[1] == 0
@@ -199,7 +199,7 @@ def test_projection_matches_gsplat() -> None:
 
 
 def test_reference_projection_sees_the_same_splats_as_the_kernels() -> None:
-    """The oracle projects on its own: its list of splats, in order, must be the kernels' (which drop those off screen)."""
+    """The oracle projects on its own: all that the kernels see must be where the oracle sees it."""
     case = random_case(500, 31)
     view = cpu.View(case.width, case.height, 0.01, 1e10, 0.3)
     rows = cpu.cameras(case.viewmats.numpy(), case.intrinsics.numpy(), view)
