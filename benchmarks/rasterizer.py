@@ -1,8 +1,8 @@
 """`python -m benchmarks.rasterizer [--size 256] [--json PATH]`: the CPU rasterizer against torch and a scalar loop.
 
 Candidates take turns inside one process and medians are compared, because a shared machine drifts. Rows with one thread
-count the process' CPU time, which neighbours hardly lengthen. Rows with two count wall time and mean something only where
-two cores are free: that is measured right before, and a busy machine is told, its row marked and torch left out.
+count CPU time, which neighbours hardly lengthen. Rows with two count wall time and mean something only where two cores
+are free: that is measured right before; where they are not, the row says so and torch is left out.
 """
 
 import argparse
@@ -165,8 +165,8 @@ def blend_row(scene: Scene, size: int) -> Row:
 def start_rows() -> list[Row]:
     """A server's warm-up in a fresh process: compiling, and from the cache."""
     code = (
-        "import time; from diffsplat.rasterize import warm_up; start = time.perf_counter(); warm_up(gradients=True); "
-        "print(1e3 * (time.perf_counter() - start))"
+        "import time; from diffsplat.rasterize import warm_up; start = time.process_time(); warm_up(gradients=True); "
+        "print(1e3 * (time.process_time() - start))"
     )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
