@@ -9,9 +9,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from diffsplat.bundle import BundleError
-from diffsplat.runtime import GraphRecord
+from diffsplat.runtime import Backend, GraphRecord
 from export.repository import RepositoryExport, export_repository
 from export.to_onnx import ExportError
+
+TIMED: tuple[Backend, ...] = ("onnxruntime", "torch")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: nothing was changed", file=sys.stderr)
+        print("interrupted: nothing half-written is left", file=sys.stderr)
         return 130
     console.print(_table(result.graphs))
     console.print(f"{result.folder}: {'written' if result.changed else 'up to date, nothing to do'}", soft_wrap=True)
@@ -55,12 +57,12 @@ def _export_with_progress(options: argparse.Namespace, console: Console) -> Repo
 
 
 def _table(graphs: dict[str, GraphRecord]) -> Table:
-    table = Table("graph", "back end", "file", "size", "error", "ONNX Runtime", "torch")
+    table = Table("graph", "run by", "MB", "error", "ORT ms", "torch ms")
     for name, graph in graphs.items():
-        size = sum(file["bytes"] for file in graph.files.values())
+        megabytes = sum(file["bytes"] for file in graph.files.values()) / 1e6
         error = "-" if graph.parity is None else f"{graph.parity:.1e}"
-        times = (f"{graph.ms[backend]:.2f} ms" if backend in graph.ms else "-" for backend in ("onnxruntime", "torch"))
-        table.add_row(name, graph.backend, graph.file, f"{size / 1e6:.2f} MB", error, *times)
+        times = (f"{graph.ms[backend]:.2f}" if backend in graph.ms else "-" for backend in TIMED)
+        table.add_row(name, graph.backend, f"{megabytes:.2f}", error, *times)
     return table
 
 

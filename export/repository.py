@@ -44,7 +44,7 @@ from diffsplat.runtime import (
     available_cores,
 )
 from export.graphs import GraphSpec, graph_specs
-from export.timing import median_ms
+from export.timing import choose_backend, median_ms
 from export.to_onnx import ExportError, parity, write_onnx
 
 RuntimeChoice = Literal["auto", "onnxruntime", "torch"]
@@ -158,7 +158,7 @@ def _export_graph(
     if runtime == "auto":
         report("timing", 3)
         ms = median_ms(candidates, graph.sample_inputs(graph.serving_sizes), threads)
-    backend: Backend = min(ms, key=lambda key: ms[key]) if runtime == "auto" else runtime
+    backend: Backend = choose_backend(ms) if runtime == "auto" else runtime
     if backend == "torch":
         for path in onnx_files:
             path.unlink()

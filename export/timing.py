@@ -8,8 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from diffsplat.runtime import Graph
+from diffsplat.runtime import Backend, Graph
 
+CLEARLY_FASTER = 0.9  # torch must need less than this part of ONNX Runtime's time: its idle threads spin
 Key = TypeVar("Key")
 MIN_ROUNDS = 5
 MAX_ROUNDS = 25
@@ -24,6 +25,11 @@ def median_ms(graphs: Mapping[Key, Graph], inputs: tuple[Tensor, ...], threads: 
         return _median_ms(graphs, inputs)
     finally:
         torch.set_num_threads(before_threads)
+
+
+def choose_backend(ms: Mapping[Backend, float]) -> Backend:
+    """The faster back end; ONNX Runtime unless torch is clearly faster."""
+    return "torch" if ms["torch"] < CLEARLY_FASTER * ms["onnxruntime"] else "onnxruntime"
 
 
 def _median_ms(graphs: Mapping[Key, Graph], inputs: tuple[Tensor, ...]) -> dict[Key, float]:

@@ -1,15 +1,16 @@
 """Fixtures that several rooms' tests share: a very small bundle with random weights, and its export."""
 
+from __future__ import annotations
+
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from diffsplat.backbones import PICO, BackboneSpec
-from diffsplat.bundle import NETWORKS, Bundle, write_bundle
-from diffsplat.text import Tokenizer, train_tokenizer
-from export.repository import export_repository
+if TYPE_CHECKING:  # at run time inside the fixtures: the client's tests start without torch
+    from diffsplat.backbones import BackboneSpec
+    from diffsplat.bundle import Bundle
 
 MAX_TOKENS = 8
 CAPTIONS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("cube", "sphere", "cone")]
@@ -17,6 +18,8 @@ CAPTIONS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape
 
 def tiny_spec(vocab_size: int) -> BackboneSpec:
     """PICO with every network shrunken; geometry, latents and noise schedule are PICO's."""
+    from diffsplat.backbones import PICO
+
     text = {**PICO.text_encoder.config, "hidden_size": 16, "intermediate_size": 32, "vocab_size": vocab_size}
     return dataclasses.replace(
         PICO,
@@ -39,6 +42,11 @@ def tiny_spec(vocab_size: int) -> BackboneSpec:
 
 def write_tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
     """A bundle of `tiny_spec` with random weights; the same seed gives the same bytes."""
+    import torch
+
+    from diffsplat.bundle import NETWORKS, write_bundle
+    from diffsplat.text import Tokenizer, train_tokenizer
+
     tokenizer_json = train_tokenizer(CAPTIONS, MAX_TOKENS)
     spec = tiny_spec(Tokenizer.from_json(tokenizer_json).vocab_size)
     with torch.random.fork_rng():
@@ -56,4 +64,6 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def exported_repository(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The served repository of `tiny_bundle`, exported once, back ends chosen by measurement. Read only."""
+    from export.repository import export_repository
+
     return export_repository(tiny_bundle.root, tmp_path_factory.mktemp("repositories") / "tiny").folder
