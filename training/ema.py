@@ -1,4 +1,4 @@
-"""Exponential moving average of weights, with the warm-up of the published runs (inverse gamma 1, power 3/4)."""
+"""Exponential moving average of weights; the default warm-up is that of the published runs."""
 
 from collections.abc import Iterable
 
@@ -6,9 +6,17 @@ import torch
 from torch import Tensor, nn
 
 
-def ema_decay(update: int, max_decay: float = 0.9999) -> float:
-    """Share of the old average kept at update 1, 2, ...: 0 at the first, then ``min(max_decay, 1 - update^-0.75)``."""
-    return 0.0 if update <= 1 else min(max_decay, 1.0 - update**-0.75)
+def ema_decay(
+    update: int, max_decay: float = 0.9999, warmup: bool = True, inverse_gamma: float = 1.0, power: float = 0.75
+) -> float:
+    """Share of the old average kept at update 1, 2, ...
+
+    0 at the first update, then ``min(max_decay, 1 - (1 + k / inverse_gamma)^-power)`` with k = update - 1; without
+    warm-up constantly `max_decay`.
+    """
+    if update <= 1:
+        return 0.0
+    return min(max_decay, 1.0 - (1.0 + (update - 1) / inverse_gamma) ** -power) if warmup else max_decay
 
 
 class Ema:
