@@ -4,13 +4,16 @@
   layer aborts the process when two Python threads enter it).
 * ``error_model="numpy"``: the default zero-division check blocks vectorising any loop with a division.
 * ``fastmath`` never holds ``nnan`` / ``ninf``: culling relies on comparisons with NaN being false.
-* The cache knows a kernel by its own file: after editing a kernel that others call (`gather`, constants), delete
-  ``__pycache__`` or touch their files too.
+* numba's cache knows a kernel by its own file alone, but kernels inline each other: the cache folder therefore carries a
+  digest of all kernel sources, and an update of one of them compiles all anew.
 * Unsigned indices (`U`) in the inner loops: signed ones carry a wrap-around branch.
 """
 
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -23,6 +26,9 @@ F = np.float32
 
 FASTMATH = frozenset({"contract", "nsz", "arcp"})
 FASTMATH_SUMS = FASTMATH | {"reassoc"}  # gradients only: the forward pass must not depend on the order of its sums
+
+_HERE = Path(__file__).parent
+_SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_HERE.glob("*.py")))).hexdigest()[:16]
 
 _cache_works = True
 
@@ -40,7 +46,8 @@ def kernel(function: Callable[..., Any] | None = None, *, fastmath: frozenset[st
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
     if _cache_works:
         try:
-            return numba.njit(cache=True, **options)(function)
+            with _cache_folder():
+                return numba.njit(cache=True, **options)(function)
         except RuntimeError as error:
             if "no locator available" not in str(error):
                 raise
@@ -50,6 +57,17 @@ def kernel(function: Callable[..., Any] | None = None, *, fastmath: frozenset[st
                 "set NUMBA_CACHE_DIR to a writable folder to keep them"
             )
     return numba.njit(cache=False, **options)(function)
+
+
+@contextmanager
+def _cache_folder() -> Iterator[None]:
+    """Make numba look for a place in a folder of this version of the kernels first; it does so while decorating only."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(Path(before or _HERE / "__pycache__") / f"kernels-{_SOURCES}")
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
 
 
 def cache_works() -> bool:
