@@ -44,6 +44,11 @@ if os.getppid() != int(sys.argv[1]):
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
+# as the server writes it, with the traceback's line breaks escaped
+_LOAD_FAILURE = re.compile(
+    r"""\bE \d+ .*"failed to load '(\w+)' version \d+: (?:Internal: )?(.*?)(?:\\n.*)?"$""", re.MULTILINE
+)
+
 
 class ServerError(RuntimeError):
     """The server could not be started, or died while starting; the message says why and quotes the log."""
@@ -155,14 +160,13 @@ class TritonServer:
             shutil.rmtree(self._work_folder, ignore_errors=True)
             self._work_folder = None
 
-    def log_tail(self, lines: int = 15) -> str:
-        """The last lines of the log that say something: errors and warnings first of all."""
-        if not self.log_path.exists():
-            return ""
-        text = self.log_path.read_text(errors="replace").splitlines()
-        # a Python model's own message ends its traceback, and the server repeats it in a line starting with E
-        telling = [line for line in text if re.match(r"^(E\d{4} |\w*(Error|Exception)\b)|^error: ", line.strip())]
-        return "\n".join((telling or text)[-lines:])
+    def why_it_failed(self, lines: int = 15) -> str:
+        """What the log says about a failure: one line per model that could not be loaded, else its last lines."""
+        text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        failures = _LOAD_FAILURE.findall(text)
+        if failures:
+            return "\n".join(f"model {model}: {reason}" for model, reason in dict.fromkeys(failures))
+        return "\n".join(line for line in text.splitlines()[-lines:] if line.strip())
 
     def _command(self, home: Path, backends: Path, ports: dict[str, int]) -> list[str]:
         return [
@@ -188,13 +192,13 @@ class TritonServer:
             seen = self._report_loading(seen)
             code = self._process.poll()
             if code is not None:
-                raise ServerError(f"the Triton server ended with code {code} while starting:\n{self.log_tail()}")
+                raise ServerError(f"the Triton server ended with code {code} while starting:\n{self.why_it_failed()}")
             if _answers(f"{self.http_url}/v2/health/ready"):
                 self._report_loading(seen)
                 return
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"the Triton server was not ready after {self._start_timeout_s:g} s:\n{self.log_tail()}"
+                    f"the Triton server was not ready after {self._start_timeout_s:g} s:\n{self.why_it_failed()}"
                 )
             time.sleep(0.1)
 
@@ -325,7 +329,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             print(f"log {server.log_path}\nCtrl-C stops the server", flush=True)
             while server.running:
                 ended.wait(0.5)
-            raise ServerError(f"the Triton server ended by itself:\n{server.log_tail()}")
+            raise ServerError(f"the Triton server ended by itself:\n{server.why_it_failed()}")
     except KeyboardInterrupt:
         print("stopped", flush=True)
         return 0

@@ -1,0 +1,37 @@
+"""One server for all tests of this folder, and the pipeline it must equal."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from diffsplat.serving.server import TritonServer
+
+if TYPE_CHECKING:
+    from diffsplat.pipeline import Pipeline
+
+FOUR_VIEWS = np.array([[10, azimuth, 1.4, 1] for azimuth in (0, 90, 180, 270)], np.float32)
+
+
+@pytest.fixture(scope="session")
+def pipeline(exported_repository: Path) -> "Pipeline":
+    """The exported graphs in this process."""
+    from diffsplat.pipeline import Pipeline
+
+    return Pipeline.load(exported_repository)
+
+
+@pytest.fixture(scope="session")
+def server(exported_repository: Path) -> Iterator[TritonServer]:
+    """A real tritonserver over the same repository. Tests that harm a server start their own."""
+    with TritonServer(exported_repository) as server:
+        yield server
+        assert server.running, server.why_it_failed()
+
+
+@pytest.fixture
+def four_views() -> np.ndarray:
+    """Poses of the generated views."""
+    return FOUR_VIEWS.copy()

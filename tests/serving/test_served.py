@@ -1,0 +1,278 @@
+"""The real server with the real client: equal to the pipeline, streaming, stopping, whole after every bad input."""
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from diffsplat_client.client import Client
+from diffsplat_client.contract import ENSEMBLE
+from diffsplat_client.errors import RequestCancelledError
+from diffsplat_client.events import Finished, Progress
+from diffsplat_client.generation import Generation
+from diffsplat_client.request import GenerationRequest
+from diffsplat_client.transport import GrpcTransport, Tensors, TransportError
+
+from diffsplat.serving.server import TritonServer
+
+if TYPE_CHECKING:
+    from diffsplat.pipeline import Pipeline, PipelineResult
+
+pytestmark = pytest.mark.triton
+
+TIMEOUT_S = 60.0
+LONG = GenerationRequest("a red cube", seed=1, steps=200)
+
+
+@pytest.fixture
+def client(server: TritonServer) -> Iterator[Client]:
+    with Client(server.grpc_url, timeout_s=TIMEOUT_S) as client:
+        yield client
+
+
+@pytest.fixture
+def wire(server: TritonServer) -> Iterator[GrpcTransport]:
+    """The wire below the client, which lets anything through."""
+    transport = GrpcTransport(server.grpc_url)
+    yield transport
+    transport.close()
+
+
+def assert_same_object(served: Generation, local: "PipelineResult", tolerance: float) -> None:
+    assert local.gaussians is not None
+    array = served.cloud.to_array()
+    assert array.shape == local.gaussians.shape
+    assert np.abs(array - local.gaussians).max() <= tolerance * max(1.0, float(np.abs(local.gaussians).max()))
+
+
+class TestEqualsThePipeline:
+    """The ensemble and `pipeline.py` give the same numbers for the same request."""
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"scheduler": "sde-dpmsolver++", "steps": 3, "negative_prompt": "a green cone"},
+            {"scheduler": "ddim", "eta": 1.0, "guidance_scale": 1.0, "elevation_deg": -20.0, "distance": 2.0},
+            {"scheduler": "edm", "triangle_guidance": True, "opacity_threshold_asset": 0.5},
+        ],
+        ids=["defaults", "sde", "ddim", "edm"],
+    )
+    def test_splats_and_frames(self, client: Client, pipeline: "Pipeline", four_views: np.ndarray, options) -> None:
+        request = GenerationRequest("a red cube", seed=42, frame_poses=four_views, frame_size=64, **options)
+        served, local = client.generate(request), pipeline.generate(request)
+        assert_same_object(served, local, 1e-5)
+        assert served.frames is not None and local.frames is not None
+        assert np.abs(served.frames.astype(int) - local.frames.astype(int)).max() <= 1
+        assert served.seed == 42 and served.elevation_deg == (options.get("elevation_deg", 10.0))
+
+    def test_file_drawn_seed_warnings_and_timings(self, client: Client, pipeline: "Pipeline") -> None:
+        served = client.generate("a red dragon", format="ply")
+        local = pipeline.generate(GenerationRequest("a red dragon", format="ply", seed=served.seed))
+        assert served.asset is not None and local.asset is not None and len(served.asset) == len(local.asset)
+        assert_same_object(served, local._replace(gaussians=local.splats), 1e-4)
+        assert served.frames is None
+        assert served.warnings == ("prompt: the text encoder does not know 'dragon'",)
+        stages = {"encode", "queued", "denoise", "decode", "rasterize", "package"}
+        assert stages <= set(served.timings_ms)
+        assert sum(served.timings_ms[stage] for stage in stages) <= served.timings_ms["total"] * 1.05
+
+    def test_requests_at_the_same_time_equal_their_single_runs(self, client: Client, pipeline: "Pipeline") -> None:
+        """They are denoised together, at different steps of different schedules, and end in any order."""
+        requests = [
+            GenerationRequest("a red cube", seed=1, steps=40),
+            GenerationRequest("a blue cone", seed=2, steps=25, scheduler="ddim"),
+            GenerationRequest("a green sphere", seed=3, steps=30, scheduler="sde-dpmsolver++", guidance_scale=1.0),
+            GenerationRequest("a red cone", seed=4, steps=10, scheduler="edm"),
+            GenerationRequest("a green cube", seed=5, steps=20, format="ply"),
+        ]
+        with ThreadPoolExecutor(len(requests)) as pool:
+            results = list(pool.map(client.generate, requests))
+        for request, served in zip(requests, results, strict=True):
+            local = pipeline.generate(dataclasses.replace(request, format="raw"))
+            assert_same_object(served, local, 1e-3)
+
+
+class TestStreaming:
+    """What is told while a request runs."""
+
+    def test_progress_arrives_while_the_request_runs(self, client: Client) -> None:
+        started = time.monotonic()
+        seen: list[tuple[float, Progress]] = []
+        with client.stream(LONG) as events:
+            for event in events:
+                if isinstance(event, Progress):
+                    seen.append((time.monotonic() - started, event))
+        total = time.monotonic() - started
+        assert isinstance(event, Finished)
+        steps = [progress.step for _, progress in seen]
+        assert steps[0] == 1 and steps[-1] == 200 and steps == sorted(set(steps))
+        assert seen[0][0] <= 0.5 * total, "the first progress came with the result"
+        assert all(progress.seed == 1 and progress.steps == 200 for _, progress in seen)
+        assert seen[-1][1].seconds_left == 0.0
+
+    def test_stop_ends_a_running_request(self, wire: GrpcTransport, client: Client) -> None:
+        responses = wire.stream(ENSEMBLE, LONG.to_tensors(), "to-be-stopped", TIMEOUT_S)
+        assert step_of(next(responses)) == 1
+        asked = time.monotonic()
+        assert list(wire.stream("denoise", {"STOP": np.array([True])}, "to-be-stopped", TIMEOUT_S)) == [{}]
+        steps = [1]
+        with pytest.raises(TransportError) as caught:
+            for response in responses:
+                steps.append(step_of(response))
+        assert caught.value.code == "CANCELLED"
+        assert max(steps) < 100, "it went on"
+        assert time.monotonic() - asked < 2.0
+        client.generate("a red cube", steps=1)
+
+    def test_a_stop_for_nobody_is_answered(self, wire: GrpcTransport) -> None:
+        assert list(wire.stream("denoise", {"STOP": np.array([True])}, "nobody", TIMEOUT_S)) == [{}]
+
+    def test_a_client_that_leaves_stops_its_request(self, client: Client, server: TritonServer) -> None:
+        with client.stream(LONG) as events:
+            next(events)
+            request_id = events.request_id
+        deadline = time.monotonic() + 10
+        while f"request {request_id}: stop asked for, 1 found" not in server.log_path.read_text():
+            assert time.monotonic() < deadline, "no STOP reached the engine"
+            time.sleep(0.05)
+
+    def test_a_stream_closed_by_another_thread(self, client: Client) -> None:
+        with client.stream(LONG) as events:
+            next(events)
+            threading.Timer(0.1, events.close).start()
+            with pytest.raises(RequestCancelledError):
+                list(events)
+
+
+def step_of(tensors: Tensors) -> int:
+    return int(json.loads(tensors["STATUS"][0])["step"])
+
+
+def text(*values: bytes) -> np.ndarray:
+    return np.array(values, dtype=np.object_)
+
+
+def poses(count: int, **columns: float) -> np.ndarray:
+    array = np.tile(np.array([10, 0, 1.4, 1], np.float32), (count, 1))
+    for index, value in columns.items():
+        array[-1, int(index[1:])] = value
+    return array
+
+
+# what replaces tensors of a good request -> what the error must say
+BAD_INPUTS: dict[str, tuple[Tensors, list[str]]] = {
+    "empty prompt": ({"PROMPT": text(b"")}, ["prompt = ''", "at least one character"]),
+    "blank prompt": ({"PROMPT": text(b" \n")}, ["prompt", "at least one character"]),
+    "long prompt": ({"PROMPT": text(b"x" * 2001)}, ["prompt has 2001 characters", "2000"]),
+    "prompt not UTF-8": ({"PROMPT": text(b"\xff\xfe")}, ["prompt", "UTF-8"]),
+    "two prompts": ({"PROMPT": text(b"a", b"b")}, ["PROMPT", "[1]", "[2]"]),
+    "unknown scheduler": ({"SCHEDULER": text(b"magic")}, ["scheduler = 'magic'", "ddim, dpmsolver++"]),
+    "scheduler of another process": ({"SCHEDULER": text(b"flow")}, ["scheduler = 'flow'", "edm"]),
+    "no steps": ({"STEPS": np.array([0], np.int32)}, ["steps = 0", "1 .. 200"]),
+    "many steps": ({"STEPS": np.array([201], np.int32)}, ["steps = 201", "1 .. 200"]),
+    "steps of a wrong type": ({"STEPS": np.array([4], np.float32)}, ["STEPS", "FP32", "INT32"]),
+    "steps of a wrong shape": ({"STEPS": np.array([4, 4], np.int32)}, ["STEPS", "[1]", "[2]"]),
+    "much guidance": ({"GUIDANCE_SCALE": np.array([51], np.float32)}, ["guidance_scale = 51", "0.0 .. 50.0"]),
+    "guidance NaN": ({"GUIDANCE_SCALE": np.array([np.nan], np.float32)}, ["guidance_scale = nan", "0.0 .. 50.0"]),
+    "distance infinite": ({"DISTANCE": np.array([np.inf], np.float32)}, ["distance = inf", "0.5 .. 10.0"]),
+    "elevation": ({"ELEVATION_DEG": np.array([95], np.float32)}, ["elevation_deg = 95", "-89.0 .. 89.0"]),
+    "negative seed": ({"SEED": np.array([-1], np.int64)}, ["seed = -1", "0 .. "]),
+    "unknown format": ({"FORMAT": text(b"obj")}, ["format = 'obj'", "raw, ply"]),
+    "opacity": ({"OPACITY_THRESHOLD_ASSET": np.array([2], np.float32)}, ["opacity_threshold_asset = 2", "1.0"]),
+    "pose NaN": ({"FRAME_POSES": poses(2, c1=np.nan)}, ["frame_poses[1] azimuth_deg = nan", "-3600 .. 3600"]),
+    "pose too near": ({"FRAME_POSES": poses(3, c2=0.1)}, ["frame_poses[2] distance = 0.1", "0.5 .. 10"]),
+    "poses of a wrong shape": ({"FRAME_POSES": np.zeros((2, 3), np.float32)}, ["FRAME_POSES", "[-1,4]", "[2,3]"]),
+    "absurdly many frames": ({"FRAME_POSES": poses(100_000)}, ["100000 frames", "720"]),
+    "absurdly large frames": ({"FRAME_SIZE": np.array([100_000], np.int32)}, ["frame_size = 100000", "16 .. 2048"]),
+    "too many pixels": (
+        {"FRAME_POSES": poses(720), "FRAME_SIZE": np.array([2048], np.int32)},
+        ["frame_poses x frame_size", "720 x 2048 x 2048", "100000000"],
+    ),
+    "unknown input": ({"COLOUR": np.array([1], np.int32)}, ["COLOUR"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_refused_at_once_with_its_reason(wire: GrpcTransport, case: str) -> None:
+    tensors, says = BAD_INPUTS[case]
+    started = time.monotonic()
+    with pytest.raises(TransportError) as caught:
+        list(wire.stream(ENSEMBLE, {**LONG.to_tensors(), **tensors}, case, TIMEOUT_S))
+    assert time.monotonic() - started < 1.0
+    assert caught.value.code == "INVALID_ARGUMENT", caught.value
+    for words in says:
+        assert words in caught.value.message, caught.value.message
+
+
+def test_a_missing_prompt_is_refused(wire: GrpcTransport) -> None:
+    with pytest.raises(TransportError, match="INVALID_ARGUMENT.*(PROMPT|[0-9]+ inputs)"):
+        list(wire.stream(ENSEMBLE, {"STEPS": np.array([4], np.int32)}, "no-prompt", TIMEOUT_S))
+
+
+ENVELOPE = json.dumps(
+    {
+        "request": {
+            "prompt": "x", "seed": 1, "steps": 2, "scheduler": "ddim", "eta": 0.0, "guidance_scale": 3.0,
+            "elevation_deg": 10.0, "distance": 1.4,
+        }
+    }
+).encode()  # fmt: skip
+DIRECT_CALLS: dict[str, tuple[str, Tensors, str]] = {
+    "stop without id": ("denoise", {"STOP": np.array([True])}, "STOP needs the id"),
+    "nothing": ("denoise", {}, "REQUEST is missing"),
+    "no JSON": ("denoise", {"REQUEST": text(b"{")}, "REQUEST must be JSON"),
+    "no embeddings": ("denoise", {"REQUEST": text(ENVELOPE)}, "TEXT_EMBEDDINGS is missing"),
+    "embeddings too wide": (
+        "denoise",
+        {"REQUEST": text(ENVELOPE), "TEXT_EMBEDDINGS": np.zeros((2, 8, 17), np.float32)},
+        "TEXT_EMBEDDINGS has shape",
+    ),
+    "embeddings NaN": (
+        "denoise",
+        {"REQUEST": text(ENVELOPE), "TEXT_EMBEDDINGS": np.full((2, 8, 16), np.nan, np.float32)},
+        "TEXT_EMBEDDINGS holds nan",
+    ),
+    "latents alone": ("decode", {"LATENTS": np.zeros((4, 4, 8, 8), np.float32)}, "RESOLVED_REQUEST is missing"),
+    "latents of a wrong size": (
+        "decode",
+        {"LATENTS": np.zeros((4, 4, 9, 9), np.float32), "RESOLVED_REQUEST": text(ENVELOPE)},
+        "LATENTS has shape",
+    ),
+    "splats NaN": (
+        "rasterize",
+        {"SPLATS": np.full((3, 14), np.nan, np.float32), "DECODED_REQUEST": text(ENVELOPE)},
+        "SPLATS holds nan",
+    ),
+    "splats without request": ("package", {"SPLATS": np.zeros((3, 14), np.float32)}, "DECODED_REQUEST is missing"),
+}
+
+
+@pytest.mark.parametrize("case", DIRECT_CALLS)
+def test_every_stage_checks_what_it_is_given(wire: GrpcTransport, case: str) -> None:
+    model, tensors, says = DIRECT_CALLS[case]
+    with pytest.raises(TransportError, match=says) as caught:
+        list(wire.stream(model, tensors, "", TIMEOUT_S))
+    assert caught.value.code == "INVALID_ARGUMENT"
+
+
+def test_an_empty_call_of_a_later_stage_costs_nothing_and_gives_nothing(wire: GrpcTransport) -> None:
+    for model in ("decode", "rasterize", "package"):
+        assert list(wire.stream(model, {}, "", TIMEOUT_S)) == [{}]
+
+
+def test_after_all_that_the_server_serves_and_hides_nothing(
+    server: TritonServer, client: Client, pipeline: "Pipeline"
+) -> None:
+    """Runs last: the same object as ever, every model ready, no traceback in the log, and only loopback addresses."""
+    request = GenerationRequest("a red cube", seed=42)
+    assert_same_object(client.generate(request), pipeline.generate(request), 1e-5)
+    status = client.status()
+    assert status.ready and {model.state for model in status.models} == {"READY"}
+    assert "Traceback" not in server.log_path.read_text()
+    assert all(url.replace("http://", "").startswith("127.0.0.1:") for url in (server.grpc_url, server.http_url))

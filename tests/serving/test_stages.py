@@ -1,0 +1,237 @@
+"""The stages and the pipeline, in this process: defaults, warnings, noise, batching, checks."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffsplat_client.contract import GAUSSIAN_COLUMNS
+from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.formats.ply import decode_ply
+from diffsplat_client.request import GenerationRequest
+
+from diffsplat.bundle import Bundle, BundleError
+from diffsplat.pipeline import Pipeline
+from diffsplat.serving.decode import DecodeStage
+from diffsplat.serving.denoise import DenoiseJob, DenoiseStage, DenoiseWork
+from diffsplat.serving.encode import EncodeStage
+from diffsplat.serving.envelope import Envelope
+
+
+def run_job(pipeline: Pipeline, request: GenerationRequest) -> DenoiseJob:
+    job = pipeline.denoise.start(DenoiseWork(*pipeline.encode.run(request)))
+    while job.step < job.steps:
+        pipeline.denoise.step([job])
+    return job
+
+
+def test_encode_fills_every_open_field_and_draws_a_seed(pipeline: Pipeline) -> None:
+    envelope, embeddings = pipeline.encode.run(GenerationRequest("a red cube"))
+    spec = pipeline.encode.spec
+    for name, value in spec.request_defaults.items():
+        assert getattr(envelope.request, name) == value
+    assert embeddings.shape == (2, spec.text_encoder.max_tokens, spec.text_encoder.config["hidden_size"])
+    assert envelope.timings_ms["encode"] > 0 and envelope.warnings == ()
+    assert len({pipeline.encode.resolve(GenerationRequest("x")).seed for _ in range(8)}) == 8
+    assert pipeline.encode.resolve(GenerationRequest("x", seed=5, steps=3)).seed == 5
+
+
+def test_encode_warns_of_what_the_text_encoder_does_not_see(pipeline: Pipeline) -> None:
+    warnings = pipeline.encode.run(GenerationRequest("a red dragon", negative_prompt="red " * 30)).envelope.warnings
+    assert warnings == (
+        "prompt: the text encoder does not know 'dragon'",
+        "negative_prompt: its end was cut, the text encoder reads 8 tokens",
+    )
+
+
+def test_a_scheduler_of_another_process_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(InvalidRequestError, match="scheduler = 'flow': must be one of ddim, dpmsolver"):
+        pipeline.encode.run(GenerationRequest("x", scheduler="flow"))
+
+
+def test_the_envelope_survives_its_json(pipeline: Pipeline, four_views: np.ndarray) -> None:
+    envelope = pipeline.encode.run(GenerationRequest("a dragon", frame_poses=four_views)).envelope
+    again = Envelope.from_json(envelope.to_json())
+    assert again.warnings == envelope.warnings and again.timings_ms == envelope.timings_ms
+    assert again.request.to_json() == envelope.request.to_json()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda v: "{", "REQUEST must be JSON"),
+        (lambda v: "[" * 5000, "REQUEST must be JSON"),
+        (lambda v: json.dumps({**v, "request": {**v["request"], "steps": None}}), "leaves steps open"),
+        (lambda v: json.dumps({**v, "request": {**v["request"], "steps": 0}}), r"steps = 0: must be in 1 \.\. 200"),
+        (lambda v: json.dumps({**v, "request": {**v["request"], "colour": 1}}), "not the JSON form"),
+    ],
+)
+def test_a_bad_envelope_is_refused(pipeline: Pipeline, spoil, says: str) -> None:
+    values = json.loads(pipeline.encode.run(GenerationRequest("x")).envelope.to_json())
+    with pytest.raises(InvalidRequestError, match=says):
+        Envelope.from_json(spoil(values))
+
+
+def test_noise_comes_from_the_requests_own_generator_in_the_references_order(pipeline: Pipeline) -> None:
+    """First the latents, then one draw of the same shape per stochastic step (model_facts 7.4)."""
+    request = GenerationRequest("a red cube", seed=11, steps=3, scheduler="sde-dpmsolver++")
+    job = pipeline.denoise.start(DenoiseWork(*pipeline.encode.run(request)))
+    generator = torch.Generator().manual_seed(11)
+    first = torch.randn(job.latents.shape, generator=generator)
+    assert torch.equal(job.latents, first * job.sampler.init_sigma)
+    for _ in range(2):
+        assert torch.equal(job.next_noise(), torch.randn(job.latents.shape, generator=generator))
+        assert torch.equal(job.next_noise(), job.next_noise())  # drawn once per step
+        pipeline.denoise.step([job])
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++", "sde-dpmsolver++", "edm"])
+def test_a_request_does_not_depend_on_its_neighbours(pipeline: Pipeline, scheduler: str) -> None:
+    """Requests with other schedules, guidance and prompts join and leave; the result stays that of a run alone."""
+    request = GenerationRequest("a red cube", seed=3, steps=5, scheduler=scheduler)
+    others = [
+        GenerationRequest("a green sphere", seed=4, steps=7, scheduler="ddim", eta=1.0, guidance_scale=1.0),
+        GenerationRequest("a blue cone", seed=5, steps=2, scheduler="edm", guidance_scale=9.0, triangle_guidance=True),
+    ]
+    alone = run_job(pipeline, request).latents
+    jobs = [pipeline.denoise.start(DenoiseWork(*pipeline.encode.run(r))) for r in (others[0], request, others[1])]
+    pipeline.denoise.step(jobs[:1])  # one is ahead
+    while active := [job for job in jobs if job.step < job.steps]:
+        pipeline.denoise.step(active)
+    scale = alone.abs().max().item()
+    assert (jobs[1].latents - alone).abs().max().item() <= 1e-4 * scale
+    assert (jobs[2].latents - run_job(pipeline, others[1]).latents).abs().max().item() <= 1e-4 * scale
+
+
+def test_guidance_of_one_costs_no_unconditional_row(pipeline: Pipeline) -> None:
+    encoded = [pipeline.encode.run(GenerationRequest("x", guidance_scale=g)) for g in (1.0, 3.0)]
+    assert [pipeline.denoise.start(DenoiseWork(*e)).rows for e in encoded] == [1, 2]
+
+
+def test_a_failed_step_changes_nothing(pipeline: Pipeline) -> None:
+    """So the engine can try the requests of a failed batch one by one."""
+    stage = DenoiseStage(pipeline.denoise.spec, pipeline.denoise.context, pipeline.denoise.denoiser)
+    request = GenerationRequest("a red cube", seed=3, steps=2, scheduler="sde-dpmsolver++")
+    job = stage.start(DenoiseWork(*pipeline.encode.run(request)))
+    denoiser = stage.denoiser
+
+    def broken(*inputs: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    stage.denoiser = broken  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        stage.step([job])
+    stage.denoiser = denoiser
+    while job.step < job.steps:
+        stage.step([job])
+    assert torch.equal(job.latents, run_job(pipeline, request).latents)
+
+
+def test_the_pipeline_gives_the_same_object_for_a_seed(pipeline: Pipeline, four_views: np.ndarray) -> None:
+    steps = []
+    request = GenerationRequest("a red cube", seed=7, frame_poses=four_views, frame_size=32)
+    first = pipeline.generate(request, lambda step, of: steps.append((step, of)))
+    again = pipeline.generate(dataclasses.replace(request, format="ply"))
+    assert steps == [(k, 4) for k in range(1, 5)]
+    assert first.seed == 7 and first.frames is not None and first.frames.shape == (4, 32, 32, 3)
+    assert np.array_equal(first.splats, again.splats) and np.array_equal(first.frames, again.frames)
+    assert set(first.timings_ms) == {"encode", "denoise", "decode", "rasterize", "package"}
+    assert first.gaussians is not None and first.asset is None and again.gaussians is None and again.asset is not None
+    cloud = decode_ply(again.asset)
+    np.testing.assert_array_equal(cloud.positions, first.gaussians[:, GAUSSIAN_COLUMNS["xyz"]])
+    other = pipeline.generate(dataclasses.replace(request, seed=8))
+    assert not np.allclose(other.splats, first.splats)
+
+
+def test_thresholds_apply_to_frames_and_files_apart(pipeline: Pipeline, four_views: np.ndarray) -> None:
+    request = GenerationRequest("a red cube", seed=7, frame_poses=four_views, frame_size=32)
+    plain = pipeline.generate(request)
+    opacity = plain.splats[:, 6]
+    middle = float(np.median(opacity))
+    cut = pipeline.generate(dataclasses.replace(request, opacity_threshold_asset=middle))
+    assert cut.gaussians is not None and len(cut.gaussians) == int((opacity > np.float32(middle)).sum())
+    assert np.array_equal(cut.frames, plain.frames)
+    empty = pipeline.generate(dataclasses.replace(request, opacity_threshold_render=1.0))
+    assert empty.frames is not None and (empty.frames == 255).all(), "nothing is left but the white background"
+
+
+def test_the_splat_scale_of_a_pose_changes_its_frame_alone(pipeline: Pipeline, four_views: np.ndarray) -> None:
+    plain = pipeline.generate(GenerationRequest("a red cube", seed=7, frame_poses=four_views, frame_size=32)).frames
+    four_views[1, 3] = 0.1
+    frames = pipeline.generate(GenerationRequest("a red cube", seed=7, frame_poses=four_views, frame_size=32)).frames
+    assert plain is not None and frames is not None
+    assert [np.array_equal(a, b) for a, b in zip(plain, frames, strict=True)] == [True, False, True, True]
+
+
+def test_no_poses_no_frames(pipeline: Pipeline) -> None:
+    assert pipeline.generate(GenerationRequest("x", seed=1)).frames is None
+    assert pipeline.generate(GenerationRequest("x", seed=1, frame_poses=np.zeros((0, 4)))).frames is None
+
+
+def test_the_bundle_itself_gives_what_its_export_gives(tiny_bundle: Bundle, pipeline: Pipeline) -> None:
+    request = GenerationRequest("a red cube", seed=7)
+    torch_splats = Pipeline.from_bundle(tiny_bundle).generate(request).splats
+    served = pipeline.generate(request).splats
+    assert np.abs(torch_splats - served).max() <= 1e-3 * np.abs(served).max()
+
+
+class TestDirectCalls:
+    """Every stage checks its own tensors."""
+
+    @pytest.fixture
+    def envelope(self, pipeline: Pipeline) -> Envelope:
+        return pipeline.encode.run(GenerationRequest("a red cube", seed=1)).envelope
+
+    @pytest.mark.parametrize("shape", [(4, 4, 8), (3, 4, 8, 8), (4, 4, 9, 8), (4, 5, 8, 8)])
+    def test_latents_of_a_wrong_shape(self, pipeline: Pipeline, envelope: Envelope, shape: tuple[int, ...]) -> None:
+        with pytest.raises(InvalidRequestError, match=r"LATENTS has shape .*: must be \[4, 4, 8, 8\]"):
+            pipeline.decode.run(torch.zeros(shape), envelope)
+
+    def test_latents_that_are_not_finite(self, pipeline: Pipeline, envelope: Envelope) -> None:
+        with pytest.raises(InvalidRequestError, match="LATENTS holds nan"):
+            pipeline.decode.run(torch.full((4, 4, 8, 8), torch.nan), envelope)
+
+    @pytest.mark.parametrize(
+        ("column", "value", "says"),
+        [(6, 1.5, r"opacity holds 1.5: .* 0 \.\. 1"), (8, -1.0, "scale holds -1"), (0, np.inf, "holds inf")],
+    )
+    def test_splats_that_are_none(
+        self, pipeline: Pipeline, envelope: Envelope, column: int, value: float, says: str
+    ) -> None:
+        splats = torch.full((5, 14), 0.5)
+        splats[2, column] = value
+        with pytest.raises(InvalidRequestError, match=says):
+            pipeline.rasterize.run(splats, envelope)
+
+    @pytest.mark.parametrize("shape", [(5, 13), (14,)])
+    def test_splats_of_a_wrong_shape(self, pipeline: Pipeline, envelope: Envelope, shape: tuple[int, ...]) -> None:
+        with pytest.raises(InvalidRequestError, match="SPLATS has shape"):
+            pipeline.rasterize.run(torch.zeros(shape), envelope)
+        with pytest.raises(InvalidRequestError, match="SPLATS has shape"):
+            pipeline.package.run(np.zeros(shape, np.float32), envelope)
+
+    @pytest.mark.parametrize("shape", [(1, 8, 16), (2, 9, 16), (2, 0, 16), (2, 8, 15)])
+    def test_text_embeddings_of_a_wrong_shape(
+        self, pipeline: Pipeline, envelope: Envelope, shape: tuple[int, ...]
+    ) -> None:
+        with pytest.raises(InvalidRequestError, match=r"TEXT_EMBEDDINGS has shape .*: must be \[2, 1 \.\. 8, 16\]"):
+            pipeline.denoise.check(DenoiseWork(envelope, torch.zeros(shape)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "load"),
+    [
+        ("encode", "tokenizer.json", EncodeStage.load),
+        ("encode", "export.json", EncodeStage.load),
+        ("denoise", "export.json", DenoiseStage.load),
+        ("decode", "export.json", DecodeStage.load),
+    ],
+)
+def test_a_missing_file_is_named(exported_repository: Path, tmp_path: Path, stage: str, file: str, load) -> None:
+    folder = shutil.copytree(exported_repository / stage / "1", tmp_path / "1")
+    (folder / file).unlink()
+    with pytest.raises(BundleError, match=f"{folder / file}: missing"):
+        load(folder)
