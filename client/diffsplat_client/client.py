@@ -194,7 +194,7 @@ class Client:
         """The typed error for a failed request."""
         match error.code:
             case "INVALID_ARGUMENT":
-                return InvalidRequestError(error.message)
+                return InvalidRequestError(error.message.removeprefix(f"in ensemble '{ENSEMBLE}', "))
             case "UNAVAILABLE":
                 self._checked = False  # what comes back may be another server
                 return ServerUnavailableError(

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from diffsplat_client.errors import ServerError
 
 PHASES = ("queued", "denoising", "finished")
@@ -23,10 +25,10 @@ class Status:
     warnings: tuple[str, ...] = ()
 
 
-def parse_status(text: str | bytes) -> Status:
-    """Read STATUS; ServerError when it is not what the contract says."""
+def parse_status(tensor: np.ndarray) -> Status:
+    """Read STATUS [1]; ServerError when it is not what the contract says."""
     try:
-        values: dict[str, Any] = json.loads(text)
+        values: dict[str, Any] = json.loads(tensor.item())
         seconds_left = values.get("seconds_left")
         status = Status(
             phase=str(values["phase"]),

@@ -8,9 +8,9 @@ import numpy as np
 from diffsplat_client.contract import STATUS, STOP, STOP_MODEL
 from diffsplat_client.errors import DiffSplatError, RequestCancelledError, ServerError
 from diffsplat_client.events import Event, Finished, event_of
-from diffsplat_client.generation import parse_generation
+from diffsplat_client.generation import Generation, parse_generation
 from diffsplat_client.request import GenerationRequest
-from diffsplat_client.status import parse_status
+from diffsplat_client.status import Status, parse_status
 from diffsplat_client.transport import ResponseStream, Tensors, Transport, TransportError
 
 STOP_TIMEOUT_S = 1.0  # a stop is a courtesy to the server: nobody waits long for it
@@ -40,6 +40,8 @@ class GenerationStream:
         self._started = started
         self._explain = explain
         self._received: Tensors = {}  # of all responses: a result may come before the last one
+        self._tensors: Tensors = {}  # of the result, as far as they have come
+        self._finished: Status | None = None
         self._over = False  # the server works no longer on it, or was told so
         self._lock = threading.Lock()
 
@@ -64,16 +66,15 @@ class GenerationStream:
         if self._over:
             raise StopIteration
         try:
-            return self._event(next(self._responses))
+            for tensors in self._responses:
+                status = self._take(tensors)
+                if status is not None and status.phase != "finished":
+                    return event_of(status)
+            return Finished(self._result())
         except TransportError as error:
             # a stage that fails does not end the others: the denoiser may still be at work
             self._end(stop=error.code not in ("UNAVAILABLE", "INVALID_ARGUMENT", "CANCELLED"))
             raise self._explain(error) from None
-        except StopIteration:
-            if self._over:  # closed by another thread
-                raise RequestCancelledError("the request was stopped") from None
-            self._end(stop=False)
-            raise ServerError("the server closed the stream without a result") from None
         except BaseException:
             self._end(stop=True)
             raise
@@ -82,16 +83,29 @@ class GenerationStream:
         """Stop the request unless it is over; from any thread. A blocked reader gets RequestCancelledError."""
         self._end(stop=True)
 
-    def _event(self, tensors: Tensors) -> Event:
-        if STATUS.name not in tensors or tensors[STATUS.name].size != 1:
-            raise ServerError("the server sent a response without STATUS")
-        self._received.update(tensors)
-        status = parse_status(tensors[STATUS.name].reshape(-1)[0])
-        if status.phase != "finished":
-            return event_of(status)
-        result = parse_generation(self._received, self.request, self.request_id, status, self._started)
-        self._end(stop=False)
-        return Finished(result)
+    def _take(self, tensors: Tensors) -> Status | None:
+        """Keep what belongs to the result; the status, if the response has one.
+
+        Triton numbers the outputs of an ensemble's stages as they arrive, so a stage that overtakes its own answer to
+        an earlier progress message finds its tensors in that message's response: only the names can be trusted.
+        """
+        self._tensors |= {name: tensor for name, tensor in tensors.items() if name != STATUS.name}
+        if STATUS.name not in tensors:
+            return None
+        status = parse_status(tensors[STATUS.name])
+        if status.phase == "finished":
+            self._finished = status
+        return status
+
+    def _result(self) -> Generation:
+        """The server has closed the stream: everything it had is here."""
+        if self._over:  # another thread was quicker
+            raise RequestCancelledError("the request was stopped")
+        if self._finished is None:
+            raise ServerError("the server closed the stream without a result")
+        result = parse_generation(self._tensors, self.request, self.request_id, self._finished, self._started)
+        self._over = True
+        return result
 
     def _end(self, *, stop: bool) -> None:
         with self._lock:

@@ -79,6 +79,7 @@ _DATATYPES: dict[np.dtype[Any], str] = {
     np.dtype(np.float32): "FP32",
     np.dtype(np.object_): "BYTES",
 }
+_REFUSALS = ("unexpected shape for input", "unexpected inference input", "data-type is")  # Triton's words
 _LOOPBACK = ("localhost", "127.", "[::1]", "ipv4:127.")
 
 
@@ -151,8 +152,9 @@ class GrpcStream:
             response = next(self._call)
         except self._grpc.RpcError as error:
             raise _transport_error(error) from None
-        if response.error_message:
-            raise TransportError("UNKNOWN", response.error_message)
+        if response.error_message:  # Triton itself refused it, before any stage saw it: the only errors without a code
+            refused = any(words in response.error_message for words in _REFUSALS)
+            raise TransportError("INVALID_ARGUMENT" if refused else "UNKNOWN", response.error_message.strip())
         infer = response.infer_response
         if len(infer.outputs) != len(infer.raw_output_contents):
             raise TransportError("INTERNAL", "a response has outputs without their bytes")

@@ -74,6 +74,9 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             yield to_response(fakes.status("denoising", 1))
             if prompt == "invalid":
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, "steps = 0: must be in 1 .. 200")
+            elif prompt == "refused":
+                text = "[request id: 1] unexpected shape for input 'STEPS' for model 'diffsplat'. "
+                yield pb.ModelStreamInferResponse(error_message=text)
             elif prompt == "fails":
                 yield pb.ModelStreamInferResponse(error_message="decode failed")
             elif prompt == "short":
@@ -133,6 +136,8 @@ def test_many_threads_share_a_client(client) -> None:
 def test_errors_of_the_server(client) -> None:
     with pytest.raises(InvalidRequestError, match="^steps = 0: must be in 1 .. 200$"):
         client.generate("invalid")
+    with pytest.raises(InvalidRequestError, match="unexpected shape for input 'STEPS'"):
+        client.generate("refused")
     with pytest.raises(ServerError, match="decode failed"):
         client.generate("fails")
     with pytest.raises(ServerError, match=r"GAUSSIANS|FP32 tensor \[5, 14\] came in 3 bytes"):
