@@ -5,7 +5,6 @@ from typing import Any
 
 import tyro
 
-from training.checkpoint import CheckpointError
 from training.config import RecipeConfig
 from training.loop import TrainingError
 from training.presets import RECIPES, STAGES
@@ -27,7 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"{stop}; run the same command with --resume", file=sys.stderr)
         return _INTERRUPTED
-    except (ValueError, CheckpointError, TrainingError) as error:
+    except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
+        print("stopped; what the newest checkpoint holds can be continued with --resume", file=sys.stderr)
+        return _INTERRUPTED
+    except (ValueError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffsplat.bundle import describe_file, replace_folder
+from training.config import StageConfig, to_plain
 
 FINISHED = "finished"
 MANIFEST = "finished.json"
+_FREE_FIELDS = ("preset", "cadence", "run", "recon", "vae")  # may change when a run is continued
 
 
 class CheckpointError(ValueError):
@@ -61,6 +63,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error}") from error
+
+
+def check_same_run(path: Path, stored: dict[str, Any], config: StageConfig) -> None:
+    """Refuse to continue a run with other data, optimiser or losses than it was started with.
+
+    Raises:
+        CheckpointError: names the first field that differs and both values.
+    """
+    before, now = _flat(stored), _flat(to_plain(config))
+    for name in sorted(before.keys() | now.keys()):
+        if name.split(".")[0] not in _FREE_FIELDS and before.get(name) != now.get(name):
+            raise CheckpointError(f"{path}: was written with {name} = {before.get(name)}, this run has {now.get(name)}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
 
 
 def save_finished(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from training.checkpoint import check_same_run, list_checkpoints, load_checkpoint, save_checkpoint
 from training.config import StageConfig, to_plain
 from training.ema import Ema
 from training.optim import build_optimizer, learning_rate
@@ -132,6 +132,7 @@ def train(stage: Stage, config: StageConfig, lineage: dict[str, Any], rank: int 
     existing = list_checkpoints(checkpoints)
     if config.run.resume and existing:
         state = load_checkpoint(existing[-1])
+        check_same_run(existing[-1], state["config"], config)
         trained.load_state_dict(state["trained"])
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])

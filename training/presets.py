@@ -9,6 +9,7 @@ from training.config import (
     Optim,
     RecipeConfig,
     ReconConfig,
+    RenderWeights,
     RunOptions,
     StageConfig,
     VaeConfig,
@@ -26,6 +27,7 @@ PICO_VAE = VaeConfig(
     preset="pico/vae",
     data=Data(objects=1152, batch_size=6, views=6),
     optim=Optim(steps=1300, lr=2e-3, warmup_steps=50),
+    weights=RenderWeights(image=5.0, ssim=0.1),
     recon=_PICO / "recon",
     run=RunOptions(out=_PICO / "vae"),
 )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffsplat.gaussians import grid_to_gaussians
+from diffsplat.gaussians import GRID_CHANNELS, grid_to_gaussians
 from diffsplat.gsrecon import build_gsrecon
 from diffsplat.gsvae import build_gsvae
 from diffsplat.render import Renders, render
@@ -26,6 +26,9 @@ from training.stages.common import (
     validation_objects,
 )
 
+# How much an error in a channel of the grid shows: colour and depth plainly, the turn of small splats hardly.
+_CHANNEL_WEIGHTS = {"rgb": 3.0, "scale": 1.0, "quat_wxyz": 0.25, "opacity": 1.0, "depth": 10.0}
+_TRANSPARENT_WEIGHT = 0.05  # share of an opaque pixel's weight that a fully transparent one has
 _MEASURED_BATCHES = 16  # batches behind the measured latent scale
 
 
@@ -59,7 +62,7 @@ class VaeStage:
         return validation_objects(self.config)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """``mse(grid) + rendering loss + tiny KL``, through a sample of the posterior."""
+        """Error of the grid, rendering loss and a tiny KL, through a sample of the posterior."""
         batch = batch.to(self.config.run.device)
         grid = self._target_grid(batch)
         posterior = self.gsvae.posterior(grid)
@@ -67,7 +70,7 @@ class VaeStage:
         latents = posterior.sample(noise)
         # Not GSVAE.decode: its clamp would leave values outside [-1, 1] without a gradient.
         decoded = self.gsvae.vae.decode(latents.flatten(0, 1)).sample.unflatten(0, grid.shape[:2])
-        grid_error = (decoded - grid).square().mean()
+        grid_error = visible_error(decoded, grid)
         rendered, parts = rendering_loss(
             self._render(decoded.clamp(-1.0, 1.0), batch), batch.images_rgb, batch.alphas, self.config.weights
         )
@@ -75,7 +78,7 @@ class VaeStage:
         config = self.config
         total = config.grid_weight * grid_error + config.render_weight * rendered + config.kl_weight * kl
         spread = {"latent_std": posterior.mean.detach().std(), "latent_mean": posterior.mean.detach().mean()}
-        return total, {**parts, "grid_mse": grid_error.detach(), "kl": kl.detach(), **spread}
+        return total, {**parts, "grid_error": grid_error.detach(), "kl": kl.detach(), **spread}
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> Evaluation:
         """PSNR through the posterior's mean, beside that of GSRecon alone."""
@@ -90,7 +93,7 @@ class VaeStage:
             "psnr_input": psnr(through[:, :views], truth[:, :views]).item(),
             "psnr_novel": psnr(through[:, views:], truth[:, views:]).item(),
             "psnr_novel_recon": psnr(direct[:, views:], truth[:, views:]).item(),
-            "grid_mse": (decoded - grid).square().mean().item(),
+            "grid_error": visible_error(decoded, grid).item(),
             "latent_std": latents.std().item(),
             "latent_mean": latents.mean().item(),
         }
@@ -120,3 +123,17 @@ class VaeStage:
         gaussians = grid_to_gaussians(grid, batch_cameras(batch, self.geometry.views), self.geometry)
         size = self.geometry.grid_size
         return render(gaussians, batch_cameras(batch), size, size, self.geometry)
+
+
+def visible_error(decoded: Tensor, grid: Tensor) -> Tensor:
+    """Mean squared error of grids [B, V, 12, H, W], weighted by how much it shows: by opacity and by channel.
+
+    The plain mean of the published loss spends most of a small autoencoder on pixels that nobody sees.
+    """
+    weights = grid.new_empty(grid.shape[2])
+    for name, channels in GRID_CHANNELS.items():
+        weights[channels] = _CHANNEL_WEIGHTS[name]
+    opacity = 0.5 * grid[:, :, GRID_CHANNELS["opacity"]] + 0.5  # [B, V, 1, H, W]
+    shown = _TRANSPARENT_WEIGHT + (1.0 - _TRANSPARENT_WEIGHT) * opacity
+    errors = (decoded - grid).square() * (weights / weights.mean())[:, None, None] * shown
+    return errors.mean() / shown.mean()
