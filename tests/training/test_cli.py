@@ -1,0 +1,65 @@
+"""The command line: presets, strict options, errors in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.__main__ import main
+from training.presets import RECIPES, STAGES
+
+TINY_RUN = [
+    "--data.objects", "4", "--data.validation-objects", "2", "--data.batch-size", "2", "--optim.steps", "2",
+    "--optim.warmup-steps", "1", "--run.threads", "1",
+]  # fmt: skip
+
+
+def test_help_lists_every_preset() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "training", "--help"], capture_output=True, text=True, check=True, timeout=120
+    )
+    for name in (*RECIPES, *STAGES):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["pico/reconn"], "pico/reconn"),
+        (["pico/recon", "--optim.learning-rate", "1"], "--optim.learning-rate"),
+        (["pico/recon", "--optim.steps", "many"], "many"),
+        (["pico", "--vae.optim.schedule", "linear"], "linear"),
+        ([], "pico/recon"),
+    ],
+)
+def test_unknown_presets_options_and_values_are_errors(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert named in "".join(capsys.readouterr())
+
+
+def test_a_stage_runs_and_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["pico/recon", "--run.out", str(tmp_path / "recon"), *TINY_RUN]
+    assert main(command) == 0
+    assert (tmp_path / "recon" / "finished" / "gsrecon.safetensors").is_file()
+    capsys.readouterr()
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: run.out = ") and "holds a run already" in error and error.count("\n") == 1
+
+
+def test_a_stage_without_the_one_before_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["pico/vae", "--recon", str(tmp_path / "none"), "--run.out", str(tmp_path / "vae"), *TINY_RUN]
+    assert main(command) == 1
+    assert "is not the folder of a finished training stage" in capsys.readouterr().err
+    assert not (tmp_path / "vae").exists()
+
+
+def test_the_pico_recipe_trains_exactly_the_stage_presets() -> None:
+    recipe = RECIPES["pico"][1]
+    for stage in ("recon", "vae", "diffusion"):
+        assert getattr(recipe, stage) is STAGES[f"pico/{stage}"][1]

@@ -1,0 +1,229 @@
+"""Every stage really trains on a shrunken backbone, and the chain ends in a bundle that the pipeline can use."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffsplat_client.request import GenerationRequest
+
+from diffsplat.backbones import BACKBONES, PICO
+from diffsplat.bundle import Bundle
+from diffsplat.pipeline import Pipeline
+from training.checkpoint import CheckpointError, read_finished
+from training.config import (
+    Cadence,
+    Data,
+    DiffusionConfig,
+    Optim,
+    RecipeConfig,
+    ReconConfig,
+    RunOptions,
+    StageConfig,
+    VaeConfig,
+)
+from training.loop import step_generator, train
+from training.recipe import run_recipe, run_stage, stage_configs
+from training.stages import DiffusionStage, ReconStage, VaeStage, build_stage
+
+STEPS = 20
+DATA = Data(objects=24, validation_objects=4, batch_size=4, views=6, pool_size=2)
+OPTIM = Optim(steps=STEPS, lr=3e-3, warmup_steps=2)
+CADENCE = Cadence(log_every=1, evaluate_every=10, save_every=8)
+TINY = dataclasses.replace(
+    PICO,
+    name="tiny",
+    text_encoder=dataclasses.replace(
+        PICO.text_encoder, config={**PICO.text_encoder.config, "hidden_size": 16, "intermediate_size": 32}
+    ),
+    denoiser={**PICO.denoiser, "block_out_channels": [16, 16], "norm_num_groups": 4, "cross_attention_dim": 16},
+    gsvae={**PICO.gsvae, "block_out_channels": [8, 8, 16], "norm_num_groups": 4},
+    gsrecon={**PICO.gsrecon, "dim": 32, "num_blocks": 1},
+    steps=2,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_backbone() -> Iterator[None]:
+    BACKBONES["tiny"] = TINY
+    yield
+    del BACKBONES["tiny"]
+
+
+def recipe(out: Path, **options: bool) -> RecipeConfig:
+    common = {"backbone": "tiny", "optim": OPTIM, "cadence": CADENCE, "run": RunOptions(threads=1)}
+    return RecipeConfig(
+        out=out,
+        recon=ReconConfig(preset="tiny/recon", data=DATA, **common),
+        vae=VaeConfig(preset="tiny/vae", data=DATA, **common),
+        diffusion=DiffusionConfig(
+            preset="tiny/diffusion", data=dataclasses.replace(DATA, batch_size=8), evaluation_steps=2, **common
+        ),
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[RecipeConfig, Bundle]:
+    """The whole chain, trained once."""
+    made = recipe(tmp_path_factory.mktemp("runs") / "tiny")
+    return made, run_recipe(made)
+
+
+def records(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stage", ["recon", "vae", "diffusion"])
+def test_the_loss_falls_and_panels_are_written(chain: tuple[RecipeConfig, Bundle], stage: str) -> None:
+    out = chain[0].out / stage
+    losses = [record["loss"] for record in records(out) if "loss" in record]
+    assert len(losses) == STEPS
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+    assert len(list((out / "panels").glob("*.png"))) == 2
+
+
+def test_the_bundle_generates_and_tells_where_it_comes_from(chain: tuple[RecipeConfig, Bundle]) -> None:
+    bundle = chain[1]
+    stages = bundle.lineage["stages"]
+    assert set(stages) == {"recon", "vae", "diffusion"}
+    for name, facts in stages.items():
+        assert facts["preset"] == f"tiny/{name}" and facts["steps"] == STEPS and facts["seed"] == 0
+        assert facts["data"] == {"kind": "procedural", "seed": 0, "objects": 24}
+        assert facts["metrics"] and facts["seconds"] > 0 and facts["revision"]
+    result = Pipeline.from_bundle(bundle).generate(GenerationRequest("a red cube", seed=1))
+    assert result.splats.shape == (4 * 32 * 32, 14) and np.isfinite(result.splats).all()
+
+
+def test_the_bundle_carries_the_measured_latent_scale(chain: tuple[RecipeConfig, Bundle]) -> None:
+    recipe_config, bundle = chain
+    measured = read_finished(recipe_config.out / "vae")["latent_scale"]
+    assert bundle.spec.gsvae["scaling_factor"] == measured["scaling_factor"] != 1.0
+    assert bundle.spec.gsvae["shift_factor"] == measured["shift_factor"]
+    stage = DiffusionStage(stage_configs(recipe_config)[2])
+    stage.build()
+    latents = next(stage.stream(0, 1)).latents
+    assert latents.mean().abs().item() < 0.3 and 0.6 < latents.std().item() < 1.5
+
+
+def test_resuming_a_stage_in_the_middle_of_an_epoch_is_bit_exact(
+    chain: tuple[RecipeConfig, Bundle], tmp_path: Path
+) -> None:
+    whole = stage_configs(chain[0])[0]
+    short = dataclasses.replace(whole, run=dataclasses.replace(whole.run, out=tmp_path))
+
+    class Killed(Exception):
+        pass
+
+    class Interrupted(ReconStage):
+        calls = 0
+
+        def loss(self, batch, generator):  # type: ignore[no-untyped-def]
+            self.calls += 1
+            if self.calls == 12:
+                raise Killed
+            return super().loss(batch, generator)
+
+    with pytest.raises(Killed):
+        train(Interrupted(short), short, {})
+    resumed = dataclasses.replace(short, run=dataclasses.replace(short.run, resume=True))
+    train(ReconStage(resumed), resumed, {})  # from step 8; an epoch has 6 batches
+    assert (tmp_path / "finished" / "gsrecon.safetensors").read_bytes() == (
+        whole.run.out / "finished" / "gsrecon.safetensors"
+    ).read_bytes()
+
+
+def test_a_loss_depends_on_its_batch_and_generator_alone(chain: tuple[RecipeConfig, Bundle]) -> None:
+    for config in stage_configs(chain[0]):
+        stage = build_stage(config)
+        torch.manual_seed(0)
+        stage.build()
+        batch = next(stage.stream(0, 1))
+        first = stage.loss(batch, step_generator(0, 0, 5))[0].item()
+        torch.manual_seed(1)  # the global generator plays no part
+        assert stage.loss(batch, step_generator(0, 0, 5))[0].item() == first
+        if not isinstance(stage, ReconStage):  # which draws nothing
+            assert stage.loss(batch, step_generator(0, 1, 5))[0].item() != first
+
+
+def test_dropped_captions_reach_the_text_encoder_as_the_empty_one(
+    chain: tuple[RecipeConfig, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(stage_configs(chain[0])[2], text_dropout=1.0)
+    stage = DiffusionStage(config)
+    stage.build()
+    seen: list[str] = []
+    encode = stage.tokenizer.encode
+    monkeypatch.setattr(stage.tokenizer, "encode", lambda captions: seen.extend(captions) or encode(captions))
+    stage.loss(next(stage.stream(0, 1)), step_generator(0, 0, 0))
+    assert seen == [""] * 8
+
+
+def test_training_the_denoiser_also_trains_the_text_encoder(chain: tuple[RecipeConfig, Bundle]) -> None:
+    stage = DiffusionStage(dataclasses.replace(stage_configs(chain[0])[2], text_dropout=0.0))
+    trained = stage.build()
+    loss, _ = stage.loss(next(stage.stream(0, 1)), step_generator(0, 0, 0))
+    loss.backward()
+    without = [name for name, p in trained.named_parameters() if p.grad is None]
+    assert without == []
+    assert stage.text_encoder.text_model.embeddings.token_embedding.weight.grad.abs().sum() > 0
+
+
+def test_ranks_see_other_objects(chain: tuple[RecipeConfig, Bundle]) -> None:
+    stage = ReconStage(stage_configs(chain[0])[0])
+    uids = [next(stage.stream(rank, 2)).uids for rank in (0, 1)]
+    assert not set(uids[0]) & set(uids[1])
+
+
+def test_a_finished_chain_is_not_trained_again(chain: tuple[RecipeConfig, Bundle]) -> None:
+    made = chain[0]
+    with pytest.raises(ValueError, match="holds a run already"):
+        run_recipe(made)
+    before = records(made.out / "recon")
+    assert run_recipe(dataclasses.replace(made, resume=True)).digest == chain[1].digest
+    assert records(made.out / "recon") == before
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (VaeConfig(recon=Path("nowhere")), "nowhere.*not the folder of a finished training stage"),
+        (ReconConfig(backbone="huge"), "backbone = 'huge' must be one of"),
+        (ReconConfig(data=Data(batch_size=0)), r"data.batch_size = 0 must lie in \[1, 1024\]"),
+        (ReconConfig(optim=Optim(steps=10, warmup_steps=11)), r"optim.warmup_steps = 11 must lie in \[0, 10\]"),
+        (ReconConfig(optim=Optim(max_grad_norm=0.0)), "optim.max_grad_norm = 0.0 must be greater than 0"),
+        (DiffusionConfig(text_dropout=1.5), r"text_dropout = 1.5 must lie in \[0.0, 1.0\]"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_first_step(
+    config: StageConfig, message: str, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(config, run=RunOptions(out=tmp_path / "run", threads=1))
+    with pytest.raises(ValueError, match=message):
+        run_stage(config)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_denoiser_refuses_an_autoencoder_of_another_reconstruction(
+    chain: tuple[RecipeConfig, Bundle], tmp_path: Path
+) -> None:
+    recon, _, diffusion = stage_configs(chain[0])
+    other = dataclasses.replace(
+        recon, run=dataclasses.replace(recon.run, out=tmp_path, seed=1), optim=Optim(steps=1, warmup_steps=0)
+    )
+    run_stage(other)
+    with pytest.raises(ValueError, match="was trained on another recon stage"):
+        build_stage(dataclasses.replace(diffusion, recon=tmp_path))
+
+
+def test_a_vae_of_a_damaged_reconstruction_is_refused(chain: tuple[RecipeConfig, Bundle], tmp_path: Path) -> None:
+    vae = stage_configs(chain[0])[1]
+    finished = tmp_path / "finished"
+    finished.mkdir()
+    for file in (chain[0].out / "recon" / "finished").iterdir():
+        (finished / file.name).write_bytes(file.read_bytes()[: -1 if file.suffix == ".safetensors" else None])
+    with pytest.raises(CheckpointError, match="gsrecon.safetensors"):
+        VaeStage(dataclasses.replace(vae, recon=tmp_path))
