@@ -32,8 +32,8 @@ def main() -> int:
     failed = 0
     for number, name in enumerate(names, start=1):
         print(f"\n=== {number} of {len(names)}: {name}", flush=True)
-        command = [sys.executable, "-m", f"benchmarks.{name}", *BENCHMARKS[name], "--json", str(folder / f"{name}.json")]
-        failed += subprocess.run(command).returncode != 0
+        arguments = [*BENCHMARKS[name], "--json", str(folder / f"{name}.json")]
+        failed += subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments]).returncode != 0
     return failed
 
 

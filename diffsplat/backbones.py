@@ -36,7 +36,7 @@ class NoiseSchedule:
 
 @dataclass(frozen=True)
 class SplatGeometry:
-    """How a grid of 12 channels becomes Gaussians and how they are drawn; a property of the weights (architecture rule 7)."""
+    """How a grid of 12 channels becomes Gaussians and how they are drawn; a property of the weights."""
 
     grid_size: int = 256  # pixels of one view = Gaussians along one side
     views: int = 4

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.gsrecon import build_gsrecon
-from diffsplat.gsvae import build_gsvae
-from diffsplat.multiview import build_denoiser
-from diffsplat.text import build_text_encoder
 
 FORMAT = "diffsplat-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
-
-# network name -> how to build it, without weights, from the spec
-NETWORKS: dict[str, Callable[[BackboneSpec], nn.Module]] = {
-    "text_encoder": build_text_encoder,
-    "denoiser": build_denoiser,
-    "gsvae": build_gsvae,
-    "gsrecon": build_gsrecon,
-}
 
 
 class BundleError(ValueError):
@@ -78,6 +66,8 @@ class Bundle:
 
 def load_network(path: Path, network: str, spec: BackboneSpec) -> nn.Module:
     """Build `network` for a spec in float32 and evaluation mode with the weights of a verified file; strictly."""
+    from diffsplat.networks import NETWORKS  # heavy: see there
+
     module = NETWORKS[network](spec)
     try:
         stored = load_file(path)

@@ -80,9 +80,7 @@ def _pose(rotation: Tensor, position: Tensor) -> Tensor:
     return torch.cat([upper, lower], dim=-2)
 
 
-def orbit_cameras(
-    elevation_deg: Tensor | float, azimuth_deg: Tensor | float, distance: Tensor | float
-) -> Cameras:
+def orbit_cameras(elevation_deg: Tensor | float, azimuth_deg: Tensor | float, distance: Tensor | float) -> Cameras:
     """`orbit_camera_to_world` with the intrinsics that every DiffSplat model uses."""
     camera_to_world = orbit_camera_to_world(elevation_deg, azimuth_deg, distance)
     intrinsics = torch.tensor([DIFFSPLAT_FOCAL, DIFFSPLAT_FOCAL, 0.5, 0.5], device=camera_to_world.device)
@@ -129,9 +127,7 @@ def _camera_directions(intrinsics: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return torch.stack([x, y, torch.ones_like(x)], dim=-3)
 
 
-def plucker_rays(
-    camera_to_world: Tensor, intrinsics: Tensor, height: int, width: int, pixel_rule: PixelRule
-) -> Tensor:
+def plucker_rays(camera_to_world: Tensor, intrinsics: Tensor, height: int, width: int, pixel_rule: PixelRule) -> Tensor:
     """Pluecker coordinates of every pixel's ray in the world frame.
 
     Args:

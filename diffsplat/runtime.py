@@ -8,7 +8,6 @@ the log, never in the stage. Graphs take tensors by position, float32 (token ids
 import json
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,8 +19,6 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle, BundleError, load_network, verify_file
-from diffsplat.gsvae import GSVAE
-from diffsplat.multiview import DenoiserStep, TextContext
 
 Backend = Literal["onnxruntime", "torch"]
 RECORD = "export.json"
@@ -35,7 +32,7 @@ class Graph(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in `GRAPH_MODULES`."""
+        """Its name in `networks.GRAPHS`."""
 
     @property
     def backend(self) -> Backend:
@@ -43,34 +40,6 @@ class Graph(Protocol):
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Inputs by position, as the table in `export/graphs.py` lists them."""
-
-
-class SplatDecoder(nn.Module):
-    """The decoder graph: latents of the diffusion space [B, V, C, h, w] -> splat grid [B, V, 12, H, W] in [-1, 1]."""
-
-    def __init__(self, gsvae: GSVAE) -> None:
-        super().__init__()
-        self.gsvae = gsvae
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """`GSVAE.decode`: undo scale and shift, decode all views as one batch, clamp."""
-        return self.gsvae.decode(latents)
-
-
-@dataclass(frozen=True)
-class GraphModule:
-    """How a graph is made of a network of the bundle."""
-
-    network: str
-    wrap: Callable[[Any, BackboneSpec], nn.Module]
-
-
-GRAPH_MODULES: dict[str, GraphModule] = {
-    "text_encoder": GraphModule("text_encoder", lambda network, spec: network),
-    "denoiser_context": GraphModule("denoiser", lambda network, spec: TextContext(network)),
-    "denoiser": GraphModule("denoiser", lambda network, spec: DenoiserStep(network, spec.geometry.views)),
-    "decoder": GraphModule("gsvae", lambda network, spec: SplatDecoder(network)),
-}
 
 
 @dataclass(frozen=True)
@@ -205,14 +174,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def build_graph_module(name: str, spec: BackboneSpec, network: nn.Module) -> nn.Module:
-    """The torch module behind a graph, around a network that the caller holds (trained, or loaded from a bundle)."""
-    return GRAPH_MODULES[name].wrap(network, spec).eval()
-
-
 def bundle_graph(bundle: Bundle, name: str) -> TorchGraph:
     """A graph straight from a bundle, run by torch: nothing needs to be exported."""
-    return TorchGraph(name, build_graph_module(name, bundle.spec, bundle.load(GRAPH_MODULES[name].network)))
+    from diffsplat.networks import GRAPHS, build_graph_module  # heavy: see there
+
+    return TorchGraph(name, build_graph_module(name, bundle.spec, bundle.load(GRAPHS[name].network)))
 
 
 def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = None) -> Graph:
@@ -220,7 +186,7 @@ def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = 
 
     Args:
         folder: version folder with `export.json`.
-        name: name of the graph, a key of `GRAPH_MODULES`.
+        name: name of the graph, a key of `networks.GRAPHS`.
         threads: threads of one call, by default the available cores. For torch this sets the count of the process.
 
     Raises:
@@ -238,6 +204,8 @@ def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = 
     _log.info("graph %s of %s: %s, %d threads (at export: %s)", name, record.bundle, graph.backend, threads, why)
     if graph.backend == "onnxruntime":
         return OnnxGraph(name, folder / graph.file, threads)
+    from diffsplat.networks import GRAPHS, build_graph_module  # heavy: see there
+
     torch.set_num_threads(threads)
-    network = load_network(folder / graph.file, GRAPH_MODULES[name].network, record.spec)
+    network = load_network(folder / graph.file, GRAPHS[name].network, record.spec)
     return TorchGraph(name, build_graph_module(name, record.spec, network))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle
 from diffsplat.multiview import TextContext, build_denoiser
-from diffsplat.runtime import GRAPH_MODULES, build_graph_module
+from diffsplat.networks import GRAPHS, build_graph_module
 
 PLUCKER_CHANNELS = 6
 GRID_CHANNELS = 12
@@ -49,7 +49,7 @@ class GraphSpec:
     @property
     def network(self) -> str:
         """The network of the bundle that it is made of."""
-        return GRAPH_MODULES[self.name].network
+        return GRAPHS[self.name].network
 
     @property
     def batch_axis(self) -> str:

@@ -62,6 +62,7 @@ _SOURCES = (
     "diffsplat/bundle.py",
     "diffsplat/gsvae.py",
     "diffsplat/multiview.py",
+    "diffsplat/networks.py",
     "diffsplat/runtime.py",
     "diffsplat/text.py",
     "client/diffsplat_client/contract.py",

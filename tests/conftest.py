@@ -44,8 +44,9 @@ def write_tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
     """A bundle of `tiny_spec` with random weights; the same seed gives the same bytes."""
     import torch
 
-    from diffsplat.bundle import NETWORKS, write_bundle
-    from diffsplat.text import Tokenizer, train_tokenizer
+    from diffsplat.bundle import write_bundle
+    from diffsplat.networks import NETWORKS
+    from diffsplat.tokenizer import Tokenizer, train_tokenizer
 
     tokenizer_json = train_tokenizer(CAPTIONS, MAX_TOKENS)
     spec = tiny_spec(Tokenizer.from_json(tokenizer_json).vocab_size)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.bundle import NETWORKS, Bundle, write_bundle
+from diffsplat.bundle import Bundle, write_bundle
+from diffsplat.networks import NETWORKS
 from training.checkpoint import FINISHED, MANIFEST, git_revision, list_checkpoints, load_finished, read_finished
 from training.config import RecipeConfig, StageConfig, check, to_plain
 from training.loop import Outcome, train

@@ -7,7 +7,7 @@ from diffsplat.backbones import BackboneSpec
 from diffsplat.cameras import generated_view_cameras, latent_plucker
 from diffsplat.multiview import DenoiserStep, TextContext
 from diffsplat.samplers import build_sampler, guidance_scales, guide, model_input, needs_noise, sampler_step
-from diffsplat.text import Tokenizer
+from diffsplat.tokenizer import Tokenizer
 
 
 @torch.no_grad()

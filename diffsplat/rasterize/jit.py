@@ -4,7 +4,7 @@
   layer aborts the process when two Python threads enter it).
 * ``error_model="numpy"``: the default zero-division check blocks vectorising any loop with a division.
 * ``fastmath`` never holds ``nnan`` / ``ninf``: culling relies on comparisons with NaN being false.
-* numba's cache knows a kernel by its own file alone, but kernels inline each other: the cache folder therefore carries a
+* numba's cache knows a kernel by its own file alone, but kernels inline each other: so the cache folder carries a
   digest of all kernel sources, and an update of one of them compiles all anew.
 * Unsigned indices (`U`) in the inner loops: signed ones carry a wrap-around branch.
 """
@@ -61,7 +61,7 @@ def kernel(function: Callable[..., Any] | None = None, *, fastmath: frozenset[st
 
 @contextmanager
 def _cache_folder() -> Iterator[None]:
-    """Make numba look for a place in a folder of this version of the kernels first; it does so while decorating only."""
+    """Make numba look first for a place in a folder of this version of the kernels; it does so while decorating."""
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(Path(before or _HERE / "__pycache__") / f"kernels-{_SOURCES}")
     try:

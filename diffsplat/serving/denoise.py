@@ -15,7 +15,7 @@ from torch import Tensor
 from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle
 from diffsplat.cameras import generated_view_cameras, latent_plucker
-from diffsplat.runtime import ExportRecord, Graph, TorchGraph, build_graph_module, load_graph
+from diffsplat.runtime import ExportRecord, Graph, TorchGraph, load_graph
 from diffsplat.samplers import (
     SamplerTable,
     build_sampler,
@@ -103,6 +103,8 @@ class DenoiseStage:
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "DenoiseStage":
         """Straight from a bundle, run by torch; both graphs share one network."""
+        from diffsplat.networks import build_graph_module  # heavy: see there
+
         network = bundle.load("denoiser")
         graphs = [
             TorchGraph(name, build_graph_module(name, bundle.spec, network))

@@ -14,7 +14,7 @@ from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import TOKENIZER, Bundle, BundleError
 from diffsplat.runtime import ExportRecord, Graph, bundle_graph, load_graph
 from diffsplat.serving.envelope import Envelope
-from diffsplat.text import TokenBatch, Tokenizer
+from diffsplat.tokenizer import TokenBatch, Tokenizer
 
 DRAWN_SEED_LIMIT = 2**32  # short enough to be typed again
 

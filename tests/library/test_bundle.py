@@ -15,7 +15,6 @@ from diffsplat import bundle as bundles
 from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.bundle import (
     MANIFEST,
-    NETWORKS,
     TOKENIZER,
     Bundle,
     BundleError,
@@ -23,6 +22,7 @@ from diffsplat.bundle import (
     replace_folder,
     write_bundle,
 )
+from diffsplat.networks import NETWORKS
 from diffsplat.text import build_text_encoder
 
 

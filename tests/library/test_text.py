@@ -11,7 +11,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextModel
 
 from diffsplat.backbones import PICO, BackboneSpec
-from diffsplat.text import TextEncoder, Tokenizer, build_text_encoder, train_tokenizer
+from diffsplat.text import TextEncoder, build_text_encoder
+from diffsplat.tokenizer import Tokenizer, train_tokenizer
 
 CAPTIONS = ["a red cube", "two Blue_spheres, stacked.", "A small green cone"]
 WORDS = ["<unk>", "a", "blue", "cone", "cube", "green", "red", "small", "spheres", "stacked", "two"]

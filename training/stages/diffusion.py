@@ -14,7 +14,8 @@ from diffsplat.gsrecon import GSRecon, build_gsrecon
 from diffsplat.gsvae import GSVAE, build_gsvae
 from diffsplat.multiview import DenoiserStep, TextContext, build_denoiser
 from diffsplat.render import render
-from diffsplat.text import Tokenizer, build_text_encoder, train_tokenizer
+from diffsplat.text import build_text_encoder
+from diffsplat.tokenizer import Tokenizer, train_tokenizer
 from training.checkpoint import load_finished, read_finished, save_finished
 from training.config import DiffusionConfig
 from training.data.captions import COLOURS, ObjectWords, all_captions, plain_caption

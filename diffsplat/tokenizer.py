@@ -1,0 +1,112 @@
+"""Prompt -> token ids, through the `tokenizers` library alone: serving needs no transformers for it.
+
+Axes: R prompts, L tokens.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+import torch
+from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+
+_START, _END, _UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<unk>"
+
+
+class TokenBatch(NamedTuple):
+    """Tokens of some prompts, and what the user should know about them."""
+
+    input_ids: Tensor  # [R, L] int64, L = max_tokens
+    truncated: list[bool]  # the prompt was longer than L
+    unknown_words: list[list[str]]  # words that a word-level vocabulary does not have, each once, in order
+
+
+class Tokenizer:
+    """A `tokenizer.json` of the `tokenizers` library: CLIP's byte-pair encoding, or a word-level vocabulary of our own.
+
+    The file brings its start and end tokens by its post-processor. Prompts are padded with the file's padding token, or
+    with the end token where it names none (CLIP-L).
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, max_tokens: int) -> None:
+        padding = inner.padding
+        inner.no_padding()
+        inner.no_truncation()  # both are done here, to know what was cut
+        empty = inner.encode("").ids
+        if len(empty) != 2:
+            raise ValueError("the tokenizer must put one start and one end token around a prompt")
+        self._inner = inner
+        self.max_tokens = max_tokens
+        self._end = empty[-1]
+        self._pad: int = self._end if padding is None else padding["pad_id"]
+        self._unknown: int | None = None
+        if isinstance(inner.model, models.WordLevel):
+            self._unknown = inner.token_to_id(inner.model.unk_token)
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str], max_tokens: int | None = None) -> "Tokenizer":
+        """Read a tokenizer from the text of a `tokenizer.json` or from its path.
+
+        Args:
+            source: the text (it starts with a brace) or a path.
+            max_tokens: length L of every row; by default the file's own truncation length.
+
+        Raises:
+            ValueError: the file names no truncation length and `max_tokens` is not given, or it does not
+                add exactly one start and one end token.
+        """
+        is_text = isinstance(source, str) and source.lstrip().startswith("{")
+        inner = tokenizers.Tokenizer.from_str(str(source) if is_text else Path(source).read_text(encoding="utf-8"))
+        truncation = inner.truncation
+        if max_tokens is None:
+            if truncation is None:
+                raise ValueError("max_tokens is open: the tokenizer names no truncation length")
+            max_tokens = int(truncation["max_length"])
+        return cls(inner, max_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token embedding."""
+        return self._inner.get_vocab_size()
+
+    def encode(self, prompts: Sequence[str]) -> TokenBatch:
+        """Tokens of prompts, each cut and padded to `max_tokens`; underscores count as spaces (model_facts 6)."""
+        prompts = [prompt.replace("_", " ") for prompt in prompts]
+        rows, truncated, unknown_words = [], [], []
+        for prompt, encoding in zip(prompts, self._inner.encode_batch(prompts), strict=True):
+            ids = encoding.ids
+            truncated.append(len(ids) > self.max_tokens)
+            if truncated[-1]:
+                ids = ids[: self.max_tokens - 1] + [self._end]
+            spans = [encoding.offsets[i] for i, token in enumerate(ids) if token == self._unknown]
+            unknown_words.append(list(dict.fromkeys(prompt[start:stop] for start, stop in spans)))
+            rows.append(ids + [self._pad] * (self.max_tokens - len(ids)))
+        return TokenBatch(torch.tensor(rows, dtype=torch.int64).reshape(-1, self.max_tokens), truncated, unknown_words)
+
+
+def train_tokenizer(captions: Iterable[str], max_tokens: int) -> str:
+    """Word-level tokenizer of every word in the captions, as the text of a `tokenizer.json`.
+
+    Laid out as CLIP's: lower case, start and end token with the highest ids, padded with the end token; id 0 is <unk>.
+    Punctuation is dropped. The same captions in any order give the same text.
+    """
+    normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace("_", " "), normalizers.Lowercase()])
+    splitter = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Split(Regex(r"[^\w\s]+"), behavior="removed")]
+    )
+    words = {word for text in captions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    ordered = [_UNKNOWN, *sorted(words), _START, _END]
+    vocabulary = {word: index for index, word in enumerate(ordered)}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.add_special_tokens([_UNKNOWN, _START, _END])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{_START} $A {_END}", special_tokens=[(token, vocabulary[token]) for token in (_START, _END)]
+    )
+    tokenizer.enable_truncation(max_tokens)
+    tokenizer.enable_padding(length=max_tokens, pad_id=vocabulary[_END], pad_token=_END)
+    return tokenizer.to_str(pretty=True)
