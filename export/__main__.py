@@ -10,8 +10,8 @@ from rich.table import Table
 
 from diffsplat.bundle import BundleError
 from diffsplat.runtime import Backend, GraphRecord
+from export.record import ExportError
 from export.repository import RepositoryExport, export_repository
-from export.to_onnx import ExportError
 
 TIMED: tuple[Backend, ...] = ("onnxruntime", "torch")
 

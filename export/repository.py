@@ -16,10 +16,9 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STAGES
 
@@ -33,27 +32,11 @@ from diffsplat.bundle import (
     replace_folder,
     verify_file,
 )
-from diffsplat.runtime import (
-    RECORD,
-    Backend,
-    ExportRecord,
-    Graph,
-    GraphRecord,
-    OnnxGraph,
-    TorchGraph,
-    available_cores,
-)
-from export.graphs import GraphSpec, graph_specs
-from export.timing import choose_backend, median_ms
-from export.to_onnx import ExportError, parity, write_onnx
-
-RuntimeChoice = Literal["auto", "onnxruntime", "torch"]
-Progress = Callable[[str, int, int], None]  # (what is done now, steps done, steps in all)
+from diffsplat.runtime import RECORD, ExportRecord, GraphRecord, available_cores
+from export.record import VERSION, ExportError, Progress, RuntimeChoice
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = ROOT / "model_repository"
-VERSION = "1"
-STEPS_PER_GRAPH = 4
 
 # what an exported graph depends on besides the bundle: a change in any of it exports again
 _SOURCES = (
@@ -110,65 +93,19 @@ def export_repository(
     made_from = _made_from(bundle, runtime, templates)
     if not force and _is_up_to_date(out, made_from):
         return RepositoryExport(out, False, _read_graphs(out))
+    from export.build import export_graphs  # heavy: see there
+
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         staging = Path(temporary) / out.name
         _copy_templates(templates, staging)
-        graphs = _export_graphs(bundle, staging, runtime, progress)
+        graphs = export_graphs(bundle, staging, runtime, progress)
         shutil.copyfile(bundle.tokenizer_path, staging / "encode" / VERSION / TOKENIZER)
         _write_records(bundle, staging, graphs)
         files = {str(path.relative_to(staging)): describe_file(path) for path in sorted(_files_below(staging))}
         _write_json(staging / RECORD, {"made_from": made_from, "files": files})
         replace_folder(staging, out)
     return RepositoryExport(out, True, _read_graphs(out))
-
-
-def _export_graphs(
-    bundle: Bundle, staging: Path, runtime: RuntimeChoice, progress: Progress
-) -> dict[str, dict[str, GraphRecord]]:
-    """All graphs into their version folders; stage -> graph -> record."""
-    specs = graph_specs(bundle.spec)
-    records: dict[str, dict[str, GraphRecord]] = {stage: {} for stage in STAGES}
-    for index, graph in enumerate(specs):
-
-        def report(text: str, step: int, graph: GraphSpec = graph, index: int = index) -> None:
-            progress(f"{graph.name}: {text}", index * STEPS_PER_GRAPH + step, len(specs) * STEPS_PER_GRAPH)
-
-        folder = staging / graph.stage / VERSION
-        records[graph.stage][graph.name] = _export_graph(graph, bundle, folder, runtime, report)
-    progress("done", len(specs) * STEPS_PER_GRAPH, len(specs) * STEPS_PER_GRAPH)
-    return records
-
-
-def _export_graph(
-    graph: GraphSpec, bundle: Bundle, folder: Path, runtime: RuntimeChoice, report: Callable[[str, int], None]
-) -> GraphRecord:
-    threads = available_cores()
-    report("building", 0)
-    module = graph.build(bundle)
-    candidates: dict[Backend, Graph] = {"torch": TorchGraph(graph.name, module)}
-    onnx_files: list[Path] = []
-    error = None
-    if runtime != "torch":
-        report("writing", 1)
-        onnx_files = write_onnx(graph, module, folder / f"{graph.name}.onnx")
-        report("comparing", 2)
-        error = parity(graph, module, onnx_files[0], threads)
-        candidates["onnxruntime"] = OnnxGraph(graph.name, onnx_files[0], threads)
-    ms: dict[Backend, float] = {}
-    if runtime == "auto":
-        report("timing", 3)
-        ms = median_ms(candidates, graph.sample_inputs(graph.serving_sizes), threads)
-    backend: Backend = choose_backend(ms) if runtime == "auto" else runtime
-    if backend == "torch":
-        for path in onnx_files:
-            path.unlink()
-        weights = folder / f"{graph.network}.safetensors"
-        shutil.copyfile(bundle.root / weights.name, weights)
-        files = [weights]
-    else:
-        files = onnx_files
-    return GraphRecord(files[0].name, {path.name: describe_file(path) for path in files}, backend, error, ms)
 
 
 def _write_records(bundle: Bundle, staging: Path, graphs: dict[str, dict[str, GraphRecord]]) -> None:

@@ -15,15 +15,12 @@ from torch import nn
 
 from diffsplat.runtime import Graph, OnnxGraph
 from export.graphs import GraphSpec
+from export.record import ExportError
 
 OPSET = 18
 TRACED_ROWS = 2
 PARITY_LIMIT = 1e-4
 SINGLE_FILE_BYTES = 1_500_000_000  # protobuf ends at 2 GiB
-
-
-class ExportError(ValueError):
-    """A graph or a repository cannot be exported; the message says which and why."""
 
 
 def write_onnx(

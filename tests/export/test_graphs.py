@@ -10,9 +10,10 @@ from diffsplat.bundle import Bundle, BundleError
 from diffsplat.multiview import DenoiserStep
 from diffsplat.runtime import ExportRecord, OnnxGraph, TorchGraph, bundle_graph, load_graph
 from export.graphs import GraphSpec, graph_specs
+from export.record import ExportError
 from export.repository import VERSION, export_repository
 from export.timing import median_ms
-from export.to_onnx import PARITY_LIMIT, ExportError, parity, write_onnx
+from export.to_onnx import PARITY_LIMIT, parity, write_onnx
 
 NAMES = ("text_encoder", "denoiser_context", "denoiser", "decoder")
 

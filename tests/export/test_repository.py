@@ -9,17 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STAGES
 
 from diffsplat.bundle import Bundle, BundleError, describe_file
 from diffsplat.runtime import RECORD, ExportRecord, load_graph
-from export import repository
+from export import build, repository
 from export.__main__ import main
-from export.repository import ROOT, TEMPLATES, VERSION, export_repository
+from export.record import VERSION, ExportError, RuntimeChoice
+from export.repository import ROOT, TEMPLATES, export_repository
 from export.timing import choose_backend
-from export.to_onnx import ExportError
 
 GRAPHS = {"encode": ["text_encoder"], "denoise": ["denoiser_context", "denoiser"], "decode": ["decoder"]}
 
@@ -117,7 +118,7 @@ def test_other_options_templates_or_weights_export_again(
     templates = Path(shutil.copytree(TEMPLATES, tmp_path / "templates"))
     out = tmp_path / "out"
 
-    def changed(runtime: repository.RuntimeChoice = "torch") -> bool:
+    def changed(runtime: RuntimeChoice = "torch") -> bool:
         return export_repository(bundle, out, runtime, templates=templates).changed
 
     assert changed() and not changed()
@@ -138,13 +139,13 @@ def test_other_options_templates_or_weights_export_again(
 
 
 @pytest.mark.parametrize(
-    ("moment", "runtime"),
+    ("module", "moment", "runtime"),
     [
-        ("write_onnx", "auto"),
-        ("parity", "auto"),
-        ("median_ms", "auto"),
-        ("_write_records", "torch"),
-        ("replace_folder", "torch"),
+        (build, "write_onnx", "auto"),
+        (build, "parity", "auto"),
+        (build, "median_ms", "auto"),
+        (repository, "_write_records", "torch"),
+        (repository, "replace_folder", "torch"),
     ],
 )
 @pytest.mark.parametrize("was_there", [False, True])
@@ -153,8 +154,9 @@ def test_an_interrupted_export_leaves_nothing_behind(
     exported_repository: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
     moment: str,
-    runtime: repository.RuntimeChoice,
+    runtime: RuntimeChoice,
     was_there: bool,
 ) -> None:
     out = tmp_path / "repository"
@@ -165,7 +167,7 @@ def test_an_interrupted_export_leaves_nothing_behind(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(repository, moment, interrupt)
+    monkeypatch.setattr(module, moment, interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_repository(tiny_bundle.root, out, runtime, force=True)
     assert fingerprint(tmp_path) == before

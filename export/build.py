@@ -1,0 +1,67 @@
+"""The graphs of a bundle into their version folders: write, compare, time, choose.
+
+Everything heavy of an export is imported here; an export that is up to date already never gets this far.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from diffsplat_client.contract import STAGES
+
+from diffsplat.bundle import Bundle, describe_file
+from diffsplat.runtime import Backend, Graph, GraphRecord, OnnxGraph, TorchGraph, available_cores
+from export.graphs import GraphSpec, graph_specs
+from export.record import VERSION, Progress, RuntimeChoice
+from export.timing import choose_backend, median_ms
+from export.to_onnx import parity, write_onnx
+
+STEPS_PER_GRAPH = 4
+
+
+def export_graphs(
+    bundle: Bundle, staging: Path, runtime: RuntimeChoice, progress: Progress
+) -> dict[str, dict[str, GraphRecord]]:
+    """All graphs into their version folders; stage -> graph -> record."""
+    specs = graph_specs(bundle.spec)
+    records: dict[str, dict[str, GraphRecord]] = {stage: {} for stage in STAGES}
+    for index, graph in enumerate(specs):
+
+        def report(text: str, step: int, graph: GraphSpec = graph, index: int = index) -> None:
+            progress(f"{graph.name}: {text}", index * STEPS_PER_GRAPH + step, len(specs) * STEPS_PER_GRAPH)
+
+        folder = staging / graph.stage / VERSION
+        records[graph.stage][graph.name] = _export_graph(graph, bundle, folder, runtime, report)
+    progress("done", len(specs) * STEPS_PER_GRAPH, len(specs) * STEPS_PER_GRAPH)
+    return records
+
+
+def _export_graph(
+    graph: GraphSpec, bundle: Bundle, folder: Path, runtime: RuntimeChoice, report: Callable[[str, int], None]
+) -> GraphRecord:
+    threads = available_cores()
+    report("building", 0)
+    module = graph.build(bundle)
+    candidates: dict[Backend, Graph] = {"torch": TorchGraph(graph.name, module)}
+    onnx_files: list[Path] = []
+    error = None
+    if runtime != "torch":
+        report("writing", 1)
+        onnx_files = write_onnx(graph, module, folder / f"{graph.name}.onnx")
+        report("comparing", 2)
+        error = parity(graph, module, onnx_files[0], threads)
+        candidates["onnxruntime"] = OnnxGraph(graph.name, onnx_files[0], threads)
+    ms: dict[Backend, float] = {}
+    if runtime == "auto":
+        report("timing", 3)
+        ms = median_ms(candidates, graph.sample_inputs(graph.serving_sizes), threads)
+    backend: Backend = choose_backend(ms) if runtime == "auto" else runtime
+    if backend == "torch":
+        for path in onnx_files:
+            path.unlink()
+        weights = folder / f"{graph.network}.safetensors"
+        shutil.copyfile(bundle.root / weights.name, weights)
+        files = [weights]
+    else:
+        files = onnx_files
+    return GraphRecord(files[0].name, {path.name: describe_file(path) for path in files}, backend, error, ms)
