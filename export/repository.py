@@ -102,6 +102,7 @@ def export_repository(
         graphs = export_graphs(bundle, staging, runtime, progress)
         shutil.copyfile(bundle.tokenizer_path, staging / "encode" / VERSION / TOKENIZER)
         _write_records(bundle, staging, graphs)
+        _describe_service(bundle, staging, graphs)
         files = {str(path.relative_to(staging)): describe_file(path) for path in sorted(_files_below(staging))}
         _write_json(staging / RECORD, {"made_from": made_from, "files": files})
         replace_folder(staging, out)
@@ -112,6 +113,20 @@ def _write_records(bundle: Bundle, staging: Path, graphs: dict[str, dict[str, Gr
     for stage, records in graphs.items():
         record = ExportRecord(bundle.spec.name, bundle.digest, bundle.spec, CONTRACT_VERSION, records)
         _write_json(staging / stage / VERSION / RECORD, record.to_dict())
+
+
+def _describe_service(bundle: Bundle, staging: Path, graphs: dict[str, dict[str, GraphRecord]]) -> None:
+    """Say in the ensemble's parameters, which clients can read, what is served and what runs it."""
+    backends = {name: graph.backend for records in graphs.values() for name, graph in records.items()}
+    parameters = {
+        "bundle": bundle.spec.name,
+        "bundle_digest": bundle.digest,
+        "backends": ", ".join(f"{name} {backend}" for name, backend in backends.items()),
+    }
+    with (staging / ENSEMBLE / "config.pbtxt").open("a") as config:
+        config.write("\n# written by export\n")
+        for key, value in parameters.items():
+            config.write(f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}\n')
 
 
 def _check_templates(templates: Path) -> None:

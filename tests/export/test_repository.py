@@ -13,6 +13,8 @@ from types import ModuleType
 
 import pytest
 from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STAGES
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from diffsplat.bundle import Bundle, BundleError, describe_file
 from diffsplat.runtime import RECORD, ExportRecord, load_graph
@@ -47,14 +49,24 @@ def damaged_bundle(tiny_bundle: Bundle, tmp_path: Path) -> Path:
 def test_every_stage_is_there_and_tells_what_it_serves(exported_repository: Path, tiny_bundle: Bundle) -> None:
     for stage in STAGES:
         folder = exported_repository / stage
-        assert (folder / "config.pbtxt").read_bytes() == (TEMPLATES / stage / "config.pbtxt").read_bytes()
+        template = (TEMPLATES / stage / "config.pbtxt").read_text()
+        config = (folder / "config.pbtxt").read_text()
+        if stage == ENSEMBLE:  # says in parameters that a client can read what is served
+            assert config.startswith(template)
+            parsed = text_format.Parse(config, model_config_pb2.ModelConfig())
+            parameters = {key: value.string_value for key, value in parsed.parameters.items()}
+            assert parameters["contract_version"] == str(CONTRACT_VERSION)
+            assert (parameters["bundle"], parameters["bundle_digest"]) == ("tiny", tiny_bundle.digest)
+            assert [entry.split()[0] for entry in parameters["backends"].split(", ")] == sum(GRAPHS.values(), [])
+        else:
+            assert config == template
         record = ExportRecord.read(folder / VERSION)
         assert record.spec == tiny_bundle.spec and record.digest == tiny_bundle.digest
         assert (record.bundle, record.contract_version) == ("tiny", CONTRACT_VERSION)
         assert list(record.graphs) == GRAPHS.get(stage, [])
         if stage != ENSEMBLE:
-            template = TEMPLATES / stage / VERSION / "model.py"
-            assert (folder / VERSION / "model.py").read_bytes() == template.read_bytes()
+            model = f"{stage}/{VERSION}/model.py"
+            assert (exported_repository / model).read_bytes() == (TEMPLATES / model).read_bytes()
     tokenizer = exported_repository / "encode" / VERSION / "tokenizer.json"
     assert tokenizer.read_bytes() == tiny_bundle.tokenizer_path.read_bytes()
 
