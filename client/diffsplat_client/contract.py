@@ -14,6 +14,15 @@ STOP_MODEL = "denoise"  # the stage that a STOP is sent to
 SCHEDULERS = ("ddim", "dpmsolver++", "sde-dpmsolver++", "edm", "flow")
 FORMATS = ("raw", "ply")
 
+# What an error message of a stage starts with, before a colon -> the same in gRPC's words. The code travels in the text
+# since Triton 2.51 crashes now and then when a stream asks for status codes (header `triton_grpc_error`) and fails.
+ERROR_CODES = {
+    "INVALID_ARG": "INVALID_ARGUMENT",
+    "UNAVAILABLE": "UNAVAILABLE",
+    "CANCELLED": "CANCELLED",
+    "INTERNAL": "INTERNAL",
+}
+
 # Columns of GAUSSIANS [N, 14]; linear scales, opacity after the sigmoid, quaternion (w, x, y, z), world units
 GAUSSIAN_COLUMNS = {
     "xyz": slice(0, 3),
@@ -47,7 +56,8 @@ class StageSpec(NamedTuple):
 
 # --- what a client sends (all of it goes to `encode`) ---
 REQUEST_TENSORS = (
-    TensorSpec("PROMPT", "BYTES", (1,), optional=False),
+    # optional on the wire alone: Triton only counts inputs, and an ensemble that lacks one never ends; encode refuses it
+    TensorSpec("PROMPT", "BYTES", (1,)),
     TensorSpec("NEGATIVE_PROMPT", "BYTES", (1,)),
     TensorSpec("ELEVATION_DEG", "FP32", (1,)),
     TensorSpec("DISTANCE", "FP32", (1,)),
