@@ -97,6 +97,7 @@ class VaeConfig(StageConfig):
     weights: RenderWeights = RenderWeights()
     grid_weight: float = 1.0
     render_weight: float = 1.0
+    rendered_objects: int = 8  # of every batch, at most; rendering costs more than the rest of a small autoencoder
     kl_weight: float = 1e-5  # tiny: keeps latents near unit size without blurring them
 
 
@@ -152,6 +153,8 @@ def check(config: StageConfig) -> None:
     ]
     if isinstance(config, DiffusionConfig):
         bounds.append(("text_dropout", config.text_dropout, 0.0, 1.0))
+    if isinstance(config, VaeConfig):
+        bounds.append(("rendered_objects", config.rendered_objects, 1, 10**6))
     for name, value, low, high in bounds:
         if not low <= value <= high:
             raise ValueError(f"{name} = {value} must lie in [{low}, {high}]")

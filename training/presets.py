@@ -25,9 +25,11 @@ PICO_RECON = ReconConfig(
 )
 PICO_VAE = VaeConfig(
     preset="pico/vae",
-    data=Data(objects=1152, batch_size=6, views=6),
-    optim=Optim(steps=1300, lr=2e-3, warmup_steps=50),
-    weights=RenderWeights(image=5.0, ssim=0.1),
+    data=Data(objects=1152, batch_size=4, views=6),
+    optim=Optim(steps=2600, lr=1e-3, warmup_steps=50),
+    weights=RenderWeights(image=2.0, ssim=0.1),
+    render_weight=0.1,  # at 1 its noise holds back the colours of the grid
+    rendered_objects=1,
     recon=_PICO / "recon",
     run=RunOptions(out=_PICO / "vae"),
 )

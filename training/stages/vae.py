@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffsplat.gaussians import GRID_CHANNELS, grid_to_gaussians
 from diffsplat.gsrecon import build_gsrecon
-from diffsplat.gsvae import build_gsvae
+from diffsplat.gsvae import GSVAE, build_gsvae
 from diffsplat.render import Renders, render
 from training.checkpoint import load_finished, read_finished, save_finished
 from training.config import VaeConfig
@@ -29,6 +29,7 @@ from training.stages.common import (
 # How much an error in a channel of the grid shows: colour and depth plainly, the turn of small splats hardly.
 _CHANNEL_WEIGHTS = {"rgb": 3.0, "scale": 1.0, "quat_wxyz": 0.25, "opacity": 1.0, "depth": 10.0}
 _TRANSPARENT_WEIGHT = 0.05  # share of an opaque pixel's weight that a fully transparent one has
+_FIRST_LOG_VARIANCE = -6.0
 _MEASURED_BATCHES = 16  # batches behind the measured latent scale
 
 
@@ -47,6 +48,7 @@ class VaeStage:
         """GSVAE, freshly initialised, beside a frozen GSRecon."""
         self.gsrecon = load_finished(self.config.recon, "gsrecon", build_gsrecon(self.spec)).to(self.config.run.device)
         self.gsvae = build_gsvae(self.spec)
+        start_almost_deterministic(self.gsvae)
         return self.gsvae
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -62,7 +64,7 @@ class VaeStage:
         return validation_objects(self.config)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Error of the grid, rendering loss and a tiny KL, through a sample of the posterior."""
+        """Error of the grid, rendering loss of some objects, and a tiny KL, through a sample of the posterior."""
         batch = batch.to(self.config.run.device)
         grid = self._target_grid(batch)
         posterior = self.gsvae.posterior(grid)
@@ -71,9 +73,10 @@ class VaeStage:
         # Not GSVAE.decode: its clamp would leave values outside [-1, 1] without a gradient.
         decoded = self.gsvae.vae.decode(latents.flatten(0, 1)).sample.unflatten(0, grid.shape[:2])
         grid_error = visible_error(decoded, grid)
-        rendered, parts = rendering_loss(
-            self._render(decoded.clamp(-1.0, 1.0), batch), batch.images_rgb, batch.alphas, self.config.weights
-        )
+        count = min(self.config.rendered_objects, len(grid))  # the batch is in random order
+        shown = Batch(*(field[:count] for field in batch))
+        renders = self._render(decoded[:count].clamp(-1.0, 1.0), shown)
+        rendered, parts = rendering_loss(renders, shown.images_rgb, shown.alphas, self.config.weights)
         kl = posterior.kl().mean()
         config = self.config
         total = config.grid_weight * grid_error + config.render_weight * rendered + config.kl_weight * kl
@@ -123,6 +126,19 @@ class VaeStage:
         gaussians = grid_to_gaussians(grid, batch_cameras(batch, self.geometry.views), self.geometry)
         size = self.geometry.grid_size
         return render(gaussians, batch_cameras(batch), size, size, self.geometry)
+
+
+def start_almost_deterministic(gsvae: GSVAE) -> None:
+    """Let the posterior start with a standard deviation of about 0.05.
+
+    At the usual 1 the noise drowns what little an untrained encoder says, and colours appear many times later.
+    """
+    vae = gsvae.vae
+    layer = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv  # means first, then log variances
+    with torch.no_grad():
+        half = layer.bias.shape[0] // 2
+        layer.bias[half:] += _FIRST_LOG_VARIANCE
+        layer.weight[half:] *= 0.1
 
 
 def visible_error(decoded: Tensor, grid: Tensor) -> Tensor:
