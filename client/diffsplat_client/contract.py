@@ -56,7 +56,7 @@ class StageSpec(NamedTuple):
 
 # --- what a client sends (all of it goes to `encode`) ---
 REQUEST_TENSORS = (
-    # optional on the wire alone: Triton only counts inputs, and an ensemble that lacks one never ends; encode refuses it
+    # optional on the wire alone: Triton only counts inputs, and an ensemble that lacks one never ends; encode checks
     TensorSpec("PROMPT", "BYTES", (1,)),
     TensorSpec("NEGATIVE_PROMPT", "BYTES", (1,)),
     TensorSpec("ELEVATION_DEG", "FP32", (1,)),
