@@ -14,7 +14,7 @@ Prediction = Literal["epsilon", "v_prediction", "velocity"]
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The forward process a denoiser was trained on, and what its samplers inherit from it (model_facts 7)."""
+    """The forward process a denoiser was trained on, and what its samplers inherit from it."""
 
     process: Literal["vp", "flow"]
     prediction_type: Prediction
@@ -73,7 +73,7 @@ class BackboneSpec:
     denoiser: dict[str, Any]  # constructor arguments of the stock diffusers class
     gsvae: dict[str, Any]  # constructor arguments of diffusers' AutoencoderKL
     gsrecon: dict[str, Any]  # fields of GSReconConfig
-    # defaults of a request (model_facts 18)
+    # defaults of a request
     scheduler: str = "sde-dpmsolver++"
     steps: int = 20
     guidance_scale: float = 7.5

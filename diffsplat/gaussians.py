@@ -108,7 +108,7 @@ def canonicalize(gaussians: Gaussians, geometry: SplatGeometry) -> Gaussians:
     """The same Gaussians with unit quaternions, so that every renderer and file format draws the same object.
 
     With `geometry.unit_quats` the quaternions are only normalised. Otherwise their length shapes the splat: the
-    covariance is decomposed in float64 into new scales and a proper rotation (architecture rule 7).
+    covariance is decomposed in float64 into new scales and a proper rotation.
     """
     if geometry.unit_quats:
         return gaussians._replace(quats_wxyz=F.normalize(gaussians.quats_wxyz, dim=-1))

@@ -1,4 +1,4 @@
-"""GSRecon: four views of an object, with normals and coordinates, to a splat grid in one pass (model_facts 3).
+"""GSRecon: four views of an object, with normals and coordinates, to a splat grid in one pass.
 
 Axes: B objects, V views, H W pixels, L tokens of all views, D width.
 State-dict names are those of the official checkpoints.

@@ -1,4 +1,4 @@
-"""GSVAE: splat grids to diffusion latents and back (model_facts 4).
+"""GSVAE: splat grids to diffusion latents and back.
 
 A stock image autoencoder with 12 instead of 3 channels at both ends. Views are encoded and decoded one by one, as a
 batch. Axes: B objects, V views, C latent channels.

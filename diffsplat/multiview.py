@@ -23,7 +23,7 @@ _PACKED = "text_is_packed"
 
 
 class JointViewAttention:
-    """Self-attention of a token with every token of every view of its object (model_facts 5.3)."""
+    """Self-attention of a token with every token of every view of its object."""
 
     def __init__(self, num_views: int) -> None:
         self.num_views = num_views
@@ -130,7 +130,7 @@ def stock_unet_config(official: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments of the stock UNet for the `config.json` of an official DiffSplat denoiser.
 
     Official block names carry an "MV"; three extra keys describe the input channels, which `in_channels` counts already
-    (model_facts 17).
+   .
     """
     config = {name: value for name, value in official.items() if not name.startswith(("_", "view_", "input_"))}
     for name in ("down_block_types", "up_block_types"):
@@ -192,7 +192,7 @@ class DenoiserStep(nn.Module):
 def expand_input_channels(
     state: Mapping[str, Tensor], in_channels: int, name: str = "conv_in.weight"
 ) -> dict[str, Tensor]:
-    """State dict of a base checkpoint widened to more input channels; the new ones start at zero (model_facts 5.1).
+    """State dict of a base checkpoint widened to more input channels; the new ones start at zero.
 
     Args:
         state: state dict of the base network.

@@ -103,7 +103,7 @@ def _draw(
 
 
 def opacity_factors(gaussians: Gaussians, viewmats: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
-    """What the published rasterizer multiplies opacities by, per camera (model_facts 12.2).
+    """What the published rasterizer multiplies opacities by, per camera.
 
     sqrt(det / (det + 1e-6) + 1e-6) of the projected covariance, 0 where det <= 1e-6. Only splats far below a pixel
     notice it.

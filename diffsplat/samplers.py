@@ -6,7 +6,7 @@ Step k of a sampler, with `x` the state and `pred` what the denoiser said about 
     x' = c_x * x + c_0 * x0 + c_k * clamp(x0, -1, 1) + c_1 * x0_previous + c_n * noise
 
 A table is built once per request, in float64. Since a step reads nothing but its eight numbers, the rows of a batch may
-be at different steps of different schedulers (architecture rule 3).
+be at different steps of different schedulers.
 """
 
 from functools import lru_cache
@@ -112,7 +112,7 @@ def needs_noise(coeffs: Tensor) -> bool:
     return bool((coeffs[..., _C_N] != 0).any())
 
 
-# --- guidance (model_facts 8) ---
+# --- guidance ---
 
 
 def guidance_scales(guidance_scale: float, views: int, triangle: bool, min_guidance_scale: float) -> Tensor:
@@ -153,7 +153,7 @@ def alphas_cumprod(schedule: NoiseSchedule) -> Array:
     """alpha-bar of every training timestep, [num_train_timesteps] float64, read-only.
 
     No zero-terminal-SNR: the reference asks for it after its betas are computed, so that it is never applied
-    (model_facts 7.2).
+   .
     """
     assert schedule.process == "vp", schedule.process
     n = schedule.num_train_timesteps
@@ -170,7 +170,7 @@ def alphas_cumprod(schedule: NoiseSchedule) -> Array:
 
 
 def _trailing_timesteps(schedule: NoiseSchedule, steps: int) -> Array:
-    """Integer grid [T] from the last training timestep down, in the reference's float arithmetic (model_facts 7.3)."""
+    """Integer grid [T] from the last training timestep down, in the reference's float arithmetic."""
     n = schedule.num_train_timesteps
     grid = np.arange(n, 0, -n / steps).round().astype(np.int64) - 1
     # round-off in arange gives one point too many, timestep -1, for some step counts (61, 103, 121, 122, ...): the

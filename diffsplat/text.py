@@ -15,7 +15,7 @@ from diffsplat.backbones import BackboneSpec
 class TextEncoder(nn.Module):
     """Stock CLIP text model, reduced to what the denoiser reads: the last hidden state after the final norm.
 
-    Causal, and without a padding mask: the padding tokens are part of what SD1.5 was trained on (model_facts 6).
+    Causal, and without a padding mask: the padding tokens are part of what SD1.5 was trained on.
     State-dict names are those of official checkpoints (`text_model.…`), which transformers 5 itself no longer writes;
     loading also takes transformers 5's names and ignores the `position_ids` of old files.
     """

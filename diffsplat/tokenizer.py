@@ -73,7 +73,7 @@ class Tokenizer:
         return self._inner.get_vocab_size()
 
     def encode(self, prompts: Sequence[str]) -> TokenBatch:
-        """Tokens of prompts, each cut and padded to `max_tokens`; underscores count as spaces (model_facts 6)."""
+        """Tokens of prompts, each cut and padded to `max_tokens`; underscores count as spaces."""
         prompts = [prompt.replace("_", " ") for prompt in prompts]
         rows, truncated, unknown_words = [], [], []
         for prompt, encoding in zip(prompts, self._inner.encode_batch(prompts), strict=True):

@@ -76,7 +76,7 @@ def test_a_bad_envelope_is_refused(pipeline: Pipeline, spoil, says: str) -> None
 
 
 def test_noise_comes_from_the_requests_own_generator_in_the_references_order(pipeline: Pipeline) -> None:
-    """First the latents, then one draw of the same shape per stochastic step (model_facts 7.4)."""
+    """First the latents, then one draw of the same shape per stochastic step."""
     request = GenerationRequest("a red cube", seed=11, steps=3, scheduler="sde-dpmsolver++")
     job = pipeline.denoise.start(DenoiseWork(*pipeline.encode.run(request)))
     generator = torch.Generator().manual_seed(11)
