@@ -129,8 +129,7 @@ def build_denoiser(spec: BackboneSpec) -> UNet2DConditionModel:
 def stock_unet_config(official: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments of the stock UNet for the `config.json` of an official DiffSplat denoiser.
 
-    Official block names carry an "MV"; three extra keys describe the input channels, which `in_channels` counts already
-   .
+    Official block names carry an "MV"; three extra keys describe the input channels, counted by `in_channels` already.
     """
     config = {name: value for name, value in official.items() if not name.startswith(("_", "view_", "input_"))}
     for name in ("down_block_types", "up_block_types"):

@@ -152,8 +152,7 @@ def guide(uncond: Tensor, cond: Tensor, scales: Tensor) -> Tensor:
 def alphas_cumprod(schedule: NoiseSchedule) -> Array:
     """alpha-bar of every training timestep, [num_train_timesteps] float64, read-only.
 
-    No zero-terminal-SNR: the reference asks for it after its betas are computed, so that it is never applied
-   .
+    No zero-terminal-SNR: the reference asks for it after its betas are computed, so that it is never applied.
     """
     assert schedule.process == "vp", schedule.process
     n = schedule.num_train_timesteps
