@@ -8,6 +8,7 @@ Below a run's folder::
 
 import json
 import os
+import pickle
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error}") from error
 
 

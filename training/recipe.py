@@ -97,5 +97,5 @@ def stage_lineage(config: StageConfig) -> dict[str, Any]:
         "data": {"kind": "procedural", "seed": config.data.seed, "objects": config.data.objects},
         "config": {key: value for key, value in to_plain(config).items() if key != "run"},
         "revision": git_revision(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a plain string: checkpoints hold nothing else
     }
