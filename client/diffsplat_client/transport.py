@@ -5,10 +5,14 @@ wrong while a response is handled can get lost in another thread, one channel ca
 call has a deadline and a true status code.
 """
 
+import re
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from diffsplat_client.contract import ERROR_CODES
 
 Tensors = dict[str, np.ndarray]
 
@@ -79,7 +83,9 @@ _DATATYPES: dict[np.dtype[Any], str] = {
     np.dtype(np.float32): "FP32",
     np.dtype(np.object_): "BYTES",
 }
+DRAIN_TIMEOUT_S = 1.0  # how long a failed stream may take to end
 _REFUSALS = ("unexpected shape for input", "unexpected inference input", "data-type is")  # Triton's words
+_STAGE_ERROR = re.compile(rf"(?:in ensemble '[^']*', )?({'|'.join(ERROR_CODES)}): (.*)", re.DOTALL)
 _LOOPBACK = ("localhost", "127.", "[::1]", "ipv4:127.")
 
 
@@ -121,7 +127,6 @@ class GrpcTransport:
         call = self._stub.ModelStreamInfer(
             iter((request,)),  # and no more: the server closes the stream behind the last response
             timeout=timeout_s,
-            metadata=(("triton_grpc_error", "true"),),  # a failure ends the stream with its own status code
         )
         return GrpcStream(call, self._grpc)
 
@@ -152,18 +157,38 @@ class GrpcStream:
             response = next(self._call)
         except self._grpc.RpcError as error:
             raise _transport_error(error) from None
-        if response.error_message:  # Triton itself refused it, before any stage saw it: the only errors without a code
-            refused = any(words in response.error_message for words in _REFUSALS)
-            raise TransportError("INVALID_ARGUMENT" if refused else "UNKNOWN", response.error_message.strip())
+        if response.error_message:
+            self._read_to_the_end()
+            raise _request_error(response.error_message.strip())
         infer = response.infer_response
         if len(infer.outputs) != len(infer.raw_output_contents):
             raise TransportError("INTERNAL", "a response has outputs without their bytes")
         outputs = zip(infer.outputs, infer.raw_output_contents, strict=True)
         return {output.name: _from_wire(output.datatype, output.shape, content) for output, content in outputs}
 
+    def _read_to_the_end(self) -> None:
+        """Triton never lets go of a request whose stream is cancelled between an error message and its end."""
+        limit = threading.Timer(DRAIN_TIMEOUT_S, self._call.cancel)
+        limit.start()
+        try:
+            for _ in self._call:
+                pass
+        except self._grpc.RpcError:
+            pass  # it ended with a status; the error message has said more
+        finally:
+            limit.cancel()
+
     def cancel(self) -> None:
         """End the call; the server sees its client gone."""
         self._call.cancel()
+
+
+def _request_error(message: str) -> TransportError:
+    """A request that failed: by a stage, whose code stands in the message, or before any stage saw it."""
+    if by_stage := _STAGE_ERROR.fullmatch(message):
+        return TransportError(ERROR_CODES[by_stage[1]], by_stage[2])
+    refused = any(words in message for words in _REFUSALS)
+    return TransportError("INVALID_ARGUMENT" if refused else "UNKNOWN", message)
 
 
 def _transport_error(error: Any) -> TransportError:

@@ -31,7 +31,7 @@ from diffsplat.serving.prerequisites import find_libpython, libpython_problem, p
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 15  # Triton waits so long for requests in flight
+STOP_TIMEOUT_S = 5  # Triton waits so long for requests in flight
 KILL_AFTER_S = STOP_TIMEOUT_S + 10.0  # then the whole process group is killed
 STUB_TIMEOUT_S = 240  # a model's process must have loaded its network by then
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from diffsplat_client.contract import REQUEST_TENSORS
+from diffsplat_client.contract import ERROR_CODES, REQUEST_TENSORS
 from diffsplat_client.errors import InvalidRequestError, RequestCancelledError
 from diffsplat_client.request import GenerationRequest
 
@@ -351,18 +351,24 @@ def text_tensor(name: str, text: str) -> Any:
 
 # --- errors ---
 
+_ERROR_CODES: dict[type[Exception], str] = {
+    InvalidRequestError: "INVALID_ARG",
+    RequestCancelledError: "CANCELLED",
+    QueueFullError: "UNAVAILABLE",
+}
+
 
 def to_triton_error(error: Exception, request_id: str, stage: str) -> Any:
-    """What the client is told, with a status code; what it is not told goes to the log."""
-    code = pb_utils.TritonError
-    if isinstance(error, InvalidRequestError):
-        return code(str(error), code.INVALID_ARG)
-    if isinstance(error, RequestCancelledError):
-        return code(str(error), code.CANCELLED)
-    if isinstance(error, QueueFullError):
-        return code(str(error), code.UNAVAILABLE)
-    _log.error("request %s failed in %s", request_id, stage, exc_info=error)
-    return code(f"{stage} failed; the server's log says why under this request's id", code.INTERNAL)
+    """What the client is told; what it is not told goes to the log. The message starts with its code (contract)."""
+    name, text = "INTERNAL", f"{stage} failed; the server's log says why under this request's id"
+    for kind, code in _ERROR_CODES.items():
+        if isinstance(error, kind):
+            name, text = code, str(error)
+            break
+    else:
+        _log.error("request %s failed in %s", request_id, stage, exc_info=error)
+    assert name in ERROR_CODES
+    return pb_utils.TritonError(f"{name}: {text}", getattr(pb_utils.TritonError, name))
 
 
 def _send_error(sender: Any, error: Exception, request_id: str) -> None:
