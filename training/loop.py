@@ -89,7 +89,7 @@ class Outcome:
     step: int
     finished: bool  # False: stopped by a signal, after a checkpoint
     scalars: dict[str, float]  # of the last evaluation
-    seconds: float  # of training, over all resumed parts
+    seconds: float  # wall time with the preparation of data, over all resumed parts
 
 
 class TrainingError(RuntimeError):
@@ -118,6 +118,7 @@ def train(stage: Stage, config: StageConfig, lineage: dict[str, Any], rank: int 
         CheckpointError: `run.resume` is set and the newest checkpoint cannot be read or belongs to another run.
     """
     optim, cadence, out = config.optim, config.cadence, config.run.out
+    started = time.monotonic()
     torch.set_num_threads(config.run.threads)
     torch.manual_seed(config.run.seed)
     trained = stage.build().to(config.run.device)
@@ -138,8 +139,6 @@ def train(stage: Stage, config: StageConfig, lineage: dict[str, Any], rank: int 
         ema.load_state_dict(state["ema"])
         stream.load_state_dict(state["stream"])
         step, seconds_before, scalars = state["step"], state["seconds"], state["scalars"]
-
-    started = time.monotonic()
 
     def seconds() -> float:
         return seconds_before + time.monotonic() - started
@@ -217,11 +216,11 @@ def averaged(ema: Ema, trained: nn.Module) -> Iterator[None]:
 def stop_signals() -> Iterator[list[str]]:
     """Names of the stop signals received so far; a second one ends the process at once."""
     received: list[str] = []
-    previous = {}
+    previous: dict[signal.Signals, Any] = {}
 
     def remember(number: int, _frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, remember)

@@ -16,6 +16,10 @@ from training.loop import Outcome, train
 from training.stages import build_stage
 from training.stages.diffusion import TOKENIZER_FILE
 
+_LINEAGE = (
+    "preset", "seed", "data", "revision", "torch", "steps", "seconds", "metrics", "latent_scale", "latent_channels"
+)  # fmt: skip
+
 
 class Interrupted(Exception):
     """A stop signal ended the run after a checkpoint."""
@@ -79,10 +83,8 @@ def bundle_runs(recon: Path, vae: Path, diffusion: Path, target: Path) -> Bundle
     sources = {"text_encoder": diffusion, "denoiser": diffusion, "gsvae": vae, "gsrecon": recon}
     networks = {name: load_finished(sources[name], name, NETWORKS[name](spec)) for name in NETWORKS}
     tokenizer_json = (diffusion / FINISHED / TOKENIZER_FILE).read_text()
-    kept = ("preset", "revision", "seed", "data", "steps", "seconds", "metrics", "torch")
-    kept += ("latent_scale", "latent_channels")
     lineage = {
-        "stages": {name: {key: stage[key] for key in kept if key in stage} for name, stage in facts.items()},
+        "stages": {name: {key: stage[key] for key in _LINEAGE if key in stage} for name, stage in facts.items()},
         "revision": git_revision(),
         "seconds": round(sum(stage["seconds"] for stage in facts.values()), 1),
     }

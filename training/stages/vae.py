@@ -74,7 +74,7 @@ class VaeStage:
         decoded = self.gsvae.vae.decode(latents.flatten(0, 1)).sample.unflatten(0, grid.shape[:2])
         grid_error = visible_error(decoded, grid)
         count = min(self.config.rendered_objects, len(grid))  # the batch is in random order
-        shown = Batch(*(field[:count] for field in batch))
+        shown = Batch._make(field[:count] for field in batch)
         renders = self._render(decoded[:count].clamp(-1.0, 1.0), shown)
         rendered, parts = rendering_loss(renders, shown.images_rgb, shown.alphas, self.config.weights)
         kl = posterior.kl().mean()
