@@ -94,6 +94,8 @@ class VaeConfig(StageConfig):
     """GSVAE: grid of Gaussians <-> latents, on a frozen GSRecon."""
 
     recon: Path = Path("runs/pico/recon")  # finished run of the recon stage
+    vae: Path | None = None  # finished run of this stage to start from; none starts from random weights
+    part: Literal["all", "decoder"] = "all"  # what is trained; "decoder" keeps the latents of `vae` as they are
     weights: RenderWeights = RenderWeights()
     grid_weight: float = 1.0
     render_weight: float = 1.0
@@ -120,6 +122,7 @@ class RecipeConfig:
     resume: bool = False  # skip what is finished, continue what is not
     recon: ReconConfig = ReconConfig()
     vae: VaeConfig = VaeConfig()
+    decoder: VaeConfig = VaeConfig(part="decoder")
     diffusion: DiffusionConfig = DiffusionConfig()
 
 
@@ -155,6 +158,8 @@ def check(config: StageConfig) -> None:
         bounds.append(("text_dropout", config.text_dropout, 0.0, 1.0))
     if isinstance(config, VaeConfig):
         bounds.append(("rendered_objects", config.rendered_objects, 1, 10**6))
+        if config.part == "decoder" and config.vae is None:
+            raise ValueError("vae is open: part = 'decoder' needs the finished run whose latents it keeps")
     for name, value, low, high in bounds:
         if not low <= value <= high:
             raise ValueError(f"{name} = {value} must lie in [{low}, {high}]")

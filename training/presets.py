@@ -33,6 +33,16 @@ PICO_VAE = VaeConfig(
     recon=_PICO / "recon",
     run=RunOptions(out=_PICO / "vae"),
 )
+PICO_DECODER = VaeConfig(
+    preset="pico/decoder",
+    data=Data(objects=1152, batch_size=4, views=7),
+    optim=Optim(steps=700, lr=1e-3, warmup_steps=30),
+    weights=RenderWeights(image=2.0, ssim=0.1),
+    recon=_PICO / "recon",
+    vae=_PICO / "vae",
+    part="decoder",
+    run=RunOptions(out=_PICO / "decoder"),
+)
 PICO_DIFFUSION = DiffusionConfig(
     preset="pico/diffusion",
     data=Data(objects=2304, batch_size=16, views=4, pool_size=0),
@@ -46,11 +56,12 @@ PICO_DIFFUSION = DiffusionConfig(
 STAGES: dict[str, tuple[str, StageConfig]] = {
     "pico/recon": ("reconstruction: images of an object -> grid of Gaussians", PICO_RECON),
     "pico/vae": ("autoencoder: grid of Gaussians <-> latents", PICO_VAE),
+    "pico/decoder": ("autoencoder: its decoder again, now for what is rendered; latents stay", PICO_DECODER),
     "pico/diffusion": ("denoiser and text encoder on cached latents", PICO_DIFFUSION),
 }
 RECIPES: dict[str, tuple[str, RecipeConfig]] = {
     "pico": (
-        "the whole chain recon -> vae -> diffusion -> bundle, about half an hour on two cores",
-        RecipeConfig(out=_PICO, recon=PICO_RECON, vae=PICO_VAE, diffusion=PICO_DIFFUSION),
+        "the whole chain recon -> vae -> diffusion -> decoder -> bundle, about half an hour on two cores",
+        RecipeConfig(out=_PICO, recon=PICO_RECON, vae=PICO_VAE, decoder=PICO_DECODER, diffusion=PICO_DIFFUSION),
     ),
 }

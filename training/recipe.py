@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from training.stages.diffusion import TOKENIZER_FILE
 _LINEAGE = (
     "preset", "seed", "data", "revision", "torch", "steps", "seconds", "metrics", "latent_scale", "latent_channels"
 )  # fmt: skip
+STAGE_FOLDERS = ("recon", "vae", "diffusion", "decoder")
 
 
 class Interrupted(Exception):
@@ -54,12 +56,12 @@ def run_recipe(recipe: RecipeConfig) -> Bundle:
         check(config)
     for config in stage_configs(recipe):
         run_stage(config)
-    return bundle_runs(recipe.out / "recon", recipe.out / "vae", recipe.out / "diffusion", recipe.out / "bundle")
+    return bundle_runs({name: recipe.out / name for name in STAGE_FOLDERS}, recipe.out / "bundle")
 
 
 def stage_configs(recipe: RecipeConfig) -> tuple[StageConfig, ...]:
     """The recipe's stages with their folders below its own."""
-    recon, vae, diffusion = recipe.out / "recon", recipe.out / "vae", recipe.out / "diffusion"
+    recon, vae = recipe.out / "recon", recipe.out / "vae"
 
     def placed(config: Any, out: Path, **parents: Path) -> Any:
         run = dataclasses.replace(config.run, out=out, resume=recipe.resume or config.run.resume)
@@ -68,21 +70,30 @@ def stage_configs(recipe: RecipeConfig) -> tuple[StageConfig, ...]:
     return (
         placed(recipe.recon, recon),
         placed(recipe.vae, vae, recon=recon),
-        placed(recipe.diffusion, diffusion, recon=recon, vae=vae),
+        placed(recipe.diffusion, recipe.out / "diffusion", recon=recon, vae=vae),
+        placed(recipe.decoder, recipe.out / "decoder", recon=recon, vae=vae),
     )
 
 
-def bundle_runs(recon: Path, vae: Path, diffusion: Path, target: Path) -> Bundle:
-    """Put the finished weights of three stages into one bundle.
+def bundle_runs(runs: Mapping[str, Path], target: Path) -> Bundle:
+    """Put the finished weights of a chain's stages into one bundle.
+
+    Args:
+        runs: Folder of each of `STAGE_FOLDERS`.
+        target: The bundle.
 
     Raises:
         CheckpointError: a stage is not finished or damaged.
+        ValueError: the stages do not belong together.
     """
-    facts = {name: read_finished(out) for name, out in (("recon", recon), ("vae", vae), ("diffusion", diffusion))}
+    facts = {name: read_finished(out) for name, out in runs.items()}
+    latents = facts["diffusion"]["parents"]["vae"]
+    if not latents == facts["vae"]["files"] == facts["decoder"]["vae"]:
+        raise ValueError(f"{runs['diffusion']} and {runs['decoder']} must both stand on the latents of {runs['vae']}")
     spec = BackboneSpec.from_dict(facts["diffusion"]["spec"])
-    sources = {"text_encoder": diffusion, "denoiser": diffusion, "gsvae": vae, "gsrecon": recon}
-    networks = {name: load_finished(sources[name], name, NETWORKS[name](spec)) for name in NETWORKS}
-    tokenizer_json = (diffusion / FINISHED / TOKENIZER_FILE).read_text()
+    sources = {"text_encoder": "diffusion", "denoiser": "diffusion", "gsvae": "decoder", "gsrecon": "recon"}
+    networks = {name: load_finished(runs[sources[name]], name, NETWORKS[name](spec)) for name in NETWORKS}
+    tokenizer_json = (runs["diffusion"] / FINISHED / TOKENIZER_FILE).read_text()
     lineage = {
         "stages": {name: {key: stage[key] for key in _LINEAGE if key in stage} for name, stage in facts.items()},
         "revision": git_revision(),

@@ -61,5 +61,5 @@ def test_a_stage_without_the_one_before_it_says_so(tmp_path: Path, capsys: pytes
 
 def test_the_pico_recipe_trains_exactly_the_stage_presets() -> None:
     recipe = RECIPES["pico"][1]
-    for stage in ("recon", "vae", "diffusion"):
+    for stage in ("recon", "vae", "decoder", "diffusion"):
         assert getattr(recipe, stage) is STAGES[f"pico/{stage}"][1]

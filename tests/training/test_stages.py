@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffsplat_client.request import GenerationRequest
+from safetensors.torch import load_file
 
 from diffsplat.backbones import BACKBONES, PICO
 from diffsplat.bundle import Bundle
@@ -26,7 +27,7 @@ from training.config import (
     VaeConfig,
 )
 from training.loop import step_generator, train
-from training.recipe import run_recipe, run_stage, stage_configs, stage_lineage
+from training.recipe import STAGE_FOLDERS, bundle_runs, run_recipe, run_stage, stage_configs, stage_lineage
 from training.stages import DiffusionStage, ReconStage, VaeStage, build_stage
 
 STEPS = 20
@@ -59,6 +60,7 @@ def recipe(out: Path, **options: bool) -> RecipeConfig:
         out=out,
         recon=ReconConfig(preset="tiny/recon", data=DATA, **common),
         vae=VaeConfig(preset="tiny/vae", data=DATA, **common),
+        decoder=VaeConfig(preset="tiny/decoder", data=DATA, part="decoder", **common),
         diffusion=DiffusionConfig(
             preset="tiny/diffusion", data=dataclasses.replace(DATA, batch_size=8), evaluation_steps=2, **common
         ),
@@ -77,7 +79,7 @@ def records(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", ["recon", "vae", "diffusion"])
+@pytest.mark.parametrize("stage", ["recon", "vae", "diffusion", "decoder"])
 def test_the_loss_falls_and_panels_are_written(chain: tuple[RecipeConfig, Bundle], stage: str) -> None:
     out = chain[0].out / stage
     losses = [record["loss"] for record in records(out) if "loss" in record]
@@ -89,7 +91,7 @@ def test_the_loss_falls_and_panels_are_written(chain: tuple[RecipeConfig, Bundle
 def test_the_bundle_generates_and_tells_where_it_comes_from(chain: tuple[RecipeConfig, Bundle]) -> None:
     bundle = chain[1]
     stages = bundle.lineage["stages"]
-    assert set(stages) == {"recon", "vae", "diffusion"}
+    assert set(stages) == {"recon", "vae", "diffusion", "decoder"}
     for name, facts in stages.items():
         assert facts["preset"] == f"tiny/{name}" and facts["steps"] == STEPS and facts["seed"] == 0
         assert facts["data"] == {"kind": "procedural", "seed": 0, "objects": 24}
@@ -107,6 +109,23 @@ def test_the_bundle_carries_the_measured_latent_scale(chain: tuple[RecipeConfig,
     stage.build()
     latents = next(stage.stream(0, 1)).latents
     assert latents.mean().abs().item() < 0.3 and 0.6 < latents.std().item() < 1.5
+
+
+def test_the_decoder_stage_changes_the_decoder_alone(chain: tuple[RecipeConfig, Bundle]) -> None:
+    out = chain[0].out
+    before, after = (load_file(out / name / "finished" / "gsvae.safetensors") for name in ("vae", "decoder"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith(("vae.decoder.", "vae.post_quant_conv.")) for name in changed)
+    assert read_finished(out / "decoder")["latent_scale"] == read_finished(out / "vae")["latent_scale"]
+
+
+def test_a_bundle_of_stages_that_do_not_belong_together_is_refused(
+    chain: tuple[RecipeConfig, Bundle], tmp_path: Path
+) -> None:
+    runs = {name: chain[0].out / name for name in STAGE_FOLDERS}
+    with pytest.raises(ValueError, match="must both stand on the latents of"):
+        bundle_runs({**runs, "vae": runs["decoder"]}, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_resuming_a_stage_in_the_middle_of_an_epoch_is_bit_exact(
@@ -195,6 +214,7 @@ def test_a_finished_chain_is_not_trained_again(chain: tuple[RecipeConfig, Bundle
         (ReconConfig(data=Data(batch_size=0)), r"data.batch_size = 0 must lie in \[1, 1024\]"),
         (ReconConfig(optim=Optim(steps=10, warmup_steps=11)), r"optim.warmup_steps = 11 must lie in \[0, 10\]"),
         (ReconConfig(optim=Optim(max_grad_norm=0.0)), "optim.max_grad_norm = 0.0 must be greater than 0"),
+        (VaeConfig(part="decoder"), "vae is open: part = 'decoder' needs the finished run"),
         (DiffusionConfig(text_dropout=1.5), r"text_dropout = 1.5 must lie in \[0.0, 1.0\]"),
     ],
 )
@@ -210,7 +230,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(
 def test_a_denoiser_refuses_an_autoencoder_of_another_reconstruction(
     chain: tuple[RecipeConfig, Bundle], tmp_path: Path
 ) -> None:
-    recon, _, diffusion = stage_configs(chain[0])
+    recon, _, diffusion, _ = stage_configs(chain[0])
     other = dataclasses.replace(
         recon, run=dataclasses.replace(recon.run, out=tmp_path, seed=1), optim=Optim(steps=1, warmup_steps=0)
     )

@@ -34,7 +34,7 @@ _MEASURED_BATCHES = 16  # batches behind the measured latent scale
 
 
 class VaeStage:
-    """Trains the whole autoencoder from scratch."""
+    """Trains the whole autoencoder, or its decoder alone on the latents of an earlier run."""
 
     name = "vae"
 
@@ -42,17 +42,27 @@ class VaeStage:
         self.config = config
         self.spec = spec_of(config)
         self.geometry = self.spec.geometry
-        self.parent = read_finished(config.recon)
+        self.recon_files = read_finished(config.recon)["files"]
+        self.start = None if config.vae is None else read_finished(config.vae)
+        if self.start is not None and self.start["recon"] != self.recon_files:
+            raise ValueError(f"vae = {config.vae} was trained on another recon stage than {config.recon}")
 
     def build(self) -> nn.Module:
-        """GSVAE, freshly initialised, beside a frozen GSRecon."""
+        """GSVAE, freshly initialised or from an earlier run, beside a frozen GSRecon."""
         self.gsrecon = load_finished(self.config.recon, "gsrecon", build_gsrecon(self.spec)).to(self.config.run.device)
         self.gsvae = build_gsvae(self.spec)
-        start_almost_deterministic(self.gsvae)
+        if self.config.vae is None:
+            start_almost_deterministic(self.gsvae)
+        else:
+            load_finished(self.config.vae, "gsvae", self.gsvae).requires_grad_(True)
+        if self.config.part == "decoder":
+            for frozen in (self.gsvae.vae.encoder, self.gsvae.vae.quant_conv):
+                if frozen is not None:
+                    frozen.requires_grad_(False)
         return self.gsvae
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """All of GSVAE."""
+        """All of GSVAE, or its decoder."""
         return decay_groups([self.gsvae], self.config.optim.weight_decay)
 
     def stream(self, rank: int, world_size: int) -> BatchStream:
@@ -67,7 +77,8 @@ class VaeStage:
         """Error of the grid, rendering loss of some objects, and a tiny KL, through a sample of the posterior."""
         batch = batch.to(self.config.run.device)
         grid = self._target_grid(batch)
-        posterior = self.gsvae.posterior(grid)
+        with torch.set_grad_enabled(self.config.part == "all"):
+            posterior = self.gsvae.posterior(grid)
         noise = torch.randn(posterior.mean.shape, generator=generator).to(grid.device)
         latents = posterior.sample(noise)
         # Not GSVAE.decode: its clamp would leave values outside [-1, 1] without a gradient.
@@ -104,18 +115,25 @@ class VaeStage:
 
     def export(self, out: Path, facts: dict[str, Any]) -> None:
         """GSVAE's averaged weights and the measured scale of its latents."""
+        lineage = {**facts, "recon": self.recon_files}
+        if self.start is not None:
+            lineage["vae"] = self.start["files"]
+        save_finished(out, {"gsvae": self.gsvae}, {**lineage, **self._latent_facts()}, {})
+
+    def _latent_facts(self) -> dict[str, Any]:
+        """Scale and shift of the diffusion space, and moments per channel, over a sample of training objects."""
+        if self.config.part == "decoder":
+            assert self.start is not None
+            return {name: self.start[name] for name in ("latent_scale", "latent_channels")}
         means = []
         stream = self.stream(0, 1)
         for _ in range(_MEASURED_BATCHES):
             means.append(self.gsvae.posterior(self._target_grid(next(stream).to(self.config.run.device))).mean)
         latents = torch.cat(means)  # [N, V, C, h, w]
         scale = {"scaling_factor": 1.0 / latents.std().item(), "shift_factor": latents.mean().item()}
-        per_channel = {
-            "mean": latents.mean(dim=(0, 1, 3, 4)).tolist(),
-            "std": latents.std(dim=(0, 1, 3, 4)).tolist(),
-        }
-        lineage = {**facts, "latent_scale": scale, "latent_channels": per_channel, "recon": self.parent["files"]}
-        save_finished(out, {"gsvae": self.gsvae}, lineage, {})
+        axes = (0, 1, 3, 4)
+        per_channel = {"mean": latents.mean(dim=axes).tolist(), "std": latents.std(dim=axes).tolist()}
+        return {"latent_scale": scale, "latent_channels": per_channel}
 
     def _target_grid(self, batch: Batch) -> Tensor:
         views = self.geometry.views
