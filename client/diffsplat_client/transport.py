@@ -158,8 +158,10 @@ class GrpcStream:
         except self._grpc.RpcError as error:
             raise _transport_error(error) from None
         if response.error_message:
-            self._read_to_the_end()
-            raise _request_error(response.error_message.strip())
+            failure = _request_error(response.error_message.strip())
+            if failure.code == "INVALID_ARGUMENT":  # refused before anything ran: the stream ends by itself
+                self._read_to_the_end()
+            raise failure
         infer = response.infer_response
         if len(infer.outputs) != len(infer.raw_output_contents):
             raise TransportError("INTERNAL", "a response has outputs without their bytes")
