@@ -4,11 +4,16 @@ A few floats per object replace rendering, two networks and their time in every 
 """
 
 import dataclasses
+import json
+import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec
@@ -72,6 +77,35 @@ def encode_objects(data: Data, spec: BackboneSpec, gsrecon: GSRecon, gsvae: GSVA
     cameras = Cameras(torch.cat(poses), torch.cat(intrinsics))
     plucker = latent_plucker(cameras, spec.geometry, spec.latent_size)
     return LatentCache(torch.cat(latents), plucker, cameras, words)
+
+
+def save_cache(path: Path, cache: LatentCache, origin: dict[str, Any]) -> None:
+    """Write a cache in one move, with what it was computed from."""
+    tensors = {"latents": cache.latents, "plucker": cache.plucker, **cache.cameras._asdict()}
+    words = json.dumps([list(entry) for entry in cache.words])
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"origin": json.dumps(origin, sort_keys=True), "words": words},
+        )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_cache(path: Path, origin: dict[str, Any]) -> LatentCache | None:
+    """The cache at `path`, or None when there is none of this origin and it has to be computed."""
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        if metadata["origin"] != json.dumps(origin, sort_keys=True):
+            return None
+        words = [ObjectWords(*entry) for entry in json.loads(metadata["words"])]
+        cameras = Cameras(file.get_tensor("camera_to_world"), file.get_tensor("intrinsics"))
+        return LatentCache(file.get_tensor("latents"), file.get_tensor("plucker"), cameras, words)
 
 
 class LatentStream(BatchStream):

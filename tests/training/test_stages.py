@@ -191,6 +191,25 @@ def test_training_the_denoiser_also_trains_the_text_encoder(chain: tuple[RecipeC
     assert stage.text_encoder.text_model.embeddings.token_embedding.weight.grad.abs().sum() > 0
 
 
+def test_latents_are_encoded_once_and_again_for_other_objects(chain: tuple[RecipeConfig, Bundle]) -> None:
+    config = stage_configs(chain[0])[2]
+    path = config.run.out / "latents.safetensors"
+    written = path.stat().st_mtime_ns
+    stage = DiffusionStage(config)
+    stage.build()
+    first = next(stage.stream(0, 1))
+    assert path.stat().st_mtime_ns == written
+    path.unlink()  # computed again, they are the same
+    stage = DiffusionStage(config)
+    stage.build()
+    again = next(stage.stream(0, 1))
+    assert torch.equal(first.latents, again.latents) and torch.equal(first.plucker, again.plucker)
+    assert first.captions == again.captions
+    fewer = DiffusionStage(dataclasses.replace(config, data=dataclasses.replace(config.data, objects=8)))
+    fewer.build()
+    assert len(fewer._cache(False)) == 16  # not the file's 48
+
+
 def test_ranks_see_other_objects(chain: tuple[RecipeConfig, Bundle]) -> None:
     stage = ReconStage(stage_configs(chain[0])[0])
     uids = [next(stage.stream(rank, 2)).uids for rank in (0, 1)]

@@ -17,10 +17,10 @@ from diffsplat.render import render
 from diffsplat.text import build_text_encoder
 from diffsplat.tokenizer import Tokenizer, train_tokenizer
 from training.checkpoint import load_finished, read_finished, save_finished
-from training.config import DiffusionConfig
+from training.config import DiffusionConfig, to_plain
 from training.data.captions import COLOURS, ObjectWords, all_captions, plain_caption
 from training.data.synthetic import SHAPES, SIZES
-from training.latents import LatentBatch, LatentCache, LatentStream, encode_objects
+from training.latents import LatentBatch, LatentCache, LatentStream, encode_objects, load_cache, save_cache
 from training.loop import Evaluation
 from training.objectives import VariancePreserving, drop_captions
 from training.optim import decay_groups
@@ -145,6 +145,15 @@ class DiffusionStage:
 
     def _cache(self, validation: bool) -> LatentCache:
         if validation not in self._caches:
-            data = self.config.data
-            self._caches[validation] = encode_objects(data, self.spec, self.gsrecon, self.gsvae, validation)
+            path = self.config.run.out / ("latents_validation.safetensors" if validation else "latents.safetensors")
+            origin = {
+                "data": to_plain(self.config.data),
+                "spec": self.spec.to_dict(),
+                "parents": {name: facts["files"] for name, facts in self.parents.items()},
+            }
+            cache = load_cache(path, origin)
+            if cache is None:
+                cache = encode_objects(self.config.data, self.spec, self.gsrecon, self.gsvae, validation)
+                save_cache(path, cache, origin)
+            self._caches[validation] = cache
         return self._caches[validation]
