@@ -38,6 +38,7 @@ class RunState(Protocol):
 
 Work = TypeVar("Work", contravariant=True)
 State = TypeVar("State", bound=RunState)
+FinishedState = TypeVar("FinishedState", bound=RunState, contravariant=True)
 
 
 class StepModel(Protocol[Work, State]):
@@ -61,7 +62,7 @@ class Progress:
     seconds_left: float | None = None
 
 
-class Listener(Protocol[State]):
+class Listener(Protocol[FinishedState]):
     """Hears of one request, from the engine's thread (of its place in the queue also from the submitting one).
 
     Must not block for long: all requests wait. After `finished` or `failed` nothing more is called. An exception in
@@ -71,7 +72,7 @@ class Listener(Protocol[State]):
     def progress(self, progress: Progress) -> None:
         """The request waits, or made a step."""
 
-    def finished(self, state: State, denoise_ms: float, queued_ms: float) -> None:
+    def finished(self, state: FinishedState, denoise_ms: float, queued_ms: float) -> None:
         """All steps are done."""
 
     def failed(self, error: Exception) -> None:

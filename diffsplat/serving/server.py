@@ -30,6 +30,7 @@ from typing import Any
 from diffsplat.serving.prerequisites import find_libpython, libpython_problem, python_version
 
 HOST = "127.0.0.1"
+_MARK = "diffsplat-server-"  # then the launcher's process id
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 5  # Triton waits so long for requests in flight
 KILL_AFTER_S = STOP_TIMEOUT_S + 10.0  # then the whole process group is killed
@@ -87,7 +88,7 @@ class TritonServer:
         self._on_progress = on_progress or (lambda line: None)
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._shm_prefix = f"diffsplat_{secrets.token_hex(6)}_"
+        self._shm_prefix = f"{_MARK}{os.getpid()}-{secrets.token_hex(4)}-"
         self._work_folder: Path | None = None
 
     def __enter__(self) -> "TritonServer":
@@ -123,7 +124,8 @@ class TritonServer:
         self.grpc_url = f"{HOST}:{ports['gRPC']}"
         self.http_url = f"http://{HOST}:{ports['HTTP']}"
         self.metrics_url = f"http://{HOST}:{ports['metrics']}/metrics"
-        self._work_folder = Path(tempfile.mkdtemp(prefix="diffsplat-server-"))
+        _remove_leftovers()
+        self._work_folder = Path(tempfile.mkdtemp(prefix=f"{_MARK}{os.getpid()}-"))
         self.log_path = self._work_folder / "server.log"
         try:
             backends = _build_backend_folder(home, self._work_folder)
@@ -217,6 +219,15 @@ class TritonServer:
                 if match:
                     self._on_progress(report.format(*match.groups()))
         return seen + end
+
+
+def _remove_leftovers() -> None:
+    """What launchers that were killed could not remove: their work folders, and regions of servers killed with them."""
+    for root in (Path(tempfile.gettempdir()), Path("/dev/shm")):
+        for path in root.glob(f"{_MARK}*"):
+            launcher = path.name.removeprefix(_MARK).partition("-")[0]
+            if launcher.isdigit() and not Path(f"/proc/{launcher}").exists() and path.stat().st_uid == os.getuid():
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _wheel_server() -> Path:

@@ -67,7 +67,7 @@ class StageModel:
         """Leave the interpreter as it is: taking torch apart module by module costs seconds of every server's stop."""
         atexit.register(os._exit, 0)  # the last one registered runs first, after Triton has had its answer
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answer each request on its own; an error is the answer of that request alone."""
         return [self._respond(request) for request in requests]
 

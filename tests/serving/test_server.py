@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -135,6 +136,19 @@ class TestLife:
             assert regions(prefix)
         assert not running.running and not group_members(pid) and not regions(prefix) and not folder.exists()
         running.stop()  # twice does no harm
+
+    def test_what_a_killed_launcher_left_is_removed_by_the_next_one(
+        self, light_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        left, kept = (tmp_path / f"diffsplat-server-{pid}-abc" for pid in (gone.pid, os.getpid()))
+        for folder in (left, kept):
+            folder.mkdir()
+            (folder / "server.log").touch()
+        with TritonServer(light_repository):
+            assert kept.exists() and not left.exists()
 
     def test_a_killed_server_is_noticed_and_cleaned_up(self, light_repository: Path) -> None:
         with TritonServer(light_repository) as running:
