@@ -95,7 +95,7 @@ class EnginePolicy:
 
     max_batch: int = 4
     max_queue: int = 64
-    progress_interval_s: float = 0.1
+    progress_interval_s: float = 0.25
 
     def __post_init__(self) -> None:
         """Refuse values that could never serve a request."""
