@@ -77,7 +77,6 @@ class RenderWeights:
     image: float = 1.0
     mask: float = 1.0
     ssim: float = 0.2  # stands in for a perceptual term that would need downloaded weights
-    normal: float = 0.0
 
 
 @dataclass(frozen=True)

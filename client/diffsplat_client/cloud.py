@@ -46,15 +46,11 @@ class SplatCloud:
         if array.ndim != 2 or array.shape[1] != GAUSSIAN_WIDTH:
             raise ValueError(f"splats have shape {list(array.shape)}: must be [N, {GAUSSIAN_WIDTH}]")
         columns = {name: array[:, where] for name, where in GAUSSIAN_COLUMNS.items()}
-        return cls(
-            columns["xyz"], columns["rgb"], columns["opacity"][:, 0], columns["scale"], columns["quat_wxyz"]
-        )
+        return cls(columns["xyz"], columns["rgb"], columns["opacity"][:, 0], columns["scale"], columns["quat_wxyz"])
 
     def to_array(self) -> np.ndarray:
         """The columns of the wire, float32 [N, 14]."""
-        return np.concatenate(
-            (self.positions, self.rgb, self.opacity[:, None], self.scales, self.quats_wxyz), axis=1
-        )
+        return np.concatenate((self.positions, self.rgb, self.opacity[:, None], self.scales, self.quats_wxyz), axis=1)
 
     def __len__(self) -> int:
         """Count the splats."""

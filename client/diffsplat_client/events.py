@@ -41,6 +41,4 @@ def event_of(status: Status) -> Queued | Progress:
     """The event for a request that has not finished."""
     if status.phase == "queued":
         return Queued(status.queue_position, status.seed, status.warnings)
-    return Progress(
-        status.step, status.steps, status.seconds_left, status.seed, status.elevation_deg, status.warnings
-    )
+    return Progress(status.step, status.steps, status.seconds_left, status.seed, status.elevation_deg, status.warnings)

@@ -62,12 +62,13 @@ def kernel(function: Callable[..., Any] | None = None, *, fastmath: frozenset[st
 @contextmanager
 def _cache_folder() -> Iterator[None]:
     """Make numba look first for a place in a folder of this version of the kernels; it does so while decorating."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(Path(before or _HERE / "__pycache__") / f"kernels-{_SOURCES}")
+    config: Any = numba.config  # its settings appear at run time
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(Path(before or _HERE / "__pycache__") / f"kernels-{_SOURCES}")
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
 
 
 def cache_works() -> bool:
