@@ -1,4 +1,4 @@
-"""Fixtures that several rooms' tests share: a very small bundle with random weights, and its export."""
+"""Fixtures that several rooms' tests share: a very small bundle with random weights, pico, and the exports of both."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # at run time inside the fixtures: the client's tests start w
     from diffsplat.bundle import Bundle
 
 MAX_TOKENS = 8
+PICO = Path(__file__).resolve().parents[1] / "bundles" / "pico"
 CAPTIONS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("cube", "sphere", "cone")]
 
 
@@ -68,3 +69,19 @@ def exported_repository(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFa
     from export.repository import export_repository
 
     return export_repository(tiny_bundle.root, tmp_path_factory.mktemp("repositories") / "tiny").folder
+
+
+@pytest.fixture(scope="session")
+def pico_bundle() -> Bundle:
+    """The trained bundle that comes with the repository. Read only."""
+    from diffsplat.bundle import open_bundle
+
+    return open_bundle(PICO)
+
+
+@pytest.fixture(scope="session")
+def pico_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The served repository of pico, exported once. Read only."""
+    from export.repository import export_repository
+
+    return export_repository(PICO, tmp_path_factory.mktemp("repositories") / "pico").folder

@@ -16,17 +16,17 @@ FOUR_VIEWS = np.array([[10, azimuth, 1.4, 1] for azimuth in (0, 90, 180, 270)], 
 
 
 @pytest.fixture(scope="session")
-def pipeline(exported_repository: Path) -> "Pipeline":
+def pipeline(pico_repository: Path) -> "Pipeline":
     """The exported graphs in this process."""
     from diffsplat.pipeline import Pipeline
 
-    return Pipeline.load(exported_repository)
+    return Pipeline.load(pico_repository)
 
 
 @pytest.fixture(scope="session")
-def server(exported_repository: Path) -> Iterator[TritonServer]:
+def server(pico_repository: Path) -> Iterator[TritonServer]:
     """A real tritonserver over the same repository. Tests that harm a server start their own."""
-    with TritonServer(exported_repository) as server:
+    with TritonServer(pico_repository) as server:
         yield server
         assert server.running, server.why_it_failed()
 

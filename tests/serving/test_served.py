@@ -232,12 +232,12 @@ DIRECT_CALLS: dict[str, tuple[str, Tensors, str]] = {
     "no embeddings": ("denoise", {"REQUEST": text(ENVELOPE)}, "TEXT_EMBEDDINGS is missing"),
     "embeddings too wide": (
         "denoise",
-        {"REQUEST": text(ENVELOPE), "TEXT_EMBEDDINGS": np.zeros((2, 8, 17), np.float32)},
+        {"REQUEST": text(ENVELOPE), "TEXT_EMBEDDINGS": np.zeros((2, 16, 97), np.float32)},
         "TEXT_EMBEDDINGS has shape",
     ),
     "embeddings NaN": (
         "denoise",
-        {"REQUEST": text(ENVELOPE), "TEXT_EMBEDDINGS": np.full((2, 8, 16), np.nan, np.float32)},
+        {"REQUEST": text(ENVELOPE), "TEXT_EMBEDDINGS": np.full((2, 16, 96), np.nan, np.float32)},
         "TEXT_EMBEDDINGS holds nan",
     ),
     "latents alone": ("decode", {"LATENTS": np.zeros((4, 4, 8, 8), np.float32)}, "RESOLVED_REQUEST is missing"),

@@ -199,17 +199,17 @@ class TestLife:
 class TestFaults:
     """What goes wrong with an exported repository."""
 
-    def test_a_missing_graph_is_named_when_the_model_loads(self, exported_repository: Path, tmp_path: Path) -> None:
+    def test_a_missing_graph_is_named_when_the_model_loads(self, pico_repository: Path, tmp_path: Path) -> None:
         """Only `decode` and the ensemble are there: the others need not load for this."""
         for model in ("decode", "diffsplat"):
-            shutil.copytree(exported_repository / model, tmp_path / model)
+            shutil.copytree(pico_repository / model, tmp_path / model)
         (graph,) = (path for path in (tmp_path / "decode" / "1").iterdir() if path.stem in ("decoder", "gsvae"))
         graph.unlink()
         with pytest.raises(ServerError, match=f"model decode: .*{graph}: missing"):
             TritonServer(tmp_path).start()
 
-    def test_a_server_killed_during_a_request_is_the_clients_typed_error(self, exported_repository: Path) -> None:
-        with TritonServer(exported_repository) as running, Client(running.grpc_url, timeout_s=TIMEOUT_S) as client:
+    def test_a_server_killed_during_a_request_is_the_clients_typed_error(self, pico_repository: Path) -> None:
+        with TritonServer(pico_repository) as running, Client(running.grpc_url, timeout_s=TIMEOUT_S) as client:
             with client.stream(GenerationRequest("a red cube", steps=200)) as events:
                 next(events)
                 os.kill(running.pid, signal.SIGKILL)

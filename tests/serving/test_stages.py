@@ -43,7 +43,7 @@ def test_encode_warns_of_what_the_text_encoder_does_not_see(pipeline: Pipeline) 
     warnings = pipeline.encode.run(GenerationRequest("a red dragon", negative_prompt="red " * 30)).envelope.warnings
     assert warnings == (
         "prompt: the text encoder does not know 'dragon'",
-        "negative_prompt: its end was cut, the text encoder reads 8 tokens",
+        "negative_prompt: its end was cut, the text encoder reads 16 tokens",
     )
 
 
@@ -135,7 +135,7 @@ def test_the_pipeline_gives_the_same_object_for_a_seed(pipeline: Pipeline, four_
     request = GenerationRequest("a red cube", seed=7, frame_poses=four_views, frame_size=32)
     first = pipeline.generate(request, lambda step, of: steps.append((step, of)))
     again = pipeline.generate(dataclasses.replace(request, format="ply"))
-    assert steps == [(k, 4) for k in range(1, 5)]
+    assert steps == [(k, 16) for k in range(1, 17)]
     assert first.seed == 7 and first.frames is not None and first.frames.shape == (4, 32, 32, 3)
     assert np.array_equal(first.splats, again.splats) and np.array_equal(first.frames, again.frames)
     assert set(first.timings_ms) == {"encode", "denoise", "decode", "rasterize", "package"}
@@ -171,9 +171,9 @@ def test_no_poses_no_frames(pipeline: Pipeline) -> None:
     assert pipeline.generate(GenerationRequest("x", seed=1, frame_poses=np.zeros((0, 4)))).frames is None
 
 
-def test_the_bundle_itself_gives_what_its_export_gives(tiny_bundle: Bundle, pipeline: Pipeline) -> None:
+def test_the_bundle_itself_gives_what_its_export_gives(pico_bundle: Bundle, pipeline: Pipeline) -> None:
     request = GenerationRequest("a red cube", seed=7)
-    torch_splats = Pipeline.from_bundle(tiny_bundle).generate(request).splats
+    torch_splats = Pipeline.from_bundle(pico_bundle).generate(request).splats
     served = pipeline.generate(request).splats
     assert np.abs(torch_splats - served).max() <= 1e-3 * np.abs(served).max()
 
@@ -213,11 +213,11 @@ class TestDirectCalls:
         with pytest.raises(InvalidRequestError, match="SPLATS has shape"):
             pipeline.package.run(np.zeros(shape, np.float32), envelope)
 
-    @pytest.mark.parametrize("shape", [(1, 8, 16), (2, 9, 16), (2, 0, 16), (2, 8, 15)])
+    @pytest.mark.parametrize("shape", [(1, 16, 96), (2, 17, 96), (2, 0, 96), (2, 16, 95)])
     def test_text_embeddings_of_a_wrong_shape(
         self, pipeline: Pipeline, envelope: Envelope, shape: tuple[int, ...]
     ) -> None:
-        with pytest.raises(InvalidRequestError, match=r"TEXT_EMBEDDINGS has shape .*: must be \[2, 1 \.\. 8, 16\]"):
+        with pytest.raises(InvalidRequestError, match=r"TEXT_EMBEDDINGS has shape .*: must be \[2, 1 \.\. 16, 96\]"):
             pipeline.denoise.check(DenoiseWork(envelope, torch.zeros(shape)))
 
 
@@ -230,8 +230,8 @@ class TestDirectCalls:
         ("decode", "export.json", DecodeStage.load),
     ],
 )
-def test_a_missing_file_is_named(exported_repository: Path, tmp_path: Path, stage: str, file: str, load) -> None:
-    folder = shutil.copytree(exported_repository / stage / "1", tmp_path / "1")
+def test_a_missing_file_is_named(pico_repository: Path, tmp_path: Path, stage: str, file: str, load) -> None:
+    folder = shutil.copytree(pico_repository / stage / "1", tmp_path / "1")
     (folder / file).unlink()
     with pytest.raises(BundleError, match=f"{folder / file}: missing"):
         load(folder)
