@@ -1,14 +1,13 @@
-"""Start and stop the tritonserver that the nvidia-pytriton wheel carries; `diffsplat serve`.
+"""Start and stop the tritonserver that the nvidia-pytriton wheel carries.
 
     with TritonServer("build/pico") as server:
-        client = DiffSplatClient(server.grpc_url)
+        client = Client(server.grpc_url)
 
 The server listens on 127.0.0.1 only. It ends with its launcher: on leaving the `with` block and on Ctrl-C it is asked
 to stop and waited for, and even a launcher that is killed takes it along (PR_SET_PDEATHSIG). Start it from a thread
 that lives as long as the server should: the kernel looks at the thread, not at the process.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import os
@@ -25,7 +24,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from diffsplat.serving.prerequisites import find_libpython, libpython_problem, python_version
 
@@ -307,48 +305,3 @@ def _interrupts_held_back() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-# --- `diffsplat serve` ---
-
-
-def serve_command(subparsers: Any) -> None:
-    """Add the command to the client's command line (entry point `diffsplat_client.commands`)."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "serve", help="serve an exported repository on this machine until Ctrl-C", description=serve_command.__doc__
-    )
-    parser.description = "Serve an exported repository on 127.0.0.1 until Ctrl-C."
-    parser.add_argument("repository", type=Path, help="folder written by `python -m export`")
-    parser.add_argument("--grpc-port", type=int, default=8001, help="default 8001; 0 takes a free one")
-    parser.add_argument("--http-port", type=int, default=8000, help="default 8000; 0 takes a free one")
-    parser.add_argument("--metrics-port", type=int, default=8002, help="default 8002; 0 takes a free one")
-    parser.set_defaults(run=_serve)
-
-
-def _serve(arguments: argparse.Namespace) -> int:
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, raise_interrupt)
-    try:
-        with TritonServer(
-            arguments.repository,
-            grpc_port=arguments.grpc_port,
-            http_port=arguments.http_port,
-            metrics_port=arguments.metrics_port,
-            on_progress=lambda line: print(f"  {line}", flush=True),
-        ) as server:
-            print(f"gRPC {server.grpc_url}   HTTP {server.http_url}   metrics {server.metrics_url}")
-            print(f"log {server.log_path}\nCtrl-C stops the server", flush=True)
-            while server.running:
-                ended.wait(0.5)
-            raise ServerError(f"the Triton server ended by itself:\n{server.why_it_failed()}")
-    except KeyboardInterrupt:
-        print("stopped", flush=True)
-        return 0
-    except ServerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-def raise_interrupt(number: int, frame: object) -> None:
-    """Signal handler: SIGTERM leaves `with TritonServer` blocks as Ctrl-C does."""
-    raise KeyboardInterrupt
