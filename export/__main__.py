@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     # a terminated export cleans up as an interrupted one does
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         result = _export_with_progress(options, console)
     except (BundleError, ExportError) as error:
@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing half-written is left", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     console.print(_table(result.graphs))
     console.print(f"{result.folder}: {'written' if result.changed else 'up to date, nothing to do'}", soft_wrap=True)
     return 0
