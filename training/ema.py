@@ -25,10 +25,20 @@ class Ema:
     Args:
         module: What is trained; its parameters are read at every update.
         max_decay: Cap of the decay.
+        warmup: As of `ema_decay`, like the two that follow.
+        inverse_gamma: Steps of the warm-up's time constant.
+        power: Exponent of the warm-up.
     """
 
-    def __init__(self, module: nn.Module, max_decay: float = 0.9999) -> None:
-        self.max_decay = max_decay
+    def __init__(
+        self,
+        module: nn.Module,
+        max_decay: float = 0.9999,
+        warmup: bool = True,
+        inverse_gamma: float = 1.0,
+        power: float = 0.75,
+    ) -> None:
+        self._decay_options = (max_decay, warmup, inverse_gamma, power)
         self.updates = 0
         self._live = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.averages = [parameter.detach().clone() for parameter in self._live]
@@ -37,7 +47,7 @@ class Ema:
     def update(self) -> None:
         """Take in the parameters as they are now."""
         self.updates += 1
-        weight = 1.0 - ema_decay(self.updates, self.max_decay)
+        weight = 1.0 - ema_decay(self.updates, *self._decay_options)
         torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self._live], weight)
 
     @torch.no_grad()

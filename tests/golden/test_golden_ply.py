@@ -59,4 +59,5 @@ def test_the_separate_file_is_the_same(ply) -> None:
     path = ply.path.with_name("ply_compatible.ply")
     if not path.exists():
         pytest.skip(f"{path.name} does not lie beside {ply.path.name}")
-    assert path.read_bytes() == ply.out("compatible")["file"].numpy().tobytes()
+    compatible = [case for case, options in ply.config["cases"].items() if options["compatible"]]
+    assert path.read_bytes() in [ply.out(case)["file"].numpy().tobytes() for case in compatible]

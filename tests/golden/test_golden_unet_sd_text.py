@@ -21,6 +21,6 @@ def test_unet(golden, assert_close):
         assert torch.equal(per_object.repeat_interleave(views, dim=0), text)
         assert_close(unet(given["sample"], given["timestep"], per_object).sample, expected, f"{case}: text per object")
         rows = given["sample"].unflatten(0, (-1, views))  # [B, V, C + 6, h, w]
-        times = given["timestep"].float().expand(len(given["sample"]))[::views]
+        times = given["timestep"].float().expand(len(given["sample"]))[::views]  # one number, or one per view
         prediction = step(rows[:, :, :-6], rows[:, :, -6:], times, context(per_object))
         assert_close(prediction.flatten(0, 1), expected, f"{case}: packed text")
