@@ -172,7 +172,7 @@ class GenerationRequest:
                 poses = np.asarray(values["frame_poses"], np.float32)
                 values["frame_poses"] = poses.reshape(0, len(POSE_COLUMNS)) if poses.shape == (0,) else poses
             request = cls(**values)
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             raise InvalidRequestError("REQUEST is not the JSON form of a generation request") from None
         return request.validate()
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsplat.rasterize.checks import check_arguments, check_splat_scales
+from diffsplat.rasterize.checks import CrowdedFrameError, check_arguments, check_splat_scales
 
-__all__ = ["rasterization", "render_uint8", "warm_up"]
+__all__ = ["CrowdedFrameError", "rasterization", "render_uint8", "warm_up"]
 
 
 def rasterization(
@@ -65,6 +65,7 @@ def rasterization(
 
     Raises:
         ValueError: An argument of a wrong shape, dtype, device or value.
+        CrowdedFrameError: (a ValueError) On the CPU, more large splats than the lists of one frame can hold.
         ImportError: CUDA tensors without gsplat.
     """
     check_arguments(
@@ -123,6 +124,7 @@ def render_uint8(
 
     Raises:
         ValueError: An argument of a wrong shape, dtype, device or value.
+        CrowdedFrameError: (a ValueError) On the CPU, more large splats than the lists of one frame can hold.
         ImportError: CUDA tensors without gsplat.
     """
     check_arguments(

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 RENDER_MODES = ("RGB", "RGB+ED", "RGB+D")
+MAX_FRAME_PAIRS = 2**28  # (splat, tile) pairs of one frame: lists of 1 GiB per thread, inside their int32 positions
 OPACITY_MAX = 1.01  # room for rounding of opacity factors; the CPU kernels are exact up to 1.06
+
+
+class CrowdedFrameError(ValueError):
+    """The splats of one frame cover more tiles than its lists may hold."""
 
 
 def check_tensor(
@@ -82,8 +87,8 @@ def check_values(tensors: list[tuple[str, Tensor | None, tuple[int | str, ...]]]
 
 
 def check_splat_scales(splat_scales: Tensor, cameras: int) -> None:
-    """One finite factor above 0 per camera."""
+    """One finite factor per camera, not negative; 0 is the first frame of growing splats."""
     if not isinstance(splat_scales, Tensor) or splat_scales.shape != (cameras,) or splat_scales.dtype != torch.float32:
         raise ValueError(f"splat_scales must be a float32 tensor of shape [C={cameras}], got {splat_scales!r}")
-    if not bool((torch.isfinite(splat_scales) & (splat_scales > 0)).all()):
-        raise ValueError(f"splat_scales must be finite and above 0, got {splat_scales.tolist()}")
+    if not bool((torch.isfinite(splat_scales) & (splat_scales >= 0)).all()):
+        raise ValueError(f"splat_scales must be finite and not negative, got {splat_scales.tolist()}")

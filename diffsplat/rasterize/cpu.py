@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffsplat.rasterize import kernels_blend, kernels_project
+from diffsplat.rasterize.checks import MAX_FRAME_PAIRS, CrowdedFrameError
 from diffsplat.rasterize.kernels_project import BLOCK, CAMERA, FIELDS, RECORD
 
 FloatArray = npt.NDArray[np.float32]
@@ -105,7 +106,7 @@ def cameras(viewmats: FloatArray, intrinsics: FloatArray, view: View) -> FloatAr
 
 
 def see(prepared: Prepared, camera: FloatArray, view: View, scratch: Scratch, splat_scale: float = 1.0) -> Frame:
-    """Project, order by depth and list by tile. The frame's arrays live in `scratch`."""
+    """Project, order by depth and list by tile. The frame's arrays live in `scratch`. Raises CrowdedFrameError."""
     n = prepared.kept.shape[0]
     columns, rows = -(-view.width // view.tile), -(-view.height // view.tile)
     records = scratch.take("records", (n, RECORD), np.float32)
@@ -116,6 +117,11 @@ def see(prepared: Prepared, camera: FloatArray, view: View, scratch: Scratch, sp
         prepared.blocks, n, prepared.kept, prepared.opacities, prepared.colors, camera, view.width, view.height,
         view.tile, np.float32(view.eps2d), np.float32(splat_scale), records, source, boxes, counts,
     )  # fmt: skip
+    if seen < 0:
+        raise CrowdedFrameError(
+            f"the splats of one frame of {view.width} x {view.height} pixels cover more than {MAX_FRAME_PAIRS} tiles "
+            f"of {view.tile} x {view.tile} in all, splat by splat: too many splats are too large"
+        )
     keys, orders = scratch.take("keys", (2, n), np.uint32), scratch.take("orders", (2, n), np.int32)
     which = kernels_project.depth_order(records, seen, keys[0], orders[0], keys[1], orders[1])
     starts = scratch.take("starts", (columns * rows + 1,), np.int32)

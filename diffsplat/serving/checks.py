@@ -1,16 +1,26 @@
-"""What every stage checks about tensors that reach it: the stages of a server can all be called directly."""
+"""What every stage checks about tensors that reach it: the stages of a server can all be called directly.
+
+numpy alone: `package` has no torch. Tensors of torch on the CPU are read in place.
+"""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+from diffsplat_client.contract import GAUSSIAN_COLUMNS, GAUSSIAN_WIDTH
 from diffsplat_client.errors import InvalidRequestError
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_SPLATS = 4_194_304  # 16 views of 512 x 512
+LARGEST = 1e6  # far above every true embedding, latent and splat, and far below what overflows float32 on its way
 
 
-def check_shape(name: str, tensor: Tensor, expected: Sequence[int | tuple[int, int]]) -> None:
+def check_shape(name: str, values: "np.ndarray | Tensor", expected: Sequence[int | tuple[int, int]]) -> None:
     """Refuse a tensor whose sizes differ from `expected`, numbers or (smallest, largest) pairs."""
     ranges = [(size, size) if isinstance(size, int) else size for size in expected]
-    shape = list(tensor.shape)
+    shape = list(values.shape)
     if len(shape) != len(ranges) or any(
         not low <= size <= high for size, (low, high) in zip(shape, ranges, strict=True)
     ):
@@ -18,15 +28,17 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | tuple[int, i
         raise InvalidRequestError(f"{name} has shape {shape}: must be [{allowed}]")
 
 
-def check_finite(name: str, tensor: Tensor) -> None:
-    """Refuse NaN and infinity."""
-    if not bool(torch.isfinite(tensor).all()):
-        bad = tensor[~torch.isfinite(tensor)][0].item()
-        raise InvalidRequestError(f"{name} holds {bad}: all values must be finite")
-
-
-def check_range(name: str, tensor: Tensor, low: float, high: float) -> None:
-    """Refuse values outside of low .. high."""
-    if tensor.numel() and not (low <= tensor.min().item() and tensor.max().item() <= high):
-        bad = tensor[(tensor < low) | (tensor > high)][0].item()
+def check_range(name: str, values: "np.ndarray | Tensor", low: float = -LARGEST, high: float = LARGEST) -> None:
+    """Refuse values outside of low .. high, and NaN."""
+    array = np.asarray(values)
+    if array.size and not (low <= array.min() and array.max() <= high):  # NaN is never in order
+        bad = array[~((array >= low) & (array <= high))][0]
         raise InvalidRequestError(f"{name} holds {bad:g}: all values must be in {low:g} .. {high:g}")
+
+
+def check_splats(splats: "np.ndarray | Tensor") -> None:
+    """Refuse what is not [N, 14] of sensible numbers with opacities in 0 .. 1 and scales that are not negative."""
+    check_shape("SPLATS", splats, ((0, MAX_SPLATS), GAUSSIAN_WIDTH))
+    check_range("SPLATS", splats)
+    check_range("SPLATS opacity", splats[:, GAUSSIAN_COLUMNS["opacity"]], 0.0, 1.0)
+    check_range("SPLATS scale", splats[:, GAUSSIAN_COLUMNS["scale"]], 0.0, LARGEST)

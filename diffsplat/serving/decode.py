@@ -11,7 +11,7 @@ from diffsplat.bundle import Bundle
 from diffsplat.cameras import generated_view_cameras
 from diffsplat.gaussians import canonicalize, grid_to_gaussians, to_array
 from diffsplat.runtime import ExportRecord, Graph, bundle_graph, load_graph
-from diffsplat.serving.checks import check_finite, check_shape
+from diffsplat.serving.checks import check_range, check_shape
 from diffsplat.serving.envelope import Envelope
 
 
@@ -39,11 +39,11 @@ class DecodeStage:
         return cls(bundle.spec, bundle_graph(bundle, "decoder"))
 
     def run(self, latents: Tensor, envelope: Envelope) -> DecodeResult:
-        """Decode [V, C, h, w]. InvalidRequestError for a wrong shape or values that are not finite."""
+        """Decode [V, C, h, w]. InvalidRequestError for a wrong shape or values that are not sensible."""
         spec, request = self.spec, envelope.request
         assert request.elevation_deg is not None and request.distance is not None
         check_shape("LATENTS", latents, (spec.geometry.views, spec.latent_channels, spec.latent_size, spec.latent_size))
-        check_finite("LATENTS", latents)
+        check_range("LATENTS", latents)
         grid = self.decoder(latents[None])  # [1, V, 12, H, W]
         cameras = generated_view_cameras(request.elevation_deg, request.distance, spec.geometry.views)
         with torch.no_grad():

@@ -26,7 +26,7 @@ from diffsplat.samplers import (
     needs_noise,
     sampler_step,
 )
-from diffsplat.serving.checks import check_finite, check_shape
+from diffsplat.serving.checks import check_range, check_shape
 from diffsplat.serving.encode import check_scheduler
 from diffsplat.serving.envelope import Envelope
 
@@ -117,7 +117,7 @@ class DenoiseStage:
         check_scheduler(work.envelope.request, self.spec)
         text = self.spec.text_encoder
         check_shape("TEXT_EMBEDDINGS", work.text_embeddings, (2, (1, text.max_tokens), text.config["hidden_size"]))
-        check_finite("TEXT_EMBEDDINGS", work.text_embeddings)
+        check_range("TEXT_EMBEDDINGS", work.text_embeddings)
 
     def start(self, work: DenoiseWork) -> DenoiseJob:
         """Everything that is computed once per request; draws the first noise."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
 
+MAX_CHARACTERS = 1_000_000  # of the JSON; the longest sensible one, 720 poses and two prompts, has a tenth
 _MUST_BE_FILLED = ("elevation_deg", "distance", "seed", "steps", "scheduler", "eta", "guidance_scale")
 
 
@@ -29,14 +30,16 @@ class Envelope:
         """Inverse of `to_json`, with every check: each stage can be called directly.
 
         Raises:
-            InvalidRequestError: not such a JSON object, a bad value, or an option that is still open.
+            InvalidRequestError: not such a JSON object, too long, a bad value, or an option that is still open.
         """
+        if len(text) > MAX_CHARACTERS:
+            raise InvalidRequestError(f"REQUEST has {len(text)} characters: at most {MAX_CHARACTERS} are allowed")
         try:
             values = json.loads(text)
             request_json = json.dumps(values["request"])
             warnings = tuple(str(warning) for warning in values.get("warnings", ()))
             timings_ms = {str(stage): float(ms) for stage, ms in values.get("timings_ms", {}).items()}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise InvalidRequestError(
                 'REQUEST must be JSON: {"request": {...}, "warnings": [...], "timings_ms": {...}}'
             ) from None

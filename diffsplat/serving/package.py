@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 from diffsplat_client.cloud import SplatCloud
-from diffsplat_client.contract import GAUSSIAN_WIDTH
-from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.formats.ply import encode_ply
 
+from diffsplat.serving.checks import check_splats
 from diffsplat.serving.envelope import Envelope
 
 
@@ -28,11 +27,8 @@ class PackageStage:
         return cls()
 
     def run(self, splats: np.ndarray, envelope: Envelope) -> PackageResult:
-        """Package [N, 14]. InvalidRequestError for a wrong shape or values that are not finite."""
-        if splats.ndim != 2 or splats.shape[1] != GAUSSIAN_WIDTH:
-            raise InvalidRequestError(f"SPLATS has shape {list(splats.shape)}: must be [N, {GAUSSIAN_WIDTH}]")
-        if not np.isfinite(splats).all():
-            raise InvalidRequestError("SPLATS holds values that are not finite")
+        """Package [N, 14]. InvalidRequestError for what `check_splats` refuses."""
+        check_splats(splats)
         request = envelope.request
         cloud = SplatCloud.from_array(splats)
         if request.format == "raw":
@@ -40,5 +36,4 @@ class PackageStage:
             keep = cloud.opacity > threshold
             return PackageResult(splats if keep.all() else splats[keep], None)
         assert request.format == "ply", request.format  # validated with the request
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return PackageResult(None, bytes(encode_ply(cloud, request.opacity_threshold_asset)))
+        return PackageResult(None, bytes(encode_ply(cloud, request.opacity_threshold_asset)))

@@ -4,19 +4,18 @@ import os
 from typing import NamedTuple
 
 import torch
-from diffsplat_client.contract import GAUSSIAN_WIDTH
+from diffsplat_client.errors import InvalidRequestError
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.cameras import orbit_cameras, pixel_intrinsics, world_to_camera
 from diffsplat.gaussians import Gaussians, from_array
-from diffsplat.rasterize import render_uint8, warm_up
+from diffsplat.rasterize import CrowdedFrameError, render_uint8, warm_up
 from diffsplat.render import opacity_factors
 from diffsplat.runtime import ExportRecord
-from diffsplat.serving.checks import check_finite, check_range, check_shape
+from diffsplat.serving.checks import check_splats
 from diffsplat.serving.envelope import Envelope
 
-MAX_SPLATS = 4_194_304  # 16 views of 512 x 512
 VISIBLE_OPACITY = 1 / 255  # below it no pixel changes
 BACKGROUND = 1.0  # white, as in training
 
@@ -40,7 +39,7 @@ class RasterizeStage:
         return cls(ExportRecord.read(folder).spec, threads)
 
     def run(self, splats: Tensor, envelope: Envelope) -> RasterizeResult:
-        """Draw [N, 14]. InvalidRequestError for a wrong shape or values that are no splats."""
+        """Draw [N, 14]. InvalidRequestError for what `check_splats` refuses, and for a crowd of huge splats."""
         check_splats(splats)
         request = envelope.request
         if request.frame_poses is None or not len(request.frame_poses):
@@ -48,7 +47,13 @@ class RasterizeStage:
         opacities = splats[:, 6]
         visible = (opacities > request.opacity_threshold_render) & (opacities >= VISIBLE_OPACITY)
         poses = torch.as_tensor(request.frame_poses, dtype=torch.float32)
-        return RasterizeResult(self._draw(from_array(splats[visible]), poses, request.frame_size))
+        try:
+            return RasterizeResult(self._draw(from_array(splats[visible]), poses, request.frame_size))
+        except CrowdedFrameError as error:
+            raise InvalidRequestError(
+                f"frame_poses with frame_size = {request.frame_size}: {error}; take a larger distance, a smaller "
+                "splat_scale or smaller frames"
+            ) from None
 
     def _draw(self, gaussians: Gaussians, poses: Tensor, size: int) -> Tensor:
         """One object [1, N] from poses [F, 4] (contract.POSE_COLUMNS) -> [F, size, size, 3] uint8."""
@@ -87,11 +92,3 @@ class RasterizeStage:
     def warm_up(self) -> None:
         """Compile the kernels, or load them from their cache."""
         warm_up()
-
-
-def check_splats(splats: Tensor) -> None:
-    """Refuse what is not [N, 14] of finite numbers with opacities in 0 .. 1 and scales that are not negative."""
-    check_shape("SPLATS", splats, ((0, MAX_SPLATS), GAUSSIAN_WIDTH))
-    check_finite("SPLATS", splats)
-    check_range("SPLATS opacity", splats[:, 6], 0.0, 1.0)
-    check_range("SPLATS scale", splats[:, 7:10], 0.0, float("inf"))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import diffsplat.rasterize
-from diffsplat.rasterize import cuda, rasterization, render_uint8, warm_up
+from diffsplat.rasterize import CrowdedFrameError, cuda, rasterization, render_uint8, warm_up
 from tests.library.rasterize_scenes import Case, random_case
 
 CASE = random_case(60, 70, scale=0.1)
@@ -66,10 +66,34 @@ def test_bad_arguments_are_named(name: str) -> None:
         rasterization(**arguments(**replaced))
 
 
-@pytest.mark.parametrize("factors", [torch.ones(2), torch.tensor([1.0, 0.0, 1.0]), torch.ones(3, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "factors", [torch.ones(2), torch.tensor([1.0, -1e-9, 1.0]), torch.ones(3, dtype=torch.float64)]
+)
 def test_bad_splat_scales_are_named(factors: Tensor) -> None:
     with pytest.raises(ValueError, match="splat_scales must be"):
         render_uint8(**arguments(splat_scales=factors))
+
+
+def test_a_splat_scale_of_zero_draws_nothing() -> None:
+    """The first frame of growing splats: without dilation nothing is left of a splat."""
+    frames = render_uint8(
+        **arguments(splat_scales=torch.tensor([1.0, 0.0, 1.0]), eps2d=0.0, backgrounds=torch.ones(3, 3))
+    )
+    assert (frames[1] == 255).all() and (frames[0] != 255).any() and (frames[2] != 255).any()
+
+
+def test_a_frame_with_too_many_pairs_of_splat_and_tile_is_refused() -> None:
+    """17,000 splats over all 16,384 tiles: their lists would take a gigabyte, and four million overflow positions."""
+    count = 17_000
+    crowd = {
+        "means": torch.zeros(count, 3), "quats": torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
+        "scales": torch.full((count, 3), 100.0), "opacities": torch.ones(count), "colors": torch.ones(count, 3),
+    }  # fmt: skip
+    camera = torch.eye(4)[None]
+    camera[:, 2, 3] = 2.0
+    intrinsics = torch.tensor([[[2844.0, 0, 1024], [0, 2844.0, 1024], [0, 0, 1]]])
+    with pytest.raises(CrowdedFrameError, match="2048 x 2048 pixels cover more than 268435456 tiles of 16 x 16"):
+        render_uint8(**crowd, viewmats=camera, Ks=intrinsics, width=2048, height=2048)
 
 
 def test_finite_nonsense_is_drawn_or_dropped_but_never_spreads() -> None:

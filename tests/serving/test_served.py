@@ -15,6 +15,7 @@ from diffsplat_client.contract import ENSEMBLE
 from diffsplat_client.errors import RequestCancelledError
 from diffsplat_client.events import Finished, Progress
 from diffsplat_client.generation import Generation
+from diffsplat_client.poses import turntable
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.transport import GrpcTransport, Tensors, TransportError
 
@@ -83,6 +84,14 @@ class TestEqualsThePipeline:
         assert stages <= set(served.timings_ms)
         assert sum(served.timings_ms[stage] for stage in stages) <= served.timings_ms["total"] * 1.05
 
+    def test_splats_that_grow_from_nothing(self, client: Client, pipeline: "Pipeline") -> None:
+        """The first pose of such a turntable has a splat scale of 0."""
+        request = GenerationRequest("a red cube", seed=1, steps=2, frame_poses=turntable(4, grow=True), frame_size=32)
+        served, local = client.generate(request), pipeline.generate(request)
+        assert served.frames is not None and local.frames is not None
+        assert np.abs(served.frames.astype(int) - local.frames.astype(int)).max() <= 1
+        assert (served.frames[0] == 255).all() and (served.frames[-1] != 255).any()
+
     def test_requests_at_the_same_time_equal_their_single_runs(self, client: Client, pipeline: "Pipeline") -> None:
         """They are denoised together, at different steps of different schedules, and end in any order."""
         requests = [
@@ -138,6 +147,17 @@ class TestStreaming:
         with client.stream(LONG) as events:
             next(events)
             request_id = events.request_id
+        self.wait_for_stop(server, request_id)
+
+    def test_a_client_that_is_closed_stops_its_requests(self, server: TritonServer) -> None:
+        client = Client(server.grpc_url, timeout_s=TIMEOUT_S)
+        events = client.stream(LONG)
+        next(events)
+        client.close()
+        self.wait_for_stop(server, events.request_id)
+        events.close()  # nothing is left to do
+
+    def wait_for_stop(self, server: TritonServer, request_id: str) -> None:
         deadline = time.monotonic() + 10
         while f"request {request_id}: stop asked for, 1 found" not in server.log_path.read_text():
             assert time.monotonic() < deadline, "no STOP reached the engine"
@@ -229,6 +249,22 @@ DIRECT_CALLS: dict[str, tuple[str, Tensors, str]] = {
     "stop without id": ("denoise", {"STOP": np.array([True])}, "STOP needs the id"),
     "nothing": ("denoise", {}, "REQUEST is missing"),
     "no JSON": ("denoise", {"REQUEST": text(b"{")}, "REQUEST must be JSON"),
+    "a number too big for a float": (
+        "denoise",
+        {"REQUEST": text(ENVELOPE[:-1] + b', "timings_ms": {"encode": 1' + b"0" * 400 + b"}}")},
+        "REQUEST must be JSON",
+    ),
+    "a pose too big for a float": (
+        "denoise",
+        {"REQUEST": text(ENVELOPE[:-2] + b', "frame_poses": [[1' + b"0" * 400 + b", 0, 1, 1]]}}")},
+        "REQUEST is not the JSON form",
+    ),
+    "deep JSON": ("denoise", {"REQUEST": text(b"[" * 100_000)}, "REQUEST must be JSON"),
+    "long JSON": (
+        "denoise",
+        {"REQUEST": text(ENVELOPE[:-1] + b', "warnings": ["' + b"x" * 1_000_000 + b'"]}')},
+        "REQUEST has .* characters: at most 1000000",
+    ),
     "no embeddings": ("denoise", {"REQUEST": text(ENVELOPE)}, "TEXT_EMBEDDINGS is missing"),
     "embeddings too wide": (
         "denoise",
@@ -240,6 +276,11 @@ DIRECT_CALLS: dict[str, tuple[str, Tensors, str]] = {
         {"REQUEST": text(ENVELOPE), "TEXT_EMBEDDINGS": np.full((2, 16, 96), np.nan, np.float32)},
         "TEXT_EMBEDDINGS holds nan",
     ),
+    "embeddings that overflow": (
+        "denoise",
+        {"REQUEST": text(ENVELOPE), "TEXT_EMBEDDINGS": np.full((2, 16, 96), 3e38, np.float32)},
+        "TEXT_EMBEDDINGS holds 3e\\+38",
+    ),
     "latents alone": ("decode", {"LATENTS": np.zeros((4, 4, 8, 8), np.float32)}, "RESOLVED_REQUEST is missing"),
     "latents of a wrong size": (
         "decode",
@@ -250,6 +291,14 @@ DIRECT_CALLS: dict[str, tuple[str, Tensors, str]] = {
         "rasterize",
         {"SPLATS": np.full((3, 14), np.nan, np.float32), "DECODED_REQUEST": text(ENVELOPE)},
         "SPLATS holds nan",
+    ),
+    "splats of negative size": (
+        "package",
+        {
+            "SPLATS": np.full((3, 14), -0.5, np.float32) + np.eye(14, dtype=np.float32)[6],
+            "DECODED_REQUEST": text(ENVELOPE),
+        },
+        "SPLATS scale holds -0.5",
     ),
     "splats without request": ("package", {"SPLATS": np.zeros((3, 14), np.float32)}, "DECODED_REQUEST is missing"),
 }

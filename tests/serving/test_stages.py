@@ -190,13 +190,20 @@ class TestDirectCalls:
         with pytest.raises(InvalidRequestError, match=r"LATENTS has shape .*: must be \[4, 4, 8, 8\]"):
             pipeline.decode.run(torch.zeros(shape), envelope)
 
-    def test_latents_that_are_not_finite(self, pipeline: Pipeline, envelope: Envelope) -> None:
-        with pytest.raises(InvalidRequestError, match="LATENTS holds nan"):
-            pipeline.decode.run(torch.full((4, 4, 8, 8), torch.nan), envelope)
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -3e38])
+    def test_latents_that_are_not_sensible(self, pipeline: Pipeline, envelope: Envelope, value: float) -> None:
+        with pytest.raises(InvalidRequestError, match=r"LATENTS holds .*: all values must be in -1e\+06 \.\. 1e\+06"):
+            pipeline.decode.run(torch.full((4, 4, 8, 8), value), envelope)
 
     @pytest.mark.parametrize(
         ("column", "value", "says"),
-        [(6, 1.5, r"opacity holds 1.5: .* 0 \.\. 1"), (8, -1.0, "scale holds -1"), (0, np.inf, "holds inf")],
+        [
+            (6, 1.5, r"opacity holds 1.5: .* 0 \.\. 1"),
+            (8, -1.0, r"scale holds -1: .* 0 \.\. 1e\+06"),
+            (0, np.inf, r"SPLATS holds inf: .* -1e\+06 \.\. 1e\+06"),
+            (12, 1e30, r"SPLATS holds 1e\+30: "),
+            (3, np.nan, "SPLATS holds nan: "),
+        ],
     )
     def test_splats_that_are_none(
         self, pipeline: Pipeline, envelope: Envelope, column: int, value: float, says: str
@@ -205,6 +212,16 @@ class TestDirectCalls:
         splats[2, column] = value
         with pytest.raises(InvalidRequestError, match=says):
             pipeline.rasterize.run(splats, envelope)
+        with pytest.raises(InvalidRequestError, match=says):
+            pipeline.package.run(splats.numpy(), envelope)
+
+    def test_a_crowd_of_huge_splats(self, pipeline: Pipeline, envelope: Envelope, four_views: np.ndarray) -> None:
+        """What would need gigabytes of tile lists is refused with the options that led there."""
+        splats = torch.full((17_000, 14), 0.5)
+        splats[:, 7:10] = 100.0
+        request = dataclasses.replace(envelope.request, frame_poses=four_views[:1], frame_size=2048)
+        with pytest.raises(InvalidRequestError, match=r"frame_poses with frame_size = 2048: .* smaller splat_scale"):
+            pipeline.rasterize.run(splats, dataclasses.replace(envelope, request=request))
 
     @pytest.mark.parametrize("shape", [(5, 13), (14,)])
     def test_splats_of_a_wrong_shape(self, pipeline: Pipeline, envelope: Envelope, shape: tuple[int, ...]) -> None:
