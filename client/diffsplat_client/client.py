@@ -18,6 +18,7 @@ import math
 import threading
 import time
 import uuid
+import weakref
 from typing import Any, NamedTuple
 
 from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE
@@ -73,6 +74,7 @@ class Client:
         self.server_parameters: dict[str, str] = {}  # the ensemble's, known after the first request
         self._transport = transport
         self._checked = False
+        self._streams: weakref.WeakSet[GenerationStream] = weakref.WeakSet()  # of the present connection
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Client":
@@ -84,7 +86,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection; a later call makes a new one."""
+        """Stop what still runs and let go of the connection; a later call makes a new one."""
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:  # while their STOP can still be sent
+            stream.close()
         with self._lock:
             if self._transport is not None:
                 self._transport.close()
@@ -135,9 +141,12 @@ class Client:
             responses = transport.stream(ENSEMBLE, request.to_tensors(), request_id, remaining_s)
         except TransportError as error:
             raise self._request_error(error, timeout_s) from None
-        return GenerationStream(
+        stream = GenerationStream(
             transport, responses, request, request_id, started, lambda error: self._request_error(error, timeout_s)
         )
+        with self._lock:
+            self._streams.add(stream)
+        return stream
 
     def status(self, timeout_s: float = CONNECT_TIMEOUT_S) -> ServerStatus:
         """Ask the server how it is; ServerUnavailableError when it does not answer."""
@@ -186,6 +195,8 @@ class Client:
             return ServerUnavailableError(f"no answer from {self.url} within {timeout_s:g} s")
         if error.code == "NOT_FOUND" or "unknown model" in error.message:
             return ServerUnavailableError(f"the server at {self.url} does not serve the model {ENSEMBLE!r}")
+        if error.code == "CANCELLED":
+            return RequestCancelledError("the client was closed before the request was sent")
         if error.code == "UNAVAILABLE":
             return ServerUnavailableError(f"no server answers at {self.url} ({_first_line(error.message)})")
         return ServerError(f"{self.url} answers, but not as a Triton server does ({_first_line(str(error))})")

@@ -26,12 +26,6 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write all of `data`, or nothing."""
-    with atomic_path(path) as partial:
-        partial.write_bytes(data)
-
-
 def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)

@@ -124,11 +124,8 @@ class GrpcTransport:
         for name, array in tensors.items():
             request.inputs.add(name=name, datatype=_DATATYPES[array.dtype], shape=array.shape)
             request.raw_input_contents.append(_to_wire(array))
-        call = self._stub.ModelStreamInfer(
-            iter((request,)),  # and no more: the server closes the stream behind the last response
-            timeout=timeout_s,
-        )
-        return GrpcStream(call, self._grpc)
+        # one request and no more: the server closes the stream behind the last response
+        return GrpcStream(self._call(self._stub.ModelStreamInfer, iter((request,)), timeout_s), self._grpc)
 
     def close(self) -> None:
         self._channel.close()
@@ -138,6 +135,8 @@ class GrpcTransport:
             return method(request, timeout=timeout_s)
         except self._grpc.RpcError as error:
             raise _transport_error(error) from None
+        except ValueError:  # all that grpc says when another thread has closed the channel
+            raise TransportError("CANCELLED", "the connection was closed") from None
 
 
 class GrpcStream:

@@ -201,3 +201,21 @@ def test_a_port_without_a_server() -> None:
         transport.server_ready(2)
     transport.close()
     assert caught.value.code == "UNAVAILABLE"
+
+
+def test_a_closed_client_stops_its_requests_and_can_be_used_again(client, server) -> None:
+    events = client.stream("hangs")
+    next(events)
+    client.close()
+    assert server.stopped.wait(5)
+    assert list(events) == []
+    assert client.generate("a red cube").seed == 7
+
+
+def test_a_closed_connection_is_a_typed_error(server) -> None:
+    transport = GrpcTransport(server.url)
+    transport.close()
+    with pytest.raises(TransportError, match="CANCELLED"):
+        transport.server_ready(1.0)
+    with pytest.raises(TransportError, match="CANCELLED"):
+        transport.stream("diffsplat", {}, "id", 1.0)
