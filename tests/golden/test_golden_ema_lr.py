@@ -8,7 +8,6 @@ from training.config import Optim
 from training.ema import Ema, ema_decay
 from training.optim import learning_rate
 
-
 # the reference's names -> ours, and whether it warms up; its one_cycle and linear_decay are used by no recipe
 SCHEDULES = {"constant_warmup": ("constant", True), "cosine_warmup": ("cosine", True), "constant": ("constant", False)}
 
