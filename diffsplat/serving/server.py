@@ -224,8 +224,9 @@ def _remove_leftovers() -> None:
     for root in (Path(tempfile.gettempdir()), Path("/dev/shm")):
         for path in root.glob(f"{_MARK}*"):
             launcher = path.name.removeprefix(_MARK).partition("-")[0]
-            if launcher.isdigit() and not Path(f"/proc/{launcher}").exists() and path.stat().st_uid == os.getuid():
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another launcher that starts now was quicker
+                if launcher.isdigit() and not Path(f"/proc/{launcher}").exists() and path.stat().st_uid == os.getuid():
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _wheel_server() -> Path:
