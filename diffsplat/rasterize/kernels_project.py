@@ -139,7 +139,7 @@ def project(blocks, count, kept, opacities, colors, cam, width, height, tile, ep
     boxes [K, 4] int16 (first/last tile column, first/last tile row), tile_counts [tiles] int32, zeroed here.
 
     Returns:
-        How many records were written; -1 as soon as there are more than MAX_FRAME_PAIRS pairs of splat and tile.
+        How many records were written; -1 once there are more than MAX_FRAME_PAIRS pairs of splat and tile.
     """
     out = np.empty(PROJECTED * BLOCK, np.float32)
     w, h, columns = F(width), F(height), (width + tile - 1) // tile
@@ -170,12 +170,12 @@ def project(blocks, count, kept, opacities, colors, cam, width, height, tile, ep
             c0, c1, q0, q1 = x0 // tile, x1 // tile, y0 // tile, y1 // tile
             boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3] = c0, c1, q0, q1
             pairs += (c1 - c0 + 1) * (q1 - q0 + 1)
-            if pairs > MAX_FRAME_PAIRS:
-                return -1
             for row in range(q0, q1 + 1):
                 for column in range(c0, c1 + 1):
                     tile_counts[row * columns + column] += 1
             k += 1
+        if pairs > MAX_FRAME_PAIRS:
+            return -1
     return k
 
 
