@@ -1,21 +1,16 @@
 """What a procedural object is called: palette, nouns, size words and sentence templates.
 
-The grammar doubles as the vocabulary of small text encoders (`caption_words`).
+The basic grammar is here; objects of a rich configuration are told by `grammar`. Either doubles as the vocabulary of
+small text encoders (`caption_words`, `synthetic.vocabulary`).
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-# Hues at least 45 degrees apart and none near the white ground; shading multiplies a colour and keeps its hue.
-COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (0.90, 0.12, 0.10),
-    "green": (0.15, 0.75, 0.20),
-    "blue": (0.12, 0.25, 0.92),
-    "yellow": (0.95, 0.85, 0.10),
-    "purple": (0.60, 0.15, 0.80),
-    "cyan": (0.10, 0.80, 0.85),
-}
+from training.data import grammar
+from training.data.palette import COLOURS
+
 SIZE_WORDS: dict[str, tuple[str, ...]] = {
     "small": ("small", "little", "tiny"),
     "medium": ("medium-sized",),
@@ -37,20 +32,30 @@ SIZED_SHARE = 0.5  # captions that name the size
 
 
 class ObjectWords(NamedTuple):
-    """The facts that a caption may tell."""
+    """The facts that a caption may tell. All are strings, so that a list of them is what a file stores."""
 
-    shape: str
-    colour: str  # a key of COLOURS
+    shape: str  # a shape or, with the rich grammar, a composite object
+    colour: str  # a key of COLOURS, with the rich grammar of PALETTE; "" = no colour is told
     size: str  # a key of SIZE_WORDS
+    pattern: str = "plain"
+    second_colour: str = ""  # of a pattern
+    relation: str = ""  # "on top of" or "next to" the other object
+    other_shape: str = ""
+    other_colour: str = ""
+    grammar: str = "basic"  # or "rich"
 
 
 def plain_caption(words: ObjectWords) -> str:
     """The caption that users type first: "a red cube"."""
+    if words.grammar == "rich":
+        return grammar.plain(words)
     return f"{_article(words.colour)} {words.colour} {words.shape}"
 
 
 def draw_caption(words: ObjectWords, rng: np.random.Generator) -> str:
     """One caption of the object, at random over templates, size words and whether the size is told."""
+    if words.grammar == "rich":
+        return grammar.draw(words, rng)
     size = ""
     if rng.random() < SIZED_SHARE:
         size = str(rng.choice(SIZE_WORDS[words.size])) + " "
@@ -60,6 +65,8 @@ def draw_caption(words: ObjectWords, rng: np.random.Generator) -> str:
 
 def all_captions(words: ObjectWords) -> tuple[str, ...]:
     """Every caption that `draw_caption` can give for these words."""
+    if words.grammar == "rich":
+        return grammar.every(words)
     sizes = ("", *(word + " " for word in SIZE_WORDS[words.size]))
     return tuple(dict.fromkeys(_write(template, words, size) for template in TEMPLATES for size in sizes))
 

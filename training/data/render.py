@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diffsplat.cameras import DIFFSPLAT_FOCAL
 from training.data.camera_chain import Y_UP_FROM_Z_UP
 from training.data.record import RawViews
-from training.data.shapes import MISS, Primitive, hit_unit
+from training.data.shapes import MISS, PLAIN, Primitive, hit_unit, painted_second
 
 AMBIENT = 0.45
 LIGHT_YUP = np.array([-0.6, 0.7, 0.4])  # towards the light: left, up, front of a camera at azimuth 0
@@ -37,7 +37,7 @@ def render_views(
     """
     if resolution < 1:
         raise ValueError(f"resolution = {resolution} must be at least 1")
-    rows = np.stack([primitive.row() for primitive in primitives])  # [P, 16]
+    rows = np.stack([primitive.row() for primitive in primitives])  # [P, 28]
     light = Y_UP_FROM_Z_UP.T @ LIGHT_YUP
     count = len(camera_to_world_zup)
     rgba = np.zeros((count, resolution, resolution, 4), np.float32)
@@ -58,9 +58,10 @@ def _cast_view(rows, camera, light, rgba, normals, depths):
     per_pixel = SAMPLES_PER_SIDE * SAMPLES_PER_SIDE
     centre_sample = per_pixel // 2
     pixel = 1.0 / (side * DIFFSPLAT_FOCAL)
-    # The camera in each primitive's unit frame, once per view.
+    # The camera in each primitive's unit frame and the pixels that its box may cover, once per view.
     origins = np.empty((count, 3))
     columns = np.empty((count, 3, 3))
+    boxes = np.empty((count, 4), np.int64)  # first and last column, first and last row
     for p in range(count):
         to_unit = rows[p, 4:13].reshape(3, 3)
         for i in range(3):
@@ -73,9 +74,24 @@ def _cast_view(rows, camera, light, rgba, normals, depths):
                 for k in range(3):
                     total += to_unit[i, k] * camera[k, j]
                 columns[p, i, j] = total
+        _cover_box(rows[p], camera, pixel, side, boxes[p])
 
+    in_row = np.empty(count, np.int64)
+    in_pixel = np.empty(count, np.int64)
     for i in range(side):
+        row_count = 0
+        for p in range(count):
+            if boxes[p, 2] <= i <= boxes[p, 3]:
+                in_row[row_count] = p
+                row_count += 1
         for j in range(side):
+            pixel_count = 0
+            for q in range(row_count):
+                if boxes[in_row[q], 0] <= j <= boxes[in_row[q], 1]:
+                    in_pixel[pixel_count] = in_row[q]
+                    pixel_count += 1
+            if pixel_count == 0:
+                continue
             hits = 0
             red = green = blue = 0.0
             sx = sy = sz = sd = 0.0
@@ -85,11 +101,14 @@ def _cast_view(rows, camera, light, rgba, normals, depths):
                 best = MISS
                 owner = -1
                 ax = ay = az = 0.0
-                for p in range(count):
+                for q in range(pixel_count):
+                    p = in_pixel[q]
                     dx = columns[p, 0, 0] * u + columns[p, 0, 1] * v + columns[p, 0, 2]
                     dy = columns[p, 1, 0] * u + columns[p, 1, 1] * v + columns[p, 1, 2]
                     dz = columns[p, 2, 0] * u + columns[p, 2, 1] * v + columns[p, 2, 2]
-                    t, nx, ny, nz = hit_unit(rows[p, 0], origins[p, 0], origins[p, 1], origins[p, 2], dx, dy, dz)
+                    t, nx, ny, nz = hit_unit(
+                        rows[p, 0], rows[p, 16], origins[p, 0], origins[p, 1], origins[p, 2], dx, dy, dz
+                    )
                     if t < best:
                         best, owner, ax, ay, az = t, p, nx, ny, nz
                 if owner < 0:
@@ -105,10 +124,18 @@ def _cast_view(rows, camera, light, rgba, normals, depths):
                 wz *= norm
                 lambert = 0.5 + 0.5 * (wx * light[0] + wy * light[1] + wz * light[2])
                 shade = AMBIENT + (1.0 - AMBIENT) * lambert
+                paint = 13
+                if m[17] != PLAIN:
+                    o, c = origins[owner], columns[owner]
+                    x = o[0] + best * (c[0, 0] * u + c[0, 1] * v + c[0, 2])
+                    y = o[1] + best * (c[1, 0] * u + c[1, 1] * v + c[1, 2])
+                    z = o[2] + best * (c[2, 0] * u + c[2, 1] * v + c[2, 2])
+                    if painted_second(m[17], m[18], m[24], m[27], x, y, z):
+                        paint = 19
                 hits += 1
-                red += shade * m[13]
-                green += shade * m[14]
-                blue += shade * m[15]
+                red += shade * m[paint]
+                green += shade * m[paint + 1]
+                blue += shade * m[paint + 2]
                 sx += wx
                 sy += wy
                 sz += wz
@@ -131,3 +158,35 @@ def _cast_view(rows, camera, light, rgba, normals, depths):
                     normals[i, j, 1] = sy / norm
                     normals[i, j, 2] = sz / norm
                 depths[i, j] = sd / hits
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _cover_box(row, camera, pixel, side, box):
+    """Columns and rows of pixels that can see the primitive: its box's corners, projected, and one pixel around.
+
+    The box must lie before the camera, as everything in [-0.5, 0.5]^3 does at the distances of the layouts; where it
+    does not, every pixel is taken.
+    """
+    to_unit = row[4:13].copy().reshape(3, 3)
+    from_unit = np.linalg.inv(to_unit)
+    low_u = low_v = MISS
+    high_u = high_v = -MISS
+    for corner in range(8):
+        x = row[22 + 3 * (corner & 1)]
+        y = row[23 + 3 * ((corner >> 1) & 1)]
+        z = row[24 + 3 * ((corner >> 2) & 1)]
+        ahead = right = down = 0.0
+        for k in range(3):
+            world = from_unit[k, 0] * x + from_unit[k, 1] * y + from_unit[k, 2] * z + row[1 + k] - camera[k, 3]
+            right += camera[k, 0] * world
+            down += camera[k, 1] * world
+            ahead += camera[k, 2] * world
+        if ahead < 1e-3:
+            box[0], box[1], box[2], box[3] = 0, side - 1, 0, side - 1
+            return
+        low_u, high_u = min(low_u, right / ahead), max(high_u, right / ahead)
+        low_v, high_v = min(low_v, down / ahead), max(high_v, down / ahead)
+    box[0] = int(math.floor(low_u / pixel + 0.5 * side)) - 1
+    box[1] = int(math.floor(high_u / pixel + 0.5 * side)) + 1
+    box[2] = int(math.floor(low_v / pixel + 0.5 * side)) - 1
+    box[3] = int(math.floor(high_v / pixel + 0.5 * side)) + 1

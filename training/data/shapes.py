@@ -1,10 +1,7 @@
-"""Ray against unit shape, in closed form, for numba.
+"""Unit shapes by id, and `Primitive`, which places and paints one of them.
 
-Each unit shape lives in its own z-up frame inside [-1, 1]^3; `Primitive` places it in the object by scale, rotation
-and centre. A function ``hit_<shape>(o, d)`` takes origin and direction in that frame and returns ``(t, nx, ny, nz)``:
-the nearest positive ray parameter (`MISS` if none) and the outward normal there, not normalised. The affine map keeps
-t, so a direction whose camera z is 1 gives planar depth at once. A new shape is one function, one id and one branch in
-`hit_unit`.
+The affine map from the object to a unit shape keeps the ray parameter, so a direction whose camera z is 1 gives planar
+depth at once. A new shape is one ``hit_`` function, one id, one unit box and one branch in `hit_unit`.
 """
 
 import math
@@ -14,9 +11,24 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-SPHERE, CUBE, CONE, CYLINDER = range(4)
-MISS = np.inf
-T_MIN = 1e-6
+from training.data.hits_basic import MISS, hit_cone, hit_cube, hit_cylinder, hit_sphere
+from training.data.hits_more import (
+    DIAMOND_PLANES,
+    PRISM_PLANES,
+    PYRAMID_PLANES,
+    WEDGE_PLANES,
+    hit_capsule,
+    hit_dome,
+    hit_frustum,
+    hit_planes,
+    hit_torus,
+    hit_tube,
+)
+
+__all__ = ["MISS", "Primitive", "hit_unit", "painted_second"]
+
+SPHERE, CUBE, CONE, CYLINDER, TORUS, CAPSULE, PYRAMID, DOME, WEDGE, PRISM, DIAMOND, TUBE, FRUSTUM = range(13)
+PLAIN, STRIPES, SECTORS = range(3)  # stripes: bands along the unit shape's z; sectors: slices of its azimuth
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 
@@ -26,120 +38,57 @@ class Primitive:
     """One placed, coloured shape. Frame: the object's z-up world."""
 
     shape: int
-    scale: tuple[float, float, float]  # half extents along the shape's own axes
-    yaw_deg: float  # about +z
+    scale: tuple[float, float, float]  # half extents along the shape's own axes, where its unit box is [-1, 1]^3
+    yaw_deg: float  # about +z, after the tilt
     centre: tuple[float, float, float]
     rgb: tuple[float, float, float]  # in [0, 1]
+    tilt_deg: tuple[float, float] = (0.0, 0.0)  # about the shape's x, then about y
+    parameter: float = 0.0  # tube of a torus, radius of a capsule, bore of a tube, top of a frustum; in (0, 1)
+    pattern: int = PLAIN
+    bands: int = 0  # number of stripes or sectors
+    second_rgb: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def rotation(self) -> NDArray[np.float64]:
         """Shape axes to world, [3, 3]."""
         yaw = math.radians(self.yaw_deg)
-        return np.array([[math.cos(yaw), -math.sin(yaw), 0.0], [math.sin(yaw), math.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
+        turn = np.array([[math.cos(yaw), -math.sin(yaw), 0.0], [math.sin(yaw), math.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
+        if self.tilt_deg == (0.0, 0.0):
+            return turn
+        a, b = (math.radians(angle) for angle in self.tilt_deg)
+        about_x = np.array([[1.0, 0.0, 0.0], [0.0, math.cos(a), -math.sin(a)], [0.0, math.sin(a), math.cos(a)]])
+        about_y = np.array([[math.cos(b), 0.0, math.sin(b)], [0.0, 1.0, 0.0], [-math.sin(b), 0.0, math.cos(b)]])
+        return turn @ about_y @ about_x
 
     def to_unit(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """World points [..., 3] in the frame of the unit shape."""
         return (points - np.array(self.centre)) @ self.rotation() / np.array(self.scale)
 
+    def unit_box(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest corner of the unit shape, [3] and [3], inside [-1, 1]^3."""
+        low, high = -np.ones(3), np.ones(3)
+        if self.shape == TORUS:
+            low[2], high[2] = -self.parameter, self.parameter
+        elif self.shape == CAPSULE:
+            low[:2], high[:2] = -self.parameter, self.parameter
+        elif self.shape == DOME:
+            low[2] = 0.0
+        return low, high
+
     def row(self) -> NDArray[np.float64]:
-        """What the kernel reads, [16]: shape, centre 3, rotation / scale 9 (world -> unit, row-major), rgb 3."""
+        """What the kernel reads, [28].
+
+        Shape, centre 3, rotation / scale 9 (world -> unit, row-major), rgb 3, parameter, pattern, bands, second rgb 3,
+        unit box 6 (low, high).
+        """
         to_unit = self.rotation().T / np.array(self.scale)[:, None]
-        return np.concatenate([[float(self.shape)], self.centre, to_unit.ravel(), self.rgb])
+        look = [self.parameter, float(self.pattern), float(self.bands)]
+        return np.concatenate(
+            [[float(self.shape)], self.centre, to_unit.ravel(), self.rgb, look, self.second_rgb, *self.unit_box()]
+        )
 
 
 @_jit
-def hit_sphere(ox, oy, oz, dx, dy, dz):
-    """Unit sphere."""
-    a = dx * dx + dy * dy + dz * dz
-    b = ox * dx + oy * dy + oz * dz
-    c = ox * ox + oy * oy + oz * oz - 1.0
-    disc = b * b - a * c
-    if disc < 0.0:
-        return MISS, 0.0, 0.0, 0.0
-    t = (-b - math.sqrt(disc)) / a
-    if t < T_MIN:
-        return MISS, 0.0, 0.0, 0.0
-    return t, ox + t * dx, oy + t * dy, oz + t * dz
-
-
-@_jit
-def hit_cube(ox, oy, oz, dx, dy, dz):
-    """Cube [-1, 1]^3 by slabs; a direction of exactly zero gives infinite slab ends, which compare rightly."""
-    near = -MISS
-    far = MISS
-    nx = ny = nz = 0.0
-    ta, tb = (-1.0 - ox) / dx, (1.0 - ox) / dx
-    if min(ta, tb) > near:
-        near, nx, ny, nz = min(ta, tb), -math.copysign(1.0, dx), 0.0, 0.0
-    far = min(far, max(ta, tb))
-    ta, tb = (-1.0 - oy) / dy, (1.0 - oy) / dy
-    if min(ta, tb) > near:
-        near, nx, ny, nz = min(ta, tb), 0.0, -math.copysign(1.0, dy), 0.0
-    far = min(far, max(ta, tb))
-    ta, tb = (-1.0 - oz) / dz, (1.0 - oz) / dz
-    if min(ta, tb) > near:
-        near, nx, ny, nz = min(ta, tb), 0.0, 0.0, -math.copysign(1.0, dz)
-    far = min(far, max(ta, tb))
-    if near > far or near < T_MIN:
-        return MISS, 0.0, 0.0, 0.0
-    return near, nx, ny, nz
-
-
-@_jit
-def _hit_disc(z, ox, oy, oz, dx, dy, dz):
-    """Unit disc in the plane at height z: the ray parameter, or MISS."""
-    t = (z - oz) / dz
-    x, y = ox + t * dx, oy + t * dy
-    if t >= T_MIN and x * x + y * y <= 1.0:
-        return t
-    return MISS
-
-
-@_jit
-def hit_cylinder(ox, oy, oz, dx, dy, dz):
-    """Radius 1 about z, closed by discs at z = -1 and z = 1."""
-    best = MISS
-    nx = ny = nz = 0.0
-    a = dx * dx + dy * dy
-    b = ox * dx + oy * dy
-    disc = b * b - a * (ox * ox + oy * oy - 1.0)
-    if disc >= 0.0 and a > 0.0:
-        t = (-b - math.sqrt(disc)) / a
-        if t >= T_MIN and abs(oz + t * dz) <= 1.0:
-            best, nx, ny, nz = t, ox + t * dx, oy + t * dy, 0.0
-    for cap in (-1.0, 1.0):
-        t = _hit_disc(cap, ox, oy, oz, dx, dy, dz)
-        if t < best:
-            best, nx, ny, nz = t, 0.0, 0.0, cap
-    return best, nx, ny, nz
-
-
-@_jit
-def hit_cone(ox, oy, oz, dx, dy, dz):
-    """Apex (0, 0, 1), base disc of radius 1 at z = -1: x^2 + y^2 = ((1 - z) / 2)^2."""
-    best = MISS
-    nx = ny = nz = 0.0
-    h, k = 0.5 * (1.0 - oz), -0.5 * dz  # radius along the ray: h + k t
-    a = dx * dx + dy * dy - k * k
-    b = ox * dx + oy * dy - h * k
-    c = ox * ox + oy * oy - h * h
-    disc = b * b - a * c
-    if disc >= 0.0:
-        root = math.sqrt(disc)
-        # Citardauq form: stays finite when the ray is parallel to the side (a = 0).
-        q = -b - root if b >= 0.0 else -b + root
-        for t in (q / a, c / q):
-            z = oz + t * dz
-            if T_MIN <= t < best and -1.0 <= z <= 1.0:
-                best = t
-                nx, ny, nz = ox + t * dx, oy + t * dy, 0.25 * (1.0 - z)
-    t = _hit_disc(-1.0, ox, oy, oz, dx, dy, dz)
-    if t < best:
-        best, nx, ny, nz = t, 0.0, 0.0, -1.0
-    return best, nx, ny, nz
-
-
-@_jit
-def hit_unit(shape, ox, oy, oz, dx, dy, dz):
+def hit_unit(shape, parameter, ox, oy, oz, dx, dy, dz):
     """Dispatch on the shape's id."""
     if shape == SPHERE:
         return hit_sphere(ox, oy, oz, dx, dy, dz)
@@ -147,4 +96,39 @@ def hit_unit(shape, ox, oy, oz, dx, dy, dz):
         return hit_cube(ox, oy, oz, dx, dy, dz)
     if shape == CONE:
         return hit_cone(ox, oy, oz, dx, dy, dz)
-    return hit_cylinder(ox, oy, oz, dx, dy, dz)
+    if shape == CYLINDER:
+        return hit_cylinder(ox, oy, oz, dx, dy, dz)
+    return _hit_more(shape, parameter, ox, oy, oz, dx, dy, dz)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _hit_more(shape, parameter, ox, oy, oz, dx, dy, dz):
+    if shape == TORUS:
+        return hit_torus(parameter, ox, oy, oz, dx, dy, dz)
+    if shape == CAPSULE:
+        return hit_capsule(parameter, ox, oy, oz, dx, dy, dz)
+    if shape == PYRAMID:
+        return hit_planes(PYRAMID_PLANES, ox, oy, oz, dx, dy, dz)
+    if shape == DOME:
+        return hit_dome(ox, oy, oz, dx, dy, dz)
+    if shape == WEDGE:
+        return hit_planes(WEDGE_PLANES, ox, oy, oz, dx, dy, dz)
+    if shape == PRISM:
+        return hit_planes(PRISM_PLANES, ox, oy, oz, dx, dy, dz)
+    if shape == DIAMOND:
+        return hit_planes(DIAMOND_PLANES, ox, oy, oz, dx, dy, dz)
+    if shape == TUBE:
+        return hit_tube(parameter, ox, oy, oz, dx, dy, dz)
+    return hit_frustum(parameter, ox, oy, oz, dx, dy, dz)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def painted_second(pattern, bands, low_z, high_z, x, y, z):
+    """Whether a point of the unit shape takes the second colour: every other band, counted from z low or azimuth 0."""
+    if pattern == STRIPES:
+        share = (z - low_z) / (high_z - low_z)
+    elif pattern == SECTORS:
+        share = 0.5 + math.atan2(y, x) / (2.0 * math.pi)
+    else:
+        return False
+    return int(math.floor(min(max(share, 0.0), 0.999999) * bands)) % 2 == 1

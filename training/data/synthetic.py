@@ -13,44 +13,30 @@ from numpy.typing import NDArray
 
 from diffsplat.cameras import orbit_camera_to_world
 from training.data.camera_chain import y_up_to_z_up
-from training.data.captions import COLOURS, ObjectWords, plain_caption
+from training.data.captions import COLOURS, ObjectWords, caption_words, plain_caption
+from training.data.grammar import vocabulary as rich_vocabulary
 from training.data.record import PackedViews, RawViews, encode_record, pack_views
 from training.data.render import render_views
-from training.data.shapes import CONE, CUBE, CYLINDER, SPHERE, Primitive
-from training.data.views import GOBJAVERSE_LAYOUT, ViewLayout
+from training.data.scenes import build_parts, draw_words
+from training.data.shapes import Primitive
+from training.data.solids import SHAPES, SIZES
+from training.data.synthetic_config import DEFAULT_CONFIG, RICH_CONFIG, SyntheticConfig
+from training.data.views import ViewLayout
 
-# Shape id and half extents of the largest instance: centred bounding box in [-0.5, 0.5]^3 and bounding sphere at most
-# 0.45, so that it is inside the frame from every side at distance 1.4 (sine of the half angle 19.8 deg * 1.4 = 0.474).
-SHAPES: dict[str, tuple[int, tuple[float, float, float]]] = {
-    "sphere": (SPHERE, (0.42, 0.42, 0.42)),
-    "cube": (CUBE, (0.26, 0.26, 0.26)),
-    "cone": (CONE, (0.29, 0.29, 0.34)),
-    "cylinder": (CYLINDER, (0.26, 0.26, 0.34)),
-}
-SIZES: dict[str, float] = {"small": 0.62, "medium": 0.80, "large": 1.0}
+__all__ = [
+    "DEFAULT_CONFIG",
+    "RICH_CONFIG",
+    "SHAPES",
+    "SIZES",
+    "SyntheticConfig",
+    "SyntheticObject",
+    "build_object",
+    "layout_cameras",
+    "synthetic_object",
+    "vocabulary",
+]
 
-_OBJECT_STREAM, _ORDER_STREAM = 1, 2  # keep the random streams of one seed apart
-
-
-@dataclass(frozen=True)
-class SyntheticConfig:
-    """What the generator may make. Angles in degrees, lengths in units of the object's unit box."""
-
-    shapes: tuple[str, ...] = tuple(SHAPES)
-    colours: tuple[str, ...] = tuple(COLOURS)
-    sizes: tuple[str, ...] = tuple(SIZES)
-    size_jitter: float = 0.06  # an object is up to this share smaller than its size says
-    distance_range: tuple[float, float] = (1.4, 1.5)
-    layout: ViewLayout = GOBJAVERSE_LAYOUT
-
-    def __post_init__(self) -> None:
-        for field, known in (("shapes", SHAPES), ("colours", COLOURS), ("sizes", SIZES)):
-            values = getattr(self, field)
-            if not values or not set(values) <= set(known):
-                raise ValueError(f"{field} = {values} must name at least one of {tuple(known)} and nothing else")
-
-
-DEFAULT_CONFIG = SyntheticConfig()
+_OBJECT_STREAM, _ORDER_STREAM, _WORDS_STREAM = 1, 2, 3  # keep the random streams of one seed apart
 
 
 @dataclass(frozen=True)
@@ -83,9 +69,12 @@ class SyntheticObject:
 def synthetic_object(seed: int, index: int, config: SyntheticConfig = DEFAULT_CONFIG) -> SyntheticObject:
     """Object `index` of the endless series `seed`.
 
-    Shape, colour and size are balanced: every block of as many objects as there are combinations holds each one once,
-    in an order of its own.
+    With the basic grammar, shape, colour and size are balanced: every block of as many objects as there are
+    combinations holds each one once, in an order of its own. With the rich one, all facts are drawn independently.
     """
+    if config.grammar == "rich":
+        words = draw_words(config, np.random.default_rng([seed, _WORDS_STREAM, index]))
+        return build_object(words, seed, index, config)
     combinations = [ObjectWords(s, c, z) for s in config.shapes for c in config.colours for z in config.sizes]
     block, place = divmod(index, len(combinations))
     order = np.random.default_rng([seed, _ORDER_STREAM, block]).permutation(len(combinations))
@@ -103,6 +92,27 @@ def synthetic_object(seed: int, index: int, config: SyntheticConfig = DEFAULT_CO
     )
     cameras = layout_cameras(config.layout, float(rng.uniform(*config.distance_range)), rng)
     return SyntheticObject(f"synthetic-{seed}-{index:07}", words, (primitive,), cameras)
+
+
+def build_object(words: ObjectWords, seed: int, index: int, config: SyntheticConfig = RICH_CONFIG) -> SyntheticObject:
+    """The object that series `seed` would hold at `index` if its facts were `words`; held-out facts are made too.
+
+    Raises:
+        ValueError: the words are not of the rich grammar.
+    """
+    if words.grammar != "rich":
+        raise ValueError(f"grammar = {words.grammar!r} of the words must be 'rich'")
+    rng = np.random.default_rng([seed, _OBJECT_STREAM, index])
+    parts = build_parts(words, config, rng)
+    cameras = layout_cameras(config.layout, float(rng.uniform(*config.distance_range)), rng)
+    return SyntheticObject(f"synthetic-{seed}-{index:07}", words, tuple(parts), cameras)
+
+
+def vocabulary(config: SyntheticConfig) -> tuple[str, ...]:
+    """Every word that captions of this configuration may use, sorted."""
+    if config.grammar == "basic":
+        return caption_words(config.shapes)
+    return rich_vocabulary(config.shapes + config.composites, config.colours)
 
 
 def layout_cameras(layout: ViewLayout, distance: float, rng: np.random.Generator) -> NDArray[np.float64]:

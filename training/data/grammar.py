@@ -1,0 +1,170 @@
+"""What objects of a rich configuration are called: synonyms, patterns, relations, and many ways to put them.
+
+Facts are the `ObjectWords` of `captions`; with ``grammar="rich"`` its functions come here.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training.data.objects import COMPOSITES
+from training.data.solids import ALL_SHAPES
+
+if TYPE_CHECKING:
+    from training.data.captions import ObjectWords
+
+PLAIN_SHARE = 0.4  # captions in the plainest form, which users type most
+SIZED_SHARE = 0.3  # captions of single shapes that name the size
+SYNONYM_SHARE = 0.3  # nouns replaced by another name
+RELATIONS: dict[str, tuple[str, ...]] = {
+    "on top of": ("on top of", "on", "above", "standing on"),
+    "next to": ("next to", "beside", "by"),
+}
+SIZE_SYNONYMS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "little", "tiny"),
+    "medium": ("medium-sized",),
+    "large": ("large", "big", "huge"),
+}
+COLOUR_SYNONYMS: dict[str, tuple[str, ...]] = {
+    "grey": ("gray",),
+    "purple": ("violet",),
+    "cyan": ("turquoise",),
+}
+FRAMES = (
+    "{a} {x}",
+    "{x}",
+    "one {x}",
+    "the {x}",
+    "a single {x}",
+    "a 3d model of {a} {x}",
+    "a 3d {x}",
+    "a picture of {a} {x}",
+    "a photo of {a} {x}",
+    "a rendering of {a} {x}",
+    "{a} {x} on a white background",
+)
+OBJECT_FRAMES = ("a cute {x}", "a toy {x}", "a simple {x}", "a cartoon {x}", "a nice {x}", "a low poly {x}")
+COLOUR_LAST = ("{size}{noun} that is {colour}", "{size}{noun} in {colour}", "{size}{noun} coloured {colour}")
+PATTERN_PHRASES = {
+    "striped": (
+        "{size}{colour} and {second} striped {noun}",
+        "{size}striped {colour} and {second} {noun}",
+        "{size}{noun} with {colour} and {second} stripes",
+    ),
+    "two-tone": (
+        "{size}two-tone {colour} and {second} {noun}",
+        "{size}{noun} half {colour} and half {second}",
+        "{size}{colour} and {second} {noun}",
+    ),
+}
+
+
+def plain(words: "ObjectWords") -> str:
+    """The caption that users type first, with "a" or "an": "a red cube on top of a blue cylinder"."""
+    text = _with_article(_phrase(words.shape, words.colour, words.pattern, words.second_colour, "", 0))
+    if words.relation:
+        text += f" {words.relation} {_with_article(_phrase(words.other_shape, words.other_colour, '', '', '', 0))}"
+    return text
+
+
+def draw(words: "ObjectWords", rng: np.random.Generator) -> str:
+    """One caption at random over synonyms, order, size and frame."""
+    if rng.random() < PLAIN_SHARE:
+        return plain(words)
+    single = words.shape in ALL_SHAPES and not words.relation
+    size = _pick(SIZE_SYNONYMS[words.size], rng) + " " if single and rng.random() < SIZED_SHARE else ""
+    first = _draw_phrase(words.shape, words.colour, words.pattern, words.second_colour, size, rng)
+    if words.relation:
+        between = _pick(RELATIONS[words.relation], rng)
+        second = _draw_phrase(words.other_shape, words.other_colour, "", "", "", rng)
+        return f"{_with_article(first)} {between} {_with_article(second)}"
+    frames = FRAMES if single else FRAMES + OBJECT_FRAMES
+    return _framed(_pick(frames, rng), first)
+
+
+def every(words: "ObjectWords") -> tuple[str, ...]:
+    """Every caption that `draw` can give for a single object; for two objects, every phrase of each and relation."""
+    sizes = ("",)
+    if words.shape in ALL_SHAPES and not words.relation:
+        sizes = ("", *(word + " " for word in SIZE_SYNONYMS[words.size]))
+    firsts = [
+        text for size in sizes for text in _phrases(words.shape, words.colour, words.pattern, words.second_colour, size)
+    ]
+    if words.relation:
+        seconds = list(_phrases(words.other_shape, words.other_colour, "", "", ""))
+        found = [
+            f"{_with_article(first)} {between} {_with_article(second)}"
+            for first in firsts
+            for between in RELATIONS[words.relation]
+            for second in seconds
+        ]
+    else:
+        frames = FRAMES if words.shape in ALL_SHAPES else FRAMES + OBJECT_FRAMES
+        found = [_framed(frame, first) for frame in frames for first in firsts]
+    return tuple(dict.fromkeys(found))
+
+
+def nouns_of(shape: str) -> tuple[str, ...]:
+    """A shape's or object's own name and its synonyms."""
+    known = ALL_SHAPES[shape] if shape in ALL_SHAPES else COMPOSITES[shape]
+    return (shape, *known.nouns)
+
+
+def _phrases(noun: str, colour: str, pattern: str, second: str, size: str) -> Iterator[str]:
+    for name in nouns_of(noun):
+        for tint in (colour, *COLOUR_SYNONYMS.get(colour, ())):
+            for other in (second, *COLOUR_SYNONYMS.get(second, ())):
+                for form in range(len(_forms(colour, pattern))):
+                    yield _phrase(name, tint, pattern, other, size, form)
+
+
+def _draw_phrase(noun: str, colour: str, pattern: str, second: str, size: str, rng: np.random.Generator) -> str:
+    name = _pick(nouns_of(noun), rng) if rng.random() < SYNONYM_SHARE else noun
+    forms = _forms(colour, pattern)
+    # The usual order, "red cube", as often as all the others together.
+    form = int(rng.integers(len(forms))) if rng.random() < 0.5 else 0
+    return _phrase(name, _tint(colour, rng), pattern, _tint(second, rng), size, form)
+
+
+def _tint(colour: str, rng: np.random.Generator) -> str:
+    others = COLOUR_SYNONYMS.get(colour, ())
+    return _pick(others, rng) if others and rng.random() < SYNONYM_SHARE else colour
+
+
+def _forms(colour: str, pattern: str) -> tuple[str, ...]:
+    if pattern in PATTERN_PHRASES:
+        return PATTERN_PHRASES[pattern]
+    return ("{size}{colour} {noun}", *COLOUR_LAST) if colour else ("{size}{noun}",)
+
+
+def _phrase(noun: str, colour: str, pattern: str, second: str, size: str, form: int) -> str:
+    return _forms(colour, pattern)[form].format(size=size, noun=noun, colour=colour, second=second)
+
+
+def _framed(frame: str, phrase: str) -> str:
+    return frame.replace("{a}", _article(phrase)).replace("{x}", phrase)
+
+
+def _with_article(phrase: str) -> str:
+    return f"{_article(phrase)} {phrase}"
+
+
+def _article(following: str) -> str:
+    return "an" if following[0] in "aeiou" and not following.startswith("uni") else "a"
+
+
+def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def vocabulary(nouns: tuple[str, ...], colours: tuple[str, ...]) -> tuple[str, ...]:
+    """Every word that captions of these shapes and objects in these colours may use, sorted."""
+    patterns = tuple(form for forms in PATTERN_PHRASES.values() for form in forms)
+    templates = " ".join((*FRAMES, *OBJECT_FRAMES, *COLOUR_LAST, *patterns)).replace("{", " {").replace("}", "} ")
+    found = {word for word in templates.split() if "{" not in word} | {"a", "an"}
+    names = [name for noun in nouns for name in nouns_of(noun)]
+    tints = [tint for colour in colours for tint in (colour, *COLOUR_SYNONYMS.get(colour, ()))]
+    for text in (*names, *tints, *sum(RELATIONS.values(), ()), *sum(SIZE_SYNONYMS.values(), ())):
+        found.update(text.split())
+    return tuple(sorted(found))

@@ -1,0 +1,42 @@
+"""What a composite object is to the generator."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from training.data.palette import PALETTE, Rgb
+from training.data.parts import Parts
+
+ANY = tuple(PALETTE)
+BRIGHT = ("red", "green", "blue", "yellow", "purple", "cyan", "orange", "pink", "magenta")
+
+
+class Draw:
+    """The random choices of one object and its main colour."""
+
+    def __init__(self, rng: np.random.Generator, main: Rgb) -> None:
+        self._rng = rng
+        self.main = main
+
+    def between(self, low: float, high: float) -> float:
+        """Uniform in [low, high)."""
+        return float(self._rng.uniform(low, high))
+
+    def chance(self, share: float) -> bool:
+        """True with the given probability."""
+        return bool(self._rng.random() < share)
+
+    def one_of(self, *colours: Rgb) -> Rgb:
+        """One of the colours."""
+        return colours[int(self._rng.integers(len(colours)))]
+
+
+class Composite(NamedTuple):
+    """How an object is built and spoken of."""
+
+    build: Callable[[Draw], Parts]
+    colours: tuple[str, ...] = ()  # colour words that captions may put before the noun; none = always as nature has it
+    natural: tuple[str, ...] = ()  # main colours when no colour is told; none = those of `colours`
+    nouns: tuple[str, ...] = ()  # other names
+    symmetric: bool = False  # the same from all sides: its yaw does not matter

@@ -1,0 +1,119 @@
+"""Objects of the rich generator: which facts, and which primitives tell them."""
+
+import numpy as np
+
+from training.data.captions import ObjectWords
+from training.data.held_out import HELD_OUT
+from training.data.objects import COMPOSITES, Draw
+from training.data.palette import PALETTE
+from training.data.parts import FIT_RADIUS, Parts, bounds, fit, moved, turned
+from training.data.shapes import Primitive
+from training.data.solids import ALL_SHAPES, SIZES, solid_primitive
+from training.data.synthetic_config import SyntheticConfig
+
+SHAPE_COLOUR_TOLD, OBJECT_COLOUR_TOLD = 0.95, 0.65  # shares of objects whose colour the caption knows
+_GAP = 0.04  # between neighbours, in units of the largest instances
+
+
+def draw_words(config: SyntheticConfig, rng: np.random.Generator) -> ObjectWords:
+    """Facts of one object, at random."""
+    if config.held_out == "only":
+        return _draw_held_out(config, rng)
+    weights = np.array(config.kind_weights) / sum(config.kind_weights)
+    kind = int(rng.choice(3, p=weights))
+    if kind == 2:
+        return _draw_composite(config, rng)
+    shape, size = _pick(config.shapes, rng), _pick(config.sizes, rng)
+    colour = _pick(_allowed(shape, config.colours, config), rng)
+    if kind == 1:
+        other = _pick(tuple(s for s in config.shapes if s != shape), rng)
+        other_colour = _pick(tuple(c for c in _allowed(other, config.colours, config) if c != colour), rng)
+        relation = _pick(config.relations, rng)
+        return ObjectWords(shape, colour, size, "plain", "", relation, other, other_colour, "rich")
+    marked = tuple(pattern for pattern in config.patterns if pattern != "plain")
+    if marked and rng.random() < config.pattern_share:
+        others = tuple(c for c in _allowed(shape, config.colours, config) if c != colour)
+        return ObjectWords(shape, colour, size, _pick(marked, rng), _pick(others, rng), grammar="rich")
+    told = colour if rng.random() < SHAPE_COLOUR_TOLD else ""
+    return ObjectWords(shape, told, size, grammar="rich")
+
+
+def build_parts(words: ObjectWords, config: SyntheticConfig, rng: np.random.Generator) -> Parts:
+    """Primitives of one object: parametric variety, size and yaw at random; inside the ball of `FIT_RADIUS`."""
+    shrink = 1.0 - config.size_jitter * rng.random()
+    yaw = float(rng.uniform(*config.yaw_range_deg))
+    if words.shape in COMPOSITES:
+        kind = COMPOSITES[words.shape]
+        # An untold colour is the natural one, never one that is held out.
+        names = (words.colour,) if words.colour else _allowed(words.shape, kind.natural or kind.colours, config)
+        main = PALETTE[_pick(names, rng)] if names else PALETTE["grey"]
+        turn = float(rng.uniform(0.0, 360.0)) if kind.symmetric else yaw
+        return turned(fit(kind.build(Draw(rng, main)), FIT_RADIUS * shrink), turn)
+    if not words.relation:
+        return _centred([_solid(words, SIZES[words.size] * shrink, yaw, config, rng)])
+    first = _standing(words, 1.0, config, rng)
+    second_words = ObjectWords(words.other_shape, words.other_colour, words.size, grammar="rich")
+    second = _standing(second_words, float(rng.uniform(0.9, 1.25)), config, rng)
+    if words.relation == "on top of":
+        first = moved(first, (0.0, 0.0, float(bounds(second)[1][2])))
+    else:
+        side = 1.0 if rng.random() < 0.5 else -1.0
+        distance = float(bounds(first)[1][0] + bounds(second)[1][0]) + _GAP
+        first = moved(first, (side * distance, 0.0, 0.0))
+    return turned(fit(first + second, FIT_RADIUS * shrink), yaw)
+
+
+def _solid(
+    words: ObjectWords, factor: float, yaw: float, config: SyntheticConfig, rng: np.random.Generator
+) -> Primitive:
+    colour = words.colour or _pick(_allowed(words.shape, config.colours, config), rng)
+    second = PALETTE[words.second_colour] if words.second_colour else (0.0, 0.0, 0.0)
+    return solid_primitive(words.shape, factor, yaw, PALETTE[colour], words.pattern, second)
+
+
+def _standing(words: ObjectWords, factor: float, config: SyntheticConfig, rng: np.random.Generator) -> Parts:
+    """One shape on the ground z = 0, in the middle."""
+    part = _centred([_solid(words, factor, float(rng.uniform(*config.yaw_range_deg)), config, rng)])
+    return moved(part, (0.0, 0.0, -float(bounds(part)[0][2])))
+
+
+def _centred(parts: Parts) -> Parts:
+    low, high = bounds(parts)
+    x, y, z = (-0.5 * (low + high)).tolist()
+    return moved(parts, (x, y, z))
+
+
+def _draw_composite(config: SyntheticConfig, rng: np.random.Generator) -> ObjectWords:
+    noun = _pick(config.composites, rng)
+    names = tuple(c for c in _allowed(noun, COMPOSITES[noun].colours, config) if c in config.colours)
+    told = names and rng.random() < OBJECT_COLOUR_TOLD
+    return ObjectWords(noun, _pick(names, rng) if told else "", "large", grammar="rich")
+
+
+def _draw_held_out(config: SyntheticConfig, rng: np.random.Generator) -> ObjectWords:
+    pairs = held_out_pairs(config)
+    noun, colour = pairs[int(rng.integers(len(pairs)))]
+    return ObjectWords(noun, colour, _pick(config.sizes, rng) if noun in ALL_SHAPES else "large", grammar="rich")
+
+
+def held_out_pairs(config: SyntheticConfig) -> tuple[tuple[str, str], ...]:
+    """The held-out pairs of noun and colour that the configuration knows both words of, sorted.
+
+    Raises:
+        ValueError: there are none.
+    """
+    nouns = {*config.shapes, *config.composites}
+    pairs = tuple(sorted(pair for pair in HELD_OUT if pair[0] in nouns and pair[1] in config.colours))
+    if not pairs:
+        raise ValueError("none of the held-out pairs is among the configuration's nouns and colours")
+    return pairs
+
+
+def _allowed(noun: str, colours: tuple[str, ...], config: SyntheticConfig) -> tuple[str, ...]:
+    if config.held_out != "never":
+        return colours
+    return tuple(colour for colour in colours if (noun, colour) not in HELD_OUT)
+
+
+def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]

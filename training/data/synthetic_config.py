@@ -1,0 +1,76 @@
+"""What the procedural generator may make."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from training.data.grammar import RELATIONS
+from training.data.objects import COMPOSITES
+from training.data.palette import COLOURS, PALETTE
+from training.data.solids import ALL_SHAPES, PATTERNS, SHAPES, SIZES
+from training.data.views import GOBJAVERSE_LAYOUT, ViewLayout
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """Angles in degrees, lengths in units of the object's unit box.
+
+    The defaults are the basic generator: single plain shapes in balanced blocks, told by the basic grammar. The fields
+    after `layout` are for the rich one.
+    """
+
+    shapes: tuple[str, ...] = tuple(SHAPES)
+    colours: tuple[str, ...] = tuple(COLOURS)
+    sizes: tuple[str, ...] = tuple(SIZES)
+    size_jitter: float = 0.06  # an object is up to this share smaller than its size says
+    distance_range: tuple[float, float] = (1.4, 1.5)
+    layout: ViewLayout = GOBJAVERSE_LAYOUT
+
+    grammar: Literal["basic", "rich"] = "basic"
+    patterns: tuple[str, ...] = ("plain",)
+    relations: tuple[str, ...] = ()
+    composites: tuple[str, ...] = ()
+    kind_weights: tuple[float, float, float] = (1.0, 0.0, 0.0)  # single shapes, two-shape scenes, composite objects
+    pattern_share: float = 0.35  # of single shapes, when there are patterns
+    yaw_range_deg: tuple[float, float] = (
+        -30.0,
+        30.0,
+    )  # rich only: objects face the first view, so that it can be learnt
+    held_out: Literal["shown", "never", "only"] = "shown"  # the pairs of `held_out.HELD_OUT`
+
+    def __post_init__(self) -> None:
+        basic = self.grammar == "basic"
+        shapes, colours = (SHAPES, COLOURS) if basic else (ALL_SHAPES, PALETTE)
+        for field, known in (("shapes", shapes), ("colours", colours), ("sizes", SIZES), ("patterns", PATTERNS)):
+            values = getattr(self, field)
+            if not values or not set(values) <= set(known):
+                raise ValueError(f"{field} = {values} must name at least one of {tuple(known)} and nothing else")
+        for field, known in (("relations", RELATIONS), ("composites", COMPOSITES)):
+            values = getattr(self, field)
+            if not set(values) <= set(known):
+                raise ValueError(f"{field} = {values} must name nothing but {tuple(known)}")
+        if "plain" not in self.patterns:
+            raise ValueError(f"patterns = {self.patterns} must hold 'plain'")
+        if basic and (self.patterns != ("plain",) or self.relations or self.composites or self.held_out != "shown"):
+            raise ValueError("patterns, relations, composites and held_out need grammar = 'rich'")
+        _, pairs, objects = self.kind_weights
+        if min(self.kind_weights) < 0 or sum(self.kind_weights) <= 0:
+            raise ValueError(f"kind_weights = {self.kind_weights} must not be negative, nor all zero")
+        if (pairs > 0 and not self.relations) or (objects > 0 and not self.composites):
+            raise ValueError(
+                f"kind_weights = {self.kind_weights} asks for kinds whose relations or composites are none"
+            )
+        if pairs > 0 and (len(self.shapes) < 2 or len(self.colours) < 2):
+            raise ValueError("two-shape scenes need at least two shapes and two colours")
+
+
+DEFAULT_CONFIG = SyntheticConfig()
+RICH_CONFIG = SyntheticConfig(
+    shapes=tuple(ALL_SHAPES),
+    colours=tuple(PALETTE),
+    grammar="rich",
+    patterns=PATTERNS,
+    relations=tuple(RELATIONS),
+    composites=tuple(COMPOSITES),
+    kind_weights=(0.35, 0.20, 0.45),
+    held_out="never",
+)
