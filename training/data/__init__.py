@@ -5,4 +5,7 @@ The flow, one module per arrow::
     synthetic object --render--> RawViews --pack--> PackedViews --record--> bytes on disk
                                      |                   |
                                      +------ unpack -----+--> sample (camera chain, maps) --> Sample --> Batch
+
+A synthetic object is drawn (`scenes`, by `synthetic_config`) from named shapes (`solids`) and composites (`objects`),
+both made of primitives (`shapes`, `parts`), and told by `captions` and `grammar`.
 """

@@ -80,12 +80,12 @@ def sofa(d: Draw) -> Parts:
 
 
 def mug(d: Draw) -> Parts:
-    radius, tall = d.between(0.32, 0.38), d.between(0.36, 0.44)
+    radius, tall = d.between(0.32, 0.38), d.between(0.30, 0.40)
     drink = d.one_of(CHOCOLATE, CHOCOLATE, (0.75, 0.45, 0.15))
     return [
         ring((radius + 0.02, 0, 0), tall * 0.68, 0.075, d.main, LYING_Y),
         wall((0, 0, 0), radius, radius * 0.84, tall, d.main),
-        rod((0, 0, -0.06), radius * 0.86, tall - 0.06, drink),
+        rod((0, 0, -0.04), radius * 0.86, tall - 0.04, drink),
         rod((0, 0, -tall + 0.02), radius * 0.98, 0.02, d.main),
     ]
 
@@ -129,7 +129,7 @@ def clock(d: Draw) -> Parts:
     """An alarm clock with two bells."""
     deep, bell = d.between(0.11, 0.18), d.between(0.14, 0.18)
     parts = [
-        rod((0, 0.14 - deep, 0), 0.44, deep, d.main, LYING_Y),
+        rod((0, deep - 0.14, 0), 0.44, deep, d.main, LYING_Y),
         rod((0, -0.13, 0), 0.37, 0.03, WHITE, LYING_Y),
         box((0, -0.17, 0.11), (0.025, 0.01, 0.13), DARK),
         box((0.09, -0.17, 0), (0.10, 0.01, 0.025), DARK),
