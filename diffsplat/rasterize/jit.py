@@ -4,20 +4,18 @@
   layer aborts the process when two Python threads enter it).
 * ``error_model="numpy"``: the default zero-division check blocks vectorising any loop with a division.
 * ``fastmath`` never holds ``nnan`` / ``ninf``: culling relies on comparisons with NaN being false.
-* numba's cache knows a kernel by its own file alone, but kernels inline each other: so the cache folder carries a
-  digest of all kernel sources, and an update of one of them compiles all anew.
 * Unsigned indices (`U`) in the inner loops: signed ones carry a wrap-around branch.
 """
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+
+from diffsplat.kernel_cache import kernel_cache
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +26,6 @@ FASTMATH = frozenset({"contract", "nsz", "arcp"})
 FASTMATH_SUMS = FASTMATH | {"reassoc"}  # gradients only: the forward pass must not depend on the order of its sums
 
 _HERE = Path(__file__).parent
-_SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_HERE.glob("*.py")))).hexdigest()[:16]
 
 _cache_works = True
 
@@ -46,7 +43,7 @@ def kernel(function: Callable[..., Any] | None = None, *, fastmath: frozenset[st
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
     if _cache_works:
         try:
-            with _cache_folder():
+            with kernel_cache(_HERE):
                 return numba.njit(cache=True, **options)(function)
         except RuntimeError as error:
             if "no locator available" not in str(error):
@@ -57,18 +54,6 @@ def kernel(function: Callable[..., Any] | None = None, *, fastmath: frozenset[st
                 "set NUMBA_CACHE_DIR to a writable folder to keep them"
             )
     return numba.njit(cache=False, **options)(function)
-
-
-@contextmanager
-def _cache_folder() -> Iterator[None]:
-    """Make numba look first for a place in a folder of this version of the kernels; it does so while decorating."""
-    config: Any = numba.config  # its settings appear at run time
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(Path(before or _HERE / "__pycache__") / f"kernels-{_SOURCES}")
-    try:
-        yield
-    finally:
-        config.CACHE_DIR = before
 
 
 def cache_works() -> bool:

@@ -7,13 +7,14 @@ outward normal there, not normalised.
 
 import math
 
-import numba
 import numpy as np
+
+from training.data.jit import compiled
 
 MISS = np.inf
 T_MIN = 1e-6
 
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+_jit = compiled(inline=True)
 
 
 @_jit

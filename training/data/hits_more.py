@@ -5,12 +5,12 @@ All are closed forms but the torus, whose quartic is solved by Newton steps to 1
 
 import math
 
-import numba
 import numpy as np
 
 from training.data.hits_basic import MISS, T_MIN
+from training.data.jit import compiled
 
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+_jit = compiled
 
 # Convex solids as half spaces a x + b y + c z <= d, rows (a, b, c, d), gradients pointing outward.
 PYRAMID_PLANES = np.array([[2, 0, 1, 1], [-2, 0, 1, 1], [0, 2, 1, 1], [0, -2, 1, 1], [0, 0, -1, 1]], np.float64)

@@ -8,12 +8,12 @@ through the pixel centre, or, where only other rays of the pixel hit, to their m
 import math
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from diffsplat.cameras import DIFFSPLAT_FOCAL
 from training.data.camera_chain import Y_UP_FROM_Z_UP
+from training.data.jit import compiled
 from training.data.record import RawViews
 from training.data.shapes import MISS, PLAIN, Primitive, hit_unit, painted_second
 
@@ -50,7 +50,7 @@ def render_views(
     return RawViews(rgba, normals_yup, depths, cameras)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _cast_view(rows, camera, light, rgba, normals, depths):
     """Fill one view: rgba [H, W, 4], z-up normals [H, W, 3] and depths [H, W] (all start at zero)."""
     side = rgba.shape[0]
@@ -160,7 +160,7 @@ def _cast_view(rows, camera, light, rgba, normals, depths):
                 depths[i, j] = sd / hits
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _cover_box(row, camera, pixel, side, box):
     """Columns and rows of pixels that can see the primitive: its box's corners, projected, and one pixel around.
 

@@ -7,7 +7,6 @@ depth at once. A new shape is one ``hit_`` function, one id, one unit box and on
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,13 +23,14 @@ from training.data.hits_more import (
     hit_torus,
     hit_tube,
 )
+from training.data.jit import compiled
 
 __all__ = ["MISS", "Primitive", "hit_unit", "painted_second"]
 
 SPHERE, CUBE, CONE, CYLINDER, TORUS, CAPSULE, PYRAMID, DOME, WEDGE, PRISM, DIAMOND, TUBE, FRUSTUM = range(13)
 PLAIN, STRIPES, SECTORS = range(3)  # stripes: bands along the unit shape's z; sectors: slices of its azimuth
 
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+_jit = compiled(inline=True)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def hit_unit(shape, parameter, ox, oy, oz, dx, dy, dz):
     return _hit_more(shape, parameter, ox, oy, oz, dx, dy, dz)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _hit_more(shape, parameter, ox, oy, oz, dx, dy, dz):
     if shape == TORUS:
         return hit_torus(parameter, ox, oy, oz, dx, dy, dz)
@@ -122,7 +122,7 @@ def _hit_more(shape, parameter, ox, oy, oz, dx, dy, dz):
     return hit_frustum(parameter, ox, oy, oz, dx, dy, dz)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def painted_second(pattern, bands, low_z, high_z, x, y, z):
     """Whether a point of the unit shape takes the second colour: every other band, counted from z low or azimuth 0."""
     if pattern == STRIPES:
