@@ -117,7 +117,8 @@ class OnnxGraph:
     Args:
         name: name of the graph.
         path: the `.onnx` file. Every free dimension of its output must be one of its inputs' (by symbolic name).
-        threads: threads of one call. They sleep when idle: the processes of a server share the cores.
+        threads: threads of one call. They spin between the operators of a call, which is a tenth faster, and sleep
+            as soon as it is over: the processes of a server share the cores.
     """
 
     backend: Backend = "onnxruntime"
@@ -127,7 +128,8 @@ class OnnxGraph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
