@@ -92,8 +92,8 @@ class EnginePolicy:
     Attributes:
         max_batch: requests that are denoised together.
         max_queue: requests that may wait; more are refused at once.
-        progress_interval_s: shortest time between two progress messages of a request; first and last step are told
-            always.
+        progress_interval_s: shortest time between two progress messages of a request; the first step is told
+            always, and of the last one the result tells.
     """
 
     max_batch: int = 4
@@ -264,7 +264,7 @@ class Engine(Generic[Work, State]):
         now = self._clock()
         last = state.step >= state.steps
         try:
-            if state.step == 1 or last or now - job.told_s >= self.policy.progress_interval_s:
+            if state.step == 1 or now - job.told_s >= self.policy.progress_interval_s:
                 job.told_s = now
                 seconds_left = (now - job.started_s) / state.step * (state.steps - state.step)
                 job.listener.progress(Progress("denoising", state.step, state.steps, 0, round(seconds_left, 3)))

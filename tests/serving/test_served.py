@@ -121,10 +121,11 @@ class TestStreaming:
         total = time.monotonic() - started
         assert isinstance(event, Finished)
         steps = [progress.step for _, progress in seen]
-        assert steps[0] == 1 and steps[-1] == 200 and steps == sorted(set(steps))
+        assert steps[0] == 1 and 100 < steps[-1] <= 200 and steps == sorted(set(steps))
         assert seen[0][0] <= 0.5 * total, "the first progress came with the result"
         assert all(progress.seed == 1 and progress.steps == 200 for _, progress in seen)
-        assert seen[-1][1].seconds_left == 0.0
+        seconds_left = [progress.seconds_left for _, progress in seen]
+        assert all(seconds is not None for seconds in seconds_left) and seconds_left[-1] < 0.5 * seconds_left[1]
 
     def test_stop_ends_a_running_request(self, wire: GrpcTransport, client: Client) -> None:
         responses = wire.stream(ENSEMBLE, LONG.to_tensors(), "to-be-stopped", TIMEOUT_S)
