@@ -5,21 +5,22 @@ from typing import Any
 
 import tyro
 
-from training.config import RecipeConfig
+from training.config import RecipeConfig, RefineConfig
 from training.loop import TrainingError
-from training.presets import RECIPES, STAGES
+from training.presets import RECIPES, REFINEMENTS, STAGES
 from training.recipe import Interrupted, run_recipe, run_stage
+from training.refine import run_refinement
 
 _INTERRUPTED = 130  # as a shell reports a process ended by Ctrl-C
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one preset; the exit code is 0, 1 after an error, 130 after a stop signal."""
-    presets: dict[str, Any] = {**RECIPES, **STAGES}
+    presets: dict[str, Any] = {**RECIPES, **REFINEMENTS, **STAGES}
     config = tyro.extras.overridable_config_cli(presets, prog="python -m training", args=arguments)
     try:
-        if isinstance(config, RecipeConfig):
-            bundle = run_recipe(config)
+        if isinstance(config, RecipeConfig | RefineConfig):
+            bundle = run_recipe(config) if isinstance(config, RecipeConfig) else run_refinement(config)
             print(f"bundle: {bundle.root}  {sum(file['bytes'] for file in bundle.files.values()) / 1e6:.2f} MB")
         else:
             run_stage(config)

@@ -24,7 +24,7 @@ from training.config import StageConfig, to_plain
 
 FINISHED = "finished"
 MANIFEST = "finished.json"
-_FREE_FIELDS = ("preset", "cadence", "run", "recon", "vae")  # may change when a run is continued
+_FREE_FIELDS = ("preset", "cadence", "run", "recon", "vae", "start")  # may change when a run is continued
 
 
 class CheckpointError(ValueError):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 class Data:
     """Which objects, and how they are shown."""
 
+    grammar: Literal["basic", "rich"] = "basic"  # what may appear: training.data.synthetic_config.CONFIGS
     seed: int = 0  # series of procedural objects
     objects: int = 1024
     validation_objects: int = 12  # of the same series, far behind the training ones; the same in every evaluation
@@ -35,6 +36,7 @@ class Optim:
     schedule: Literal["constant", "cosine"] = "cosine"  # behind the warm-up
     warmup_steps: int = 50
     ema_max_decay: float = 0.9999
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the trained network's matrix products; rest is float32
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class ReconConfig(StageConfig):
 
     weights: RenderWeights = RenderWeights()
     position_weight: float = 1.0  # Gaussians of the object against the true surface points of their pixels
+    colour_weight: float = 0.0  # Gaussians of the object against the colours of their pixels
     opacity_weight: float = 0.1  # Gaussians of the background towards full transparency and one fixed look
 
 
@@ -108,6 +111,7 @@ class DiffusionConfig(StageConfig):
 
     recon: Path = Path("runs/pico/recon")
     vae: Path = Path("runs/pico/vae")
+    start: Path | None = None  # finished run of this stage to start from; none starts from random weights
     text_dropout: float = 0.1  # share of objects whose caption is replaced by the empty one
     min_snr_gamma: float = 0.0  # 0 = every timestep weighs the same
     evaluation_steps: int = 16
@@ -122,6 +126,16 @@ class RecipeConfig:
     recon: ReconConfig = ReconConfig()
     vae: VaeConfig = VaeConfig()
     decoder: VaeConfig = VaeConfig(part="decoder")
+    diffusion: DiffusionConfig = DiffusionConfig()
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """The diffusion stage once more, from the weights of a bundle."""
+
+    bundle: Path = Path("bundles/nano")
+    out: Path = Path("runs/nano-refined")  # the bundle's stages in `start`, the run in `diffusion`, then `bundle`
+    resume: bool = False
     diffusion: DiffusionConfig = DiffusionConfig()
 
 

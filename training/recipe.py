@@ -107,7 +107,12 @@ def stage_lineage(config: StageConfig) -> dict[str, Any]:
     return {
         "preset": config.preset,
         "seed": config.run.seed,
-        "data": {"kind": "procedural", "seed": config.data.seed, "objects": config.data.objects},
+        "data": {
+            "kind": "procedural",
+            "grammar": config.data.grammar,
+            "seed": config.data.seed,
+            "objects": config.data.objects,
+        },
         "config": {key: value for key, value in to_plain(config).items() if key != "run"},
         "revision": git_revision(),
         "torch": str(torch.__version__),  # a plain string: checkpoints hold nothing else

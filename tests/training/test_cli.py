@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.__main__ import main
-from training.presets import RECIPES, STAGES
+from training.presets import RECIPES, REFINEMENTS, STAGES
 
 TINY_RUN = [
     "--data.objects", "4", "--data.validation-objects", "2", "--data.batch-size", "2", "--optim.steps", "2",
@@ -19,7 +19,7 @@ def test_help_lists_every_preset() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "training", "--help"], capture_output=True, text=True, check=True, timeout=120
     )
-    for name in (*RECIPES, *STAGES):
+    for name in (*RECIPES, *REFINEMENTS, *STAGES):
         assert name in done.stdout
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,12 +23,14 @@ from training.config import (
     Optim,
     RecipeConfig,
     ReconConfig,
+    RefineConfig,
     RunOptions,
     StageConfig,
     VaeConfig,
 )
 from training.loop import step_generator, train
 from training.recipe import STAGE_FOLDERS, bundle_runs, run_recipe, run_stage, stage_configs, stage_lineage
+from training.refine import run_refinement, unpack
 from training.stages import DiffusionStage, ReconStage, VaeStage, build_stage
 
 STEPS = 20
@@ -94,7 +97,7 @@ def test_the_bundle_generates_and_tells_where_it_comes_from(chain: tuple[RecipeC
     assert set(stages) == {"recon", "vae", "diffusion", "decoder"}
     for name, facts in stages.items():
         assert facts["preset"] == f"tiny/{name}" and facts["steps"] == STEPS and facts["seed"] == 0
-        assert facts["data"] == {"kind": "procedural", "seed": 0, "objects": 24}
+        assert facts["data"] == {"kind": "procedural", "grammar": "basic", "seed": 0, "objects": 24}
         assert facts["metrics"] and facts["seconds"] > 0 and facts["revision"]
     result = Pipeline.from_bundle(bundle).generate(GenerationRequest("a red cube", seed=1))
     assert result.splats.shape == (4 * 32 * 32, 14) and np.isfinite(result.splats).all()
@@ -223,6 +226,64 @@ def test_a_finished_chain_is_not_trained_again(chain: tuple[RecipeConfig, Bundle
     before = records(made.out / "recon")
     assert run_recipe(dataclasses.replace(made, resume=True)).digest == chain[1].digest
     assert records(made.out / "recon") == before
+
+
+def test_a_bundle_can_be_trained_further(chain: tuple[RecipeConfig, Bundle], tmp_path: Path) -> None:
+    made, bundle = chain
+    first = stage_configs(made)[2]
+    assert isinstance(first, DiffusionConfig)
+    more = RefineConfig(bundle=bundle.root, out=tmp_path / "more", diffusion=first)
+    refined = run_refinement(more)
+    assert {name for name in bundle.files if refined.files[name] != bundle.files[name]} == {
+        "denoiser.safetensors", "text_encoder.safetensors",
+    }  # fmt: skip
+    assert refined.spec == bundle.spec
+    runs = (made.out / "diffusion", tmp_path / "more" / "diffusion")
+    before, after = ([record["loss"] for record in records(run) if "loss" in record] for run in runs)
+    assert after[0] < 0.8 * before[0]  # it starts where the bundle ended
+    with pytest.raises(ValueError, match="holds a run already"):
+        run_refinement(more)
+    assert run_refinement(dataclasses.replace(more, resume=True)).digest == refined.digest
+
+
+def test_a_bundle_is_not_trained_further_as_another_backbone(
+    chain: tuple[RecipeConfig, Bundle], tmp_path: Path
+) -> None:
+    config = RefineConfig(bundle=chain[1].root, out=tmp_path / "more", diffusion=DiffusionConfig(backbone="pico"))
+    with pytest.raises(ValueError, match="is of backbone tiny, not pico"):
+        run_refinement(config)
+    unpack(chain[1], tmp_path / "start")
+    other = dataclasses.replace(
+        stage_configs(chain[0])[2],
+        recon=tmp_path / "start" / "recon", vae=tmp_path / "start" / "vae", start=tmp_path / "start" / "diffusion",
+        backbone="pico",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="was trained with another spec"):
+        build_stage(other)
+
+
+@pytest.mark.parametrize("grammar", ["basic", "rich"])
+def test_bfloat16_gives_the_same_losses_roughly(
+    chain: tuple[RecipeConfig, Bundle], tmp_path: Path, grammar: Literal["basic", "rich"]
+) -> None:
+    """Mixed precision and the rich objects go through every stage that has them."""
+    for config in stage_configs(chain[0])[1:]:
+        losses = []
+        for precision in ("float32", "bfloat16"):
+            stage = build_stage(
+                dataclasses.replace(
+                    config,
+                    optim=dataclasses.replace(config.optim, precision=precision),
+                    data=dataclasses.replace(config.data, grammar=grammar, objects=8),
+                    run=dataclasses.replace(config.run, out=tmp_path),
+                )
+            )
+            torch.manual_seed(0)
+            stage.build()
+            loss, _ = stage.loss(next(stage.stream(0, 1)), step_generator(0, 0, 5))
+            loss.backward()
+            losses.append(loss.item())
+        assert losses[0] != losses[1] and abs(losses[1] / losses[0] - 1.0) < 0.03
 
 
 @pytest.mark.parametrize(

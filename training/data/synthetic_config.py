@@ -74,3 +74,4 @@ RICH_CONFIG = SyntheticConfig(
     kind_weights=(0.35, 0.20, 0.45),
     held_out="never",
 )
+CONFIGS = {"basic": DEFAULT_CONFIG, "rich": RICH_CONFIG}  # by grammar

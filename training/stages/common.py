@@ -1,10 +1,13 @@
 """What several stages share: the spec, the objects, network inputs from a batch, panels."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.cameras import Cameras
@@ -12,11 +15,11 @@ from training.config import Data, StageConfig
 from training.data.procedural import ProceduralDataset
 from training.data.sample import Batch, Sample, collate
 from training.data.stream import BatchStream
+from training.data.synthetic_config import CONFIGS
 
 VALIDATION_INDEX = 1_000_000  # validation objects start here in the series; training never comes this far
 _VALIDATION_STREAM = 33
 _PANEL_SCALE = 3  # panels are shown this many times larger than the images
-_PANEL_OBJECTS = 4
 
 
 def spec_of(config: StageConfig) -> BackboneSpec:
@@ -44,7 +47,25 @@ def dataset(data: Data, spec_name: str, validation: bool) -> ProceduralDataset:
         pool_size=data.pool_size,
         pixel_rule=geometry.unproject_pixel_rule,
         first_index=VALIDATION_INDEX if validation else 0,
+        config=CONFIGS[data.grammar],
     )
+
+
+@contextmanager
+def mixed_precision(config: StageConfig) -> Iterator[None]:
+    """Context in which a stage runs the networks it trains: matrix products in `optim.precision`."""
+    if config.optim.precision == "float32":
+        yield
+        return
+    device = torch.device(config.run.device).type
+    with torch.autocast(device, torch.bfloat16):
+        if device != "cpu":
+            yield
+            return
+        # on a CPU the plain formula in bfloat16 is twice as fast as the fused kernel, forwards and backwards together
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # a switch of all devices, whatever its name says
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
 
 
 def object_stream(config: StageConfig, rank: int, world_size: int) -> BatchStream:
@@ -72,16 +93,17 @@ def batch_cameras(batch: Batch, views: int | None = None) -> Cameras:
     return Cameras(batch.camera_to_world[:, :views], batch.intrinsics[:, :views])
 
 
-def comparison_panel(*rows: Tensor) -> np.ndarray:
+def comparison_panel(*rows: Tensor, objects: int = 4) -> np.ndarray:
     """Images under each other, object by object.
 
     Args:
         rows: Any number of [B, V, 3, H, W] in [0, 1]; for every object one line of V images from each.
+        objects: How many of the B are shown, at most.
 
     Returns:
         uint8 [H', W', 3].
     """
-    stacked = torch.stack([row[:_PANEL_OBJECTS] for row in rows], dim=1)  # [B, R, V, 3, H, W]
+    stacked = torch.stack([row[:objects] for row in rows], dim=1)  # [B, R, V, 3, H, W]
     return image_grid(stacked.flatten(0, 1))
 
 

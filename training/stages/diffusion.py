@@ -18,21 +18,23 @@ from diffsplat.text import build_text_encoder
 from diffsplat.tokenizer import Tokenizer, train_tokenizer
 from training.checkpoint import load_finished, read_finished, save_finished
 from training.config import DiffusionConfig, to_plain
-from training.data.captions import COLOURS, ObjectWords, all_captions, plain_caption
-from training.data.synthetic import SHAPES, SIZES
+from training.data.captions import plain_caption
+from training.data.synthetic import vocabulary
+from training.data.synthetic_config import CONFIGS
 from training.latents import LatentBatch, LatentCache, LatentStream, encode_objects, load_cache, save_cache
 from training.loop import Evaluation
 from training.objectives import VariancePreserving, drop_captions
 from training.optim import decay_groups
 from training.sampling import generate_latents
-from training.stages.common import image_grid, spec_of
+from training.stages.common import comparison_panel, mixed_precision, spec_of
 
 TOKENIZER_FILE = "tokenizer.json"
 _EVALUATED_TIMES = 4  # draws of timestep and noise per validation object
+_PANEL_OBJECTS = 12
 
 
 class DiffusionStage:
-    """Trains denoiser and text encoder from scratch."""
+    """Trains denoiser and text encoder, from scratch or from an earlier run."""
 
     name = "diffusion"
 
@@ -42,14 +44,8 @@ class DiffusionStage:
         self.parents = {"recon": read_finished(config.recon), "vae": read_finished(config.vae)}
         if self.parents["vae"]["recon"] != self.parents["recon"]["files"]:
             raise ValueError(f"vae = {config.vae} was trained on another recon stage than {config.recon}")
-        captions = [
-            caption
-            for shape in SHAPES
-            for colour in COLOURS
-            for size in SIZES
-            for caption in all_captions(ObjectWords(shape, colour, size))
-        ]
-        self.tokenizer_json = train_tokenizer(captions, spec.text_encoder.max_tokens)
+        words = vocabulary(CONFIGS[config.data.grammar])
+        self.tokenizer_json = train_tokenizer(words, spec.text_encoder.max_tokens)
         self.tokenizer = Tokenizer.from_json(self.tokenizer_json)
         text_config = {**spec.text_encoder.config, "vocab_size": self.tokenizer.vocab_size}
         self.spec = dataclasses.replace(
@@ -57,11 +53,15 @@ class DiffusionStage:
             gsvae={**spec.gsvae, **self.parents["vae"]["latent_scale"]},
             text_encoder=dataclasses.replace(spec.text_encoder, config=text_config),
         )
+        if config.start is not None and self.spec.to_dict() != read_finished(config.start)["spec"]:
+            raise ValueError(
+                f"start = {config.start} was trained with another spec than {spec.name} on {config.vae} has"
+            )
         self.objective = VariancePreserving.of(spec.schedule)
         self._caches: dict[bool, LatentCache] = {}
 
     def build(self) -> nn.Module:
-        """Denoiser and text encoder, freshly initialised, beside frozen GSRecon and GSVAE."""
+        """Denoiser and text encoder, freshly initialised or from an earlier run, beside frozen GSRecon and GSVAE."""
         device = self.config.run.device
         self.denoiser = build_denoiser(self.spec)
         self.text_encoder = build_text_encoder(self.spec)
@@ -71,7 +71,11 @@ class DiffusionStage:
         self.gsrecon, self.gsvae = gsrecon, gsvae
         self.step = DenoiserStep(self.denoiser, self.spec.geometry.views)  # the graphs that are served
         self.context = TextContext(self.denoiser)
-        return nn.ModuleDict({"denoiser": self.denoiser, "text_encoder": self.text_encoder})
+        trained = nn.ModuleDict({"denoiser": self.denoiser, "text_encoder": self.text_encoder})
+        if self.config.start is not None:
+            for name, network in trained.items():
+                load_finished(self.config.start, name, network)
+        return trained.requires_grad_(True).train()
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Both networks."""
@@ -102,7 +106,7 @@ class DiffusionStage:
             noise = torch.Generator().manual_seed(generator.initial_seed())
             draws = [self._errors(batch, captions, noise)[0].mean() for _ in range(_EVALUATED_TIMES)]
             scalars[name] = torch.stack(draws).mean().item()
-        return Evaluation(scalars, {"samples": self._samples_panel(generator)})
+        return Evaluation(scalars, {"decoded_beside_generated": self._samples_panel(batch, generator)})
 
     def export(self, out: Path, facts: dict[str, Any]) -> None:
         """Averaged weights of both networks, the tokenizer, and the spec with measured latent scale and vocabulary."""
@@ -118,30 +122,30 @@ class DiffusionStage:
         noise = torch.randn(clean.shape, generator=generator).to(device)
         timesteps = timesteps.to(device)
         noisy = self.objective.add_noise(clean, noise, timesteps)
-        context = self.context(self.text_encoder(self.tokenizer.encode(captions).input_ids.to(device)))
-        prediction = self.step(noisy, batch.plucker.to(device), timesteps.float(), context)
+        input_ids = self.tokenizer.encode(captions).input_ids.to(device)
+        with mixed_precision(self.config):
+            context = self.context(self.text_encoder(input_ids))
+            prediction = self.step(noisy, batch.plucker.to(device), timesteps.float(), context).float()
         errors = (prediction - self.objective.target(clean, noise, timesteps)).square().flatten(1).mean(1)
         return errors, timesteps
 
-    def _samples_panel(self, generator: torch.Generator) -> np.ndarray:
-        """Every shape in two colours, rendered from the four generated views."""
-        colours = list(COLOURS)
-        prompts = []
-        for index, shape in enumerate(SHAPES):
-            for shift in (0, 3):
-                prompts.append(plain_caption(ObjectWords(shape, colours[(index + shift) % len(colours)], "medium")))
-        spec = self.spec
-        cameras = generated_view_cameras(spec.elevation_deg, spec.distance, spec.geometry.views)
+    def _samples_panel(self, batch: LatentBatch, generator: torch.Generator) -> np.ndarray:
+        """The first unseen objects through the autoencoder, and beside each what its caption alone gives."""
+        spec, count = self.spec, min(_PANEL_OBJECTS, len(batch.captions))
         latents = generate_latents(
-            self.step, self.context, self.text_encoder, self.tokenizer, spec, prompts, generator,
+            self.step, self.context, self.text_encoder, self.tokenizer, spec, list(batch.captions[:count]), generator,
             steps=self.config.evaluation_steps,
         )  # fmt: skip
-        grid = self.gsvae.decode(latents)
-        cameras = Cameras(*(values.to(latents.device) for values in cameras))
-        size = spec.geometry.grid_size
-        gaussians = grid_to_gaussians(grid, cameras, spec.geometry)
-        images = render(gaussians, cameras, size, size, spec.geometry).rgb  # [P, V, 3, H, W]
-        return image_grid(images.unflatten(0, (len(prompts) // 2, 2)).flatten(1, 2))
+        generated = generated_view_cameras(spec.elevation_deg, spec.distance, spec.geometry.views)
+        decoded = self._images(batch.latents[:count], Cameras(*(values[:count] for values in batch.cameras)))
+        return comparison_panel(torch.cat([decoded, self._images(latents, generated)], dim=1), objects=count)
+
+    def _images(self, latents: Tensor, cameras: Cameras) -> Tensor:
+        """Latents [P, V, C, h, w] seen from their own cameras: [P, V, 3, H, W]."""
+        device, geometry = self.config.run.device, self.spec.geometry
+        cameras = Cameras(*(values.to(device) for values in cameras))
+        gaussians = grid_to_gaussians(self.gsvae.decode(latents.to(device)), cameras, geometry)
+        return render(gaussians, cameras, geometry.grid_size, geometry.grid_size, geometry).rgb
 
     def _cache(self, validation: bool) -> LatentCache:
         if validation not in self._caches:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffsplat.gaussians import Gaussians, grid_to_gaussians
+from diffsplat.gaussians import GRID_CHANNELS, Gaussians, grid_to_gaussians
 from diffsplat.gsrecon import build_gsrecon
 from diffsplat.render import render
 from training.checkpoint import save_finished
@@ -55,7 +55,7 @@ class ReconStage:
         return validation_objects(self.config)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Rendering loss on all views, and two terms on the grid itself: they quicken the start and tidy the grid."""
+        """Rendering loss on all views, and terms on the grid itself: they quicken the start and tidy the grid."""
         batch = batch.to(self.config.run.device)
         views = self.geometry.views
         grid = self.gsrecon(input_images(batch, views), batch_cameras(batch, views))  # [B, Vi, 12, H, W]
@@ -67,8 +67,12 @@ class ReconStage:
         alphas = batch.alphas[:, :views]  # [B, Vi, 1, H, W]
         position = masked_mse(positions(gaussians, views, size), 2.0 * batch.coords[:, :views] - 1.0, alphas == 1.0)
         background = masked_mse(grid, background_grid(grid), alphas == 0.0)
-        total = total + self.config.position_weight * position + self.config.opacity_weight * background
-        return total, {**parts, "position_mse": position.detach(), "background_mse": background.detach()}
+        colour = masked_mse(grid[:, :, GRID_CHANNELS["rgb"]], 2.0 * batch.images_rgb[:, :views] - 1.0, alphas == 1.0)
+        config = self.config
+        total = total + config.position_weight * position + config.opacity_weight * background
+        total = total + config.colour_weight * colour
+        tidy = {"position_mse": position, "background_mse": background, "colour_mse": colour}
+        return total, {**parts, **{name: value.detach() for name, value in tidy.items()}}
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> Evaluation:
         """PSNR of input and of novel views."""

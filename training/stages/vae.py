@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffsplat.gaussians import GRID_CHANNELS, grid_to_gaussians
 from diffsplat.gsrecon import build_gsrecon
-from diffsplat.gsvae import GSVAE, build_gsvae
+from diffsplat.gsvae import GSVAE, Posterior, build_gsvae
 from diffsplat.render import Renders, render
 from training.checkpoint import load_finished, read_finished, save_finished
 from training.config import VaeConfig
@@ -21,6 +21,7 @@ from training.stages.common import (
     batch_cameras,
     comparison_panel,
     input_images,
+    mixed_precision,
     object_stream,
     spec_of,
     validation_objects,
@@ -77,12 +78,14 @@ class VaeStage:
         """Error of the grid, rendering loss of some objects, and a tiny KL, through a sample of the posterior."""
         batch = batch.to(self.config.run.device)
         grid = self._target_grid(batch)
-        with torch.set_grad_enabled(self.config.part == "all"):
-            posterior = self.gsvae.posterior(grid)
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(grid.device)
-        latents = posterior.sample(noise)
-        # Not GSVAE.decode: its clamp would leave values outside [-1, 1] without a gradient.
-        decoded = self.gsvae.vae.decode(latents.flatten(0, 1)).sample.unflatten(0, grid.shape[:2])
+        with mixed_precision(self.config):
+            with torch.set_grad_enabled(self.config.part == "all"):
+                posterior = self.gsvae.posterior(grid)
+            posterior = Posterior(*(values.float() for values in posterior))
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(grid.device)
+            latents = posterior.sample(noise)
+            # Not GSVAE.decode: its clamp would leave values outside [-1, 1] without a gradient.
+            decoded = self.gsvae.vae.decode(latents.flatten(0, 1)).sample.float().unflatten(0, grid.shape[:2])
         grid_error = visible_error(decoded, grid)
         count = min(self.config.rendered_objects, len(grid))  # the batch is in random order
         shown = Batch._make(field[:count] for field in batch)

@@ -1,0 +1,59 @@
+"""Going on from a bundle: its denoiser and text encoder learn further on its own latents; the result is a bundle again.
+
+A bundle is unpacked into what its stages would have left behind, so the stages themselves know nothing of it.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from diffsplat.bundle import Bundle, open_bundle
+from training.checkpoint import FINISHED, MANIFEST, read_finished, save_finished
+from training.config import RefineConfig, check
+from training.recipe import STAGE_FOLDERS, bundle_runs, run_stage
+from training.stages.diffusion import TOKENIZER_FILE
+
+
+def run_refinement(config: RefineConfig) -> Bundle:
+    """Train ``config.diffusion`` from the weights of ``config.bundle`` and write ``<out>/bundle``.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        ValueError: a field is out of range, or the bundle is of another backbone than the stage.
+        Interrupted: stopped by a signal.
+    """
+    bundle = open_bundle(config.bundle)
+    if bundle.spec.name != config.diffusion.backbone:
+        raise ValueError(f"bundle = {config.bundle} is of backbone {bundle.spec.name}, not {config.diffusion.backbone}")
+    start = config.out / "start"
+    stage = dataclasses.replace(
+        config.diffusion,
+        recon=start / "recon",
+        vae=start / "vae",
+        start=start / "diffusion",
+        run=dataclasses.replace(config.diffusion.run, out=config.out / "diffusion", resume=config.resume),
+    )
+    check(stage)
+    if not all((start / name / FINISHED / MANIFEST).is_file() for name in STAGE_FOLDERS):
+        unpack(bundle, start)
+    run_stage(stage)
+    runs = {name: start / name for name in STAGE_FOLDERS}
+    return bundle_runs({**runs, "diffusion": config.out / "diffusion"}, config.out / "bundle")
+
+
+def unpack(bundle: Bundle, out: Path) -> None:
+    """Write the finished stages of a bundle, each into its folder below `out`; what stood there is replaced."""
+    stages = bundle.lineage["stages"]
+    for name in STAGE_FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+        (out / name).mkdir(parents=True)
+    save_finished(out / "recon", {"gsrecon": bundle.load("gsrecon")}, stages["recon"], {})
+    recon = read_finished(out / "recon")["files"]
+    # The encoder is the same before and after the decoder stage, so one network stands for both.
+    gsvae = {"gsvae": bundle.load("gsvae")}
+    save_finished(out / "vae", gsvae, {**stages["vae"], "recon": recon}, {})
+    latents = read_finished(out / "vae")["files"]
+    save_finished(out / "decoder", gsvae, {**stages["decoder"], "recon": recon, "vae": latents}, {})
+    networks = {name: bundle.load(name) for name in ("denoiser", "text_encoder")}
+    facts = {**stages["diffusion"], "spec": bundle.spec.to_dict(), "parents": {"recon": recon, "vae": latents}}
+    save_finished(out / "diffusion", networks, facts, {TOKENIZER_FILE: bundle.tokenizer_path.read_text()})
