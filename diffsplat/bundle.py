@@ -5,8 +5,8 @@
       text_encoder.safetensors    tokenizer.json
       denoiser.safetensors  gsvae.safetensors  gsrecon.safetensors
 
-`open_bundle` verifies every file before anything is built from it. Weights may be stored in half precision; they are
-always used in float32 unless a caller casts them.
+Weights too large for one file are split: see `weights`. `open_bundle` verifies every file before anything is built
+from it. Weights may be stored in half precision; they are always used in float32 unless a caller casts them.
 """
 
 import hashlib
@@ -14,26 +14,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffsplat.backbones import BackboneSpec
+from diffsplat.weights import MAX_FILE_BYTES, BundleError, load_weights, weight_files, write_weights
 
 FORMAT = "diffsplat-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
-
-
-class BundleError(ValueError):
-    """A bundle is missing, truncated, tampered with or of another format; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +53,26 @@ class Bundle:
 
     def load(self, network: str) -> nn.Module:
         """Build one network in float32 and evaluation mode with its weights; loading is strict."""
-        path = self.root / f"{network}.safetensors"
-        if path.name not in self.files:
-            raise BundleError(f"{self.root}: has no network {network!r}, only {', '.join(self.files)}")
-        return load_network(path, network, self.spec)
+        return load_network(self.root, self.files, network, self.spec)
 
 
-def load_network(path: Path, network: str, spec: BackboneSpec) -> nn.Module:
-    """Build `network` for a spec in float32 and evaluation mode with the weights of a verified file; strictly."""
+def load_network(folder: Path, listed: Collection[str], network: str, spec: BackboneSpec) -> nn.Module:
+    """Build `network` for a spec in float32 and evaluation mode with its weights, strictly.
+
+    Args:
+        folder: folder of the weights.
+        listed: names of its files that were verified; nothing else is opened.
+        network: name in `networks.NETWORKS`.
+        spec: what to build.
+
+    Raises:
+        BundleError: the weights are not there, damaged, or do not fit the spec; the message names the file.
+    """
     from diffsplat.networks import NETWORKS  # heavy: see there
 
+    weight_files(folder, listed, network)  # before a large module is built for nothing
     module = NETWORKS[network](spec)
-    try:
-        stored = load_file(path)
-        state = {key: value.float() if value.is_floating_point() else value for key, value in stored.items()}
-        module.load_state_dict(state)
-    except (RuntimeError, SafetensorError) as error:
-        raise BundleError(f"{path}: does not fit the spec: {error}") from None
+    load_weights(module, folder, listed, network)
     return module.eval().requires_grad_(False)
 
 
@@ -111,8 +109,23 @@ def write_bundle(
     tokenizer_json: str,
     lineage: dict[str, Any],
     dtype: torch.dtype = torch.float16,
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> Bundle:
-    """Write a bundle next to its final place, then move it there, so that a half-written one is never seen."""
+    """Write a bundle next to its final place, then move it there, so that a half-written one is never seen.
+
+    Args:
+        root: folder to write; replaced when a bundle stands there, refused when something else does.
+        spec: what the networks were built from.
+        networks: network name -> module.
+        tokenizer_json: tokenizer of the text encoder, in the format of the `tokenizers` library.
+        lineage: where the weights come from, plain JSON.
+        dtype: floating-point weights are stored in it.
+        max_file_bytes: networks are split into files of at most this size; a single larger tensor goes alone.
+
+    Raises:
+        BundleError: `root` is not ours to replace.
+        ValueError: `max_file_bytes` is not positive.
+    """
     root = Path(root)
     check_replaceable(root, MANIFEST)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -121,11 +134,7 @@ def write_bundle(
         staging.mkdir()
         (staging / TOKENIZER).write_text(tokenizer_json)
         for name, module in networks.items():
-            state = {
-                key: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().cpu()
-                for key, tensor in module.state_dict().items()
-            }
-            save_file(state, staging / f"{name}.safetensors")
+            write_weights(staging, name, module, dtype, max_file_bytes)
         manifest = {
             "format": FORMAT,
             "version": FORMAT_VERSION,

@@ -46,7 +46,7 @@ class Graph(Protocol):
 class GraphRecord:
     """What `export` found out about one graph."""
 
-    file: str  # in the version folder: <graph>.onnx, or <network>.safetensors for torch
+    file: str  # in the version folder: <graph>.onnx, or the network's weights (their index, if split) for torch
     files: dict[str, dict[str, Any]]  # that file, and what it refers to -> {"sha256", "bytes"}
     backend: Backend
     parity: float | None  # ONNX against torch: largest error / largest value; None when ONNX was not written
@@ -209,5 +209,5 @@ def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = 
     from diffsplat.networks import GRAPHS, build_graph_module  # heavy: see there
 
     torch.set_num_threads(threads)
-    network = load_network(folder / graph.file, GRAPHS[name].network, record.spec)
+    network = load_network(folder, graph.files, GRAPHS[name].network, record.spec)
     return TorchGraph(name, build_graph_module(name, record.spec, network))

@@ -11,6 +11,7 @@ from diffsplat_client.contract import STAGES
 
 from diffsplat.bundle import Bundle, describe_file
 from diffsplat.runtime import Backend, Graph, GraphRecord, OnnxGraph, TorchGraph, available_cores
+from diffsplat.weights import weight_files
 from export.graphs import GraphSpec, graph_specs
 from export.record import VERSION, Progress, RuntimeChoice
 from export.timing import choose_backend, median_ms
@@ -59,9 +60,9 @@ def _export_graph(
     if backend == "torch":
         for path in onnx_files:
             path.unlink()
-        weights = folder / f"{graph.network}.safetensors"
-        shutil.copyfile(bundle.root / weights.name, weights)
-        files = [weights]
+        files = [folder / name for name in weight_files(bundle.root, bundle.files, graph.network)]
+        for path in files:
+            shutil.copyfile(bundle.root / path.name, path)
     else:
         files = onnx_files
     return GraphRecord(files[0].name, {path.name: describe_file(path) for path in files}, backend, error, ms)

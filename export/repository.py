@@ -48,6 +48,7 @@ _SOURCES = (
     "diffsplat/networks.py",
     "diffsplat/runtime.py",
     "diffsplat/text.py",
+    "diffsplat/weights.py",
     "client/diffsplat_client/contract.py",
 )
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")

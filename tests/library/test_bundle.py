@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffsplat import bundle as bundles
+from diffsplat import weights
 from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.bundle import (
     MANIFEST,
@@ -167,7 +168,7 @@ def test_interrupted_writing_leaves_the_old_bundle(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundles, "save_file", interrupt)
+    monkeypatch.setattr(weights, "save_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_bundle(root, tiny_bundle.spec, {"denoiser": nn.Linear(1, 1)}, "{}", {"run": 2})
     assert open_bundle(root).lineage == {"run": 1}

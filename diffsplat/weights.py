@@ -1,0 +1,175 @@
+"""Weights of a network in a folder: one file, or several and an index when one would be too large.
+
+    denoiser.safetensors                    all of it, where that fits
+    denoiser-00001-of-00003.safetensors     or shards, in the layout that diffusers and transformers read and write
+    denoiser.safetensors.index.json         {"metadata": {"total_size": bytes}, "weight_map": {key: shard}}
+
+Shards are read one after the other and tensor by tensor into the module's own memory, so that loading takes no more
+than the module and one mapped file.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+MAX_FILE_BYTES = 16_000_000  # bundles that are committed stay friendly to git hosts and to reviews
+
+
+class BundleError(ValueError):
+    """A bundle is missing, truncated, tampered with or of another format; the message names the file."""
+
+
+def write_weights(
+    folder: Path, network: str, module: nn.Module, dtype: torch.dtype, max_file_bytes: int = MAX_FILE_BYTES
+) -> None:
+    """Write the weights of a module; only the part that goes into one file is ever copied.
+
+    Args:
+        folder: where to write.
+        network: name of the network, which the files' names start with.
+        module: its weights are written in the order of its state dict.
+        dtype: floating-point tensors are cast to it.
+        max_file_bytes: no file is larger, header included, except one that holds a single larger tensor.
+
+    Raises:
+        ValueError: `max_file_bytes` is not positive.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards  # here: what serves does not need it
+
+    if max_file_bytes < 1:
+        raise ValueError(f"max_file_bytes: {max_file_bytes} given, must be at least 1")
+    state = module.state_dict()
+    stored = {
+        key: torch.empty_like(tensor, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device="meta")
+        for key, tensor in state.items()
+    }
+    split = split_torch_state_dict_into_shards(
+        stored,
+        filename_pattern=f"{network}{{suffix}}.safetensors",
+        max_shard_size=max_file_bytes - _header_bytes(stored),
+    )
+    for file, keys in split.filename_to_tensors.items():
+        part = {key: state[key].to(stored[key].dtype).contiguous().cpu() for key in keys}
+        save_file(part, folder / file)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / _index_name(network)).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _header_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """At least the header of a safetensors file that holds `tensors` or a part of them."""
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    header = {
+        key: {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [total, total]}
+        for key, tensor in tensors.items()
+    }
+    return len(json.dumps(header)) + 16  # its length before it, and padding to eight bytes
+
+
+def weight_files(folder: Path, listed: Collection[str], network: str) -> tuple[str, ...]:
+    """Names of the files that hold a network: the only one, or the index and then its shards.
+
+    Args:
+        folder: folder of the files.
+        listed: names of the folder's files that were verified; nothing else is ever opened.
+        network: name of the network.
+
+    Raises:
+        BundleError: there are none, or the index and the listed shards disagree; the message names the file.
+    """
+    single, index = f"{network}.safetensors", _index_name(network)
+    shards = {name for name in listed if re.fullmatch(rf"{re.escape(network)}-\d+-of-\d+\.safetensors", name)}
+    if single in listed and (index in listed or shards):
+        raise BundleError(f"{folder / single}: stands beside shards of the same network, one of them is wrong")
+    if single in listed:
+        return (single,)
+    if index not in listed:
+        if shards:
+            raise BundleError(f"{folder / index}: not listed, but {min(shards)} is")
+        raise BundleError(f"{folder}: has no network {network!r}, only {', '.join(listed)}")
+    named = set(_read_weight_map(folder / index).values())
+    for name in sorted(named - shards):
+        raise BundleError(f"{folder / name}: named by {index}, but not a listed shard of {network!r}")
+    for name in sorted(shards - named):
+        raise BundleError(f"{folder / name}: {index} places nothing in it")
+    return (index, *sorted(shards))
+
+
+def load_weights(module: nn.Module, folder: Path, listed: Collection[str], network: str) -> None:
+    """Copy a network's weights into a module, cast to its types; files and module must hold exactly the same.
+
+    Args:
+        module: what to fill; untouched unless everything fits.
+        folder: folder of the files.
+        listed: names of the folder's files that were verified.
+        network: name of the network.
+
+    Raises:
+        BundleError: a file is not readable, index and shards disagree, or keys are missing, unexpected or of
+            another shape; the message names the file and the keys.
+    """
+    first, *shards = weight_files(folder, listed, network)
+    state = module.state_dict()  # views of the module's own memory
+    holders: dict[str, str] = {}  # key -> the file that holds it
+    problems = []
+    for name in shards or [first]:
+        with _opened(folder / name) as file:
+            for key in file.keys():
+                if key in holders:
+                    raise BundleError(f"{folder / name}: holds {key}, and so does {holders[key]}")
+                holders[key] = name
+                shape = file.get_slice(key).get_shape()
+                if key not in state:
+                    problems.append(f"unexpected {key} in {name}")
+                elif shape != list(state[key].shape):
+                    problems.append(f"{key} in {name} is {shape}, not {list(state[key].shape)}")
+    if shards:
+        _check_index(folder, first, holders)
+    problems += [f"missing {key}" for key in state if key not in holders]
+    if problems:
+        raise BundleError(f"{folder / first}: does not fit the spec: {', '.join(problems)}")
+    for name in shards or [first]:
+        with _opened(folder / name) as file:
+            for key in file.keys():
+                state[key].copy_(file.get_tensor(key))
+
+
+def _index_name(network: str) -> str:
+    return f"{network}.safetensors.index.json"
+
+
+def _read_weight_map(path: Path) -> dict[str, str]:
+    """Key -> name of the shard that holds it."""
+    try:
+        return {key: str(name) for key, name in json.loads(path.read_text())["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path}: not a valid index ({type(error).__name__}: {error})") from None
+
+
+def _check_index(folder: Path, index: str, holders: Mapping[str, str]) -> None:
+    """Every key must be where the index says, and nowhere else."""
+    weight_map = _read_weight_map(folder / index)
+    for key in sorted(weight_map.keys() | holders.keys()):
+        said, found = weight_map.get(key), holders.get(key)
+        if said is None:
+            raise BundleError(f"{folder / str(found)}: holds {key}, which {index} does not know")
+        if said != found:
+            raise BundleError(f"{folder / said}: does not hold {key}, {index} says it does")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of weights, mapped; SafetensorError becomes a BundleError that names it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path}: not readable: {error}") from None
