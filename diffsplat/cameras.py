@@ -144,7 +144,8 @@ def plucker_rays(camera_to_world: Tensor, intrinsics: Tensor, height: int, width
     u = _pixel_positions(width, pixel_rule, intrinsics) + shift
     v = _pixel_positions(height, pixel_rule, intrinsics) + shift
     directions = _camera_directions(intrinsics, u, v).flatten(-2)  # [..., 3, HW]
-    directions = F.normalize(camera_to_world[..., :3, :3] @ directions, dim=-2)
+    with torch.autocast(directions.device.type, enabled=False):  # geometry never in half precision
+        directions = F.normalize(camera_to_world[..., :3, :3] @ directions, dim=-2)
     origins = camera_to_world[..., :3, 3:].expand_as(directions)
     moments = torch.linalg.cross(origins, directions, dim=-2)
     return torch.cat([moments, directions], dim=-2).unflatten(-1, (height, width))

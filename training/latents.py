@@ -70,7 +70,7 @@ def encode_objects(data: Data, spec: BackboneSpec, gsrecon: GSRecon, gsvae: GSVA
             indices = range(start, min(start + _CHUNK, len(source)))
             batch = collate([source.sample(index, np.random.default_rng(0)) for index in indices]).to(device)
             cameras = batch_cameras(batch, views)
-            latents.append(gsvae.encode(gsrecon(input_images(batch, views), cameras)).cpu())
+            latents.append(gsvae.encode(gsrecon(input_images(batch, views), cameras)).float().cpu())
             poses.append(cameras.camera_to_world.cpu())
             intrinsics.append(cameras.intrinsics.cpu())
             words += [source.objects[index].words for index in indices]

@@ -152,12 +152,14 @@ class DiffusionStage:
             path = self.config.run.out / ("latents_validation.safetensors" if validation else "latents.safetensors")
             origin = {
                 "data": to_plain(self.config.data),
+                "precision": self.config.optim.precision,
                 "spec": self.spec.to_dict(),
                 "parents": {name: facts["files"] for name, facts in self.parents.items()},
             }
             cache = load_cache(path, origin)
             if cache is None:
-                cache = encode_objects(self.config.data, self.spec, self.gsrecon, self.gsvae, validation)
+                with mixed_precision(self.config):
+                    cache = encode_objects(self.config.data, self.spec, self.gsrecon, self.gsvae, validation)
                 save_cache(path, cache, origin)
             self._caches[validation] = cache
         return self._caches[validation]
