@@ -18,6 +18,7 @@ from diffsplat_client.generation import Generation
 from diffsplat_client.poses import four_views, turntable
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.stream import GenerationStream
+from diffsplat_client.viewer import write_viewer
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -42,4 +43,5 @@ __all__ = [
     "read_ply",
     "turntable",
     "write_ply",
+    "write_viewer",
 ]

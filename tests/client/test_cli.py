@@ -35,7 +35,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-def test_generate_writes_four_files_and_says_where_time_went(fakes, serve_fake, last, tmp_path, capsys) -> None:
+def test_generate_writes_its_files_and_says_where_time_went(fakes, serve_fake, last, tmp_path, capsys) -> None:
     fake = serve_fake(fakes.transport(fakes.status("queued"), fakes.status("denoising", 1, seconds_left=0.2), last))
     options = ["--seed=5", "--steps=3", "--scheduler=ddim", "--guidance-scale=2.5", "--negative-prompt=blue"]
     assert generate(tmp_path, *options, "--elevation-deg=-20", "--distance=2", "--triangle-guidance") == 0
@@ -44,6 +44,7 @@ def test_generate_writes_four_files_and_says_where_time_went(fakes, serve_fake, 
         "generation.json",
         "splats.ply",
         "turntable.mp4",
+        "viewer.html",
         "views.png",
     ]
     assert list(tmp_path.iterdir()) == [folder]
@@ -55,6 +56,7 @@ def test_generate_writes_four_files_and_says_where_time_went(fakes, serve_fake, 
         np.testing.assert_array_equal(np.asarray(image), np.concatenate(list(last["FRAMES"][:4]), axis=1))
     assert (folder / "turntable.mp4").stat().st_mode & 0o077 == (folder / "splats.ply").stat().st_mode & 0o077
     assert b"ftyp" in (folder / "turntable.mp4").read_bytes()[:16]
+    assert "<title>a red cube</title>" in (folder / "viewer.html").read_text("utf-8")
 
     description = json.loads((folder / "generation.json").read_text("utf-8"))
     assert description["seed"] == 7 and description["splats"] == 5 and description["timings_ms"]["denoise"] == 30
@@ -78,18 +80,29 @@ def test_generate_writes_four_files_and_says_where_time_went(fakes, serve_fake, 
 def test_a_second_run_replaces_the_files(fakes, serve_fake, last, tmp_path) -> None:
     for _ in range(2):
         serve_fake(fakes.transport(last))
-        assert generate(tmp_path) == 0
+        assert generate(tmp_path, "--no-viewer") == 0
     assert len(list((tmp_path / "a-red-cube").iterdir())) == 4
 
 
-def test_no_film_and_the_servers_own_file(fakes, serve_fake, last, tmp_path) -> None:
+def test_no_film_no_viewer_and_the_servers_own_file(fakes, serve_fake, last, tmp_path) -> None:
     last["FRAMES"] = last["FRAMES"][:4]
     last["ASSET"] = fakes.text(b"ply of the server")
     serve_fake(fakes.transport(last))
-    assert generate(tmp_path, "--turntable-frames=0", "--format=ply") == 0
+    assert generate(tmp_path, "--turntable-frames=0", "--no-viewer", "--format=ply") == 0
     folder = tmp_path / "a-red-cube"
+    assert sorted(path.name for path in folder.iterdir()) == ["generation.json", "splats.ply", "views.png"]
     assert (folder / "splats.ply").read_bytes() == b"ply of the server"
-    assert not (folder / "turntable.mp4").exists()
+
+
+def test_a_missing_extra_is_named_before_anything_is_asked_for(
+    fakes, serve_fake, last, tmp_path, capsys, monkeypatch
+) -> None:
+    fake = serve_fake(fakes.transport(last))
+    monkeypatch.setitem(sys.modules, "viser", None)
+    assert generate(tmp_path) == 1
+    assert "viser is not installed: pip install 'diffsplat-client[grpc,cli,viewer]'" in one_line(capsys)
+    assert not fake.calls and not list(tmp_path.iterdir())
+    assert generate(tmp_path, "--no-viewer") == 0
 
 
 @pytest.mark.parametrize(
@@ -154,7 +167,7 @@ def test_ctrl_c_while_files_are_written_leaves_the_old_ones(
     fakes, serve_fake, last, tmp_path, capsys, monkeypatch
 ) -> None:
     serve_fake(fakes.transport(last))
-    assert generate(tmp_path) == 0
+    assert generate(tmp_path, "--no-viewer") == 0
     folder = tmp_path / "a-red-cube"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The files of one generation: splats.ply, views.png, turntable.mp4, generation.json."""
+"""The files of one generation: splats.ply, views.png, turntable.mp4, viewer.html, generation.json."""
 
 import hashlib
 import json
@@ -14,6 +14,8 @@ import numpy as np
 from diffsplat_client.contract import CONTRACT_VERSION
 from diffsplat_client.formats.ply import write_ply
 from diffsplat_client.generation import Generation
+from diffsplat_client.poses import DEFAULT_DISTANCE
+from diffsplat_client.viewer import check_viewer, write_viewer
 
 VIEWS = 4  # the first frames of a request of the command line
 FRAMES_PER_SECOND = 30
@@ -29,8 +31,8 @@ def slug(prompt: str) -> str:
     return f"{words[: MAX_SLUG_CHARACTERS - 9].strip('-')}-{digest}".lstrip("-")
 
 
-def write_artifacts(generation: Generation, server: Mapping[str, str], folder: Path) -> list[str]:
-    """Write all files into an empty folder; returns their names, the description last."""
+def write_artifacts(generation: Generation, server: Mapping[str, str], folder: Path, viewer: bool = True) -> list[str]:
+    """Write all files, viewer.html if wanted, into an empty folder; returns their names, the description last."""
     names = ["splats.ply"]
     if generation.request.format == "ply" and generation.asset is not None:
         (folder / "splats.ply").write_bytes(generation.asset)
@@ -43,6 +45,13 @@ def write_artifacts(generation: Generation, server: Mapping[str, str], folder: P
         if len(frames) > VIEWS:
             names.append("turntable.mp4")
             write_video(folder / "turntable.mp4", frames[VIEWS:])
+    if viewer:
+        names.append("viewer.html")
+        request = generation.request
+        distance = DEFAULT_DISTANCE if request.distance is None else request.distance
+        write_viewer(
+            folder / "viewer.html", generation.cloud, request.prompt, generation.elevation_deg, distance=distance
+        )
     names.append("generation.json")
     description = describe(generation, server, names)
     (folder / "generation.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -95,11 +104,11 @@ def write_video(path: Path, frames: np.ndarray) -> None:
         writer.close()
 
 
-def check_tools() -> None:
+def check_tools(viewer: bool = True) -> None:
     """Fail before the request is sent, not after minutes, when something that writes files is missing.
 
     Raises:
-        ModuleNotFoundError: a package of the extra `cli` is not installed.
+        ModuleNotFoundError: a package of the extra `cli` is not installed, or, if wanted, of `viewer`.
         OSError: ffmpeg is not found.
     """
     import imageio_ffmpeg
@@ -107,6 +116,8 @@ def check_tools() -> None:
     import rich.progress
 
     assert PIL.Image and rich.progress
+    if viewer:
+        check_viewer()
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:

@@ -39,6 +39,12 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--turntable-frames", type=int, default=48, help="frames of turntable.mp4, 0 for no film (default: %(default)s)"
     )
+    parser.add_argument(
+        "--viewer",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write viewer.html, or leave it out (default: write)",
+    )
     for name, field in OPTIONS.items():
         if name in _NOT_OPTIONS:
             continue
@@ -75,13 +81,13 @@ def request_from(args: argparse.Namespace) -> GenerationRequest:
 def run(args: argparse.Namespace) -> int:
     """Generate, write, report."""
     request = request_from(args).validate()
-    check_tools()
+    check_tools(args.viewer)
     args.out.mkdir(parents=True, exist_ok=True)
     # everything is written in a folder of its own, which goes in any case; whole files move from there
     with _leave_on_sigterm(), tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as staging:
         with Client(args.url, timeout_s=args.timeout_s) as client:
             generation = follow(client, request)
-        names = write_artifacts(generation, client.server_parameters, Path(staging))
+        names = write_artifacts(generation, client.server_parameters, Path(staging), args.viewer)
         folder = args.out / slug(request.prompt)
         folder.mkdir(exist_ok=True)
         for name in names:

@@ -1,0 +1,168 @@
+"""viewer.html: splats as one page that any browser opens from the disk, without a network; drag turns, the wheel zooms.
+
+The page is viser's own client, which its package carries whole and its serializer fills with a scene. Three things are
+added here: units in which half precision is enough for our splats, a title, and a way round a refusal of Chromium.
+"""
+
+import contextlib
+import html
+import io
+import os
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffsplat_client.cloud import SplatCloud
+from diffsplat_client.files import atomic_path
+from diffsplat_client.poses import DEFAULT_DISTANCE, DEFAULT_ELEVATION_DEG
+
+if TYPE_CHECKING:  # an extra, and half a second to import
+    from viser import ViserServer
+
+VISIBLE_OPACITY = 1 / 255  # below it no pixel changes
+FOV_RAD = 2 * float(np.arctan(0.5 * 1024 / 1422.222))  # of every camera of DiffSplat: 39.6 degrees
+# The page keeps covariances in half precision. Standard deviations of our splats are around 0.01, whose squares would
+# lie where half precision loses digits; in units this many times smaller they do not.
+UNITS_PER_WORLD_UNIT = 64.0
+MAX_SCALE_UNITS = 200.0  # its square is still a number in half precision
+
+# The page sorts splats in a worker that is a module from a blob address. Pages opened from the disk have the origin
+# "null", and Chromium refuses such workers there, without an exception that viser could catch; splats would be drawn
+# in a wrong order. Workers from data addresses are allowed.
+_WORKERS_FROM_DATA = """<script>
+if (self.origin === "null") {
+  const asData = (address) => {
+    const request = new XMLHttpRequest();
+    request.open("GET", address, false);
+    request.send();
+    return "data:text/javascript;charset=utf-8," + encodeURIComponent(request.responseText);
+  };
+  self.Worker = class extends Worker {
+    constructor(address, options) {
+      const module = options?.type === "module" && String(address).startsWith("blob:");
+      super(module ? asData(address) : address, options);
+    }
+  };
+}
+</script>"""
+_CAPTION = """<div style="position: fixed; left: 1em; bottom: 0.7em; z-index: 1; pointer-events: none;
+font: 14px system-ui, sans-serif; color: #444">{title}<br>
+<small style="color: #888">drag to turn, scroll to zoom, drag with the right button to move</small></div>"""
+
+
+def write_viewer(
+    path: str | os.PathLike[str],
+    cloud: SplatCloud,
+    title: str = "Gaussian splats",
+    elevation_deg: float = DEFAULT_ELEVATION_DEG,
+    azimuth_deg: float = 0.0,
+    distance: float = DEFAULT_DISTANCE,
+) -> None:
+    """Write the page; the file is whole or not there. Needs the extra `viewer`.
+
+    Args:
+        path: the file, usually `viewer.html`.
+        cloud: the splats, world frame of `SplatCloud`; none make an empty page.
+        title: of the window, also shown in a corner: the prompt, say.
+        elevation_deg: where the camera begins, above the horizon; it looks at the origin.
+        azimuth_deg: 0 is the front, from +z; 90 looks from +x.
+        distance: from the origin, world units.
+
+    Raises:
+        ModuleNotFoundError: viser is not installed; the message says how.
+    """
+    page = viewer_html(cloud, title, elevation_deg, azimuth_deg, distance)
+    with atomic_path(path) as partial:
+        partial.write_text(page, "utf-8")
+
+
+def viewer_html(
+    cloud: SplatCloud,
+    title: str = "Gaussian splats",
+    elevation_deg: float = DEFAULT_ELEVATION_DEG,
+    azimuth_deg: float = 0.0,
+    distance: float = DEFAULT_DISTANCE,
+) -> str:
+    """The page that `write_viewer` writes."""
+    with _scene_server() as server:
+        scene, camera = server.scene, server.initial_camera
+        scene.set_up_direction("+y")
+        elevation, azimuth = np.deg2rad(elevation_deg), np.deg2rad(azimuth_deg)
+        towards_camera = np.array(
+            [np.cos(elevation) * np.sin(azimuth), np.sin(elevation), np.cos(elevation) * np.cos(azimuth)]
+        )
+        camera.position, camera.look_at, camera.up = distance * towards_camera, np.zeros(3), np.array([0.0, 1.0, 0.0])
+        camera.fov = FOV_RAD
+        cloud = cloud[cloud.opacity >= VISIBLE_OPACITY]
+        if len(cloud):
+            units = min(UNITS_PER_WORLD_UNIT, MAX_SCALE_UNITS / float(cloud.scales.max()))
+            scene.add_gaussian_splats(
+                "/object",
+                centers=cloud.positions * units,
+                covariances=covariances(cloud) * units**2,
+                rgbs=_bytes(cloud.rgb),
+                opacities=_bytes(cloud.opacity[:, None]),
+                scale=1 / units,
+            )
+        page = scene.as_html()
+    title = html.escape(" ".join(title.split()))
+    page = _once(r"<head>", f"<head>{_WORKERS_FROM_DATA}", page)
+    page = _once(r"<title>[^<]*</title>", f"<title>{title}</title>", page)
+    return _once(r"</body>", f"{_CAPTION.format(title=title)}</body>", page)
+
+
+def covariances(cloud: SplatCloud) -> np.ndarray:
+    """R diag(scales)^2 R^T of every splat, world units squared, float32 [N, 3, 3]."""
+    w, x, y, z = (cloud.quats_wxyz / np.linalg.norm(cloud.quats_wxyz, axis=1, keepdims=True)).T
+    rotation = np.stack(
+        [
+            *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+            *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+            *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+        ],
+        axis=-1,
+    ).reshape(-1, 3, 3)
+    scaled = rotation * cloud.scales[:, None, :]  # columns are the axes of the ellipsoid
+    return scaled @ scaled.swapaxes(1, 2)
+
+
+def check_viewer() -> None:
+    """Fail before there is anything to show.
+
+    Raises:
+        ModuleNotFoundError: viser is not installed; the message says how.
+    """
+    try:
+        import viser
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"viewer.html needs the module {error.name}: pip install 'diffsplat-client[viewer]'", name=error.name
+        ) from None
+    assert viser
+
+
+@contextlib.contextmanager
+def _scene_server() -> Iterator["ViserServer"]:
+    """What holds a scene in viser is a server; it listens on a free port of loopback while the page is made."""
+    check_viewer()
+    from viser import ViserServer
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+        server = ViserServer("127.0.0.1", port=0, verbose=False)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    """The nearest of 256 levels of values in [0, 1]; what lies outside is clipped."""
+    return np.rint(np.clip(values, 0, 1) * np.float32(255)).astype(np.uint8)
+
+
+def _once(pattern: str, replacement: str, page: str) -> str:
+    page, count = re.subn(pattern, lambda _: replacement, page, count=1)
+    assert count == 1, f"viser's page has no {pattern}"
+    return page

@@ -1,0 +1,171 @@
+"""viewer.html in a real browser: it shows what the rasterizer draws, turns and zooms, and asks nobody for anything."""
+
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffsplat_client import SplatCloud, write_viewer
+from diffsplat_client.viewer import covariances, viewer_html
+
+from tests.client.chromium import NAMES, Chromium
+
+SIZE = 400  # the window's height; a square of it in the middle is compared, free of captions and buttons
+WIDTH = 1200
+TITLE = 'a <b>bar</b> & "balls"'
+# three.js complains about the flat quads that viser draws splats with; nothing comes of it
+KNOWN_ERROR = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN"
+
+
+def bar_and_balls() -> SplatCloud:
+    """No two sides alike: a tilted red bar in front, a green ball right, a blue one on top, a black one behind.
+
+    The bar comes first, so that splats drawn in their own order would hide it; it is of long splats, turned by
+    quaternions that are not of unit length.
+    """
+    rng = np.random.default_rng(0)
+    along = np.linspace(-0.3, 0.3, 40)
+    angle = np.deg2rad(30)  # about z
+    bar = np.stack([along * np.cos(angle), along * np.sin(angle), np.full(40, 0.3)], axis=1)
+    centers = np.array([[0.35, 0, 0], [0, 0.35, 0], [0.0, 0.0, -0.3]])
+    balls = np.concatenate([center + rng.normal(size=(200, 3)) * 0.03 for center in centers])
+    colors = np.array([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.1, 0.2, 0.9], [0.05, 0.05, 0.05]])
+    counts = [40, 200, 200, 200]
+    turn = 2.0 * np.array([np.cos(angle / 2), 0, 0, np.sin(angle / 2)])
+    return SplatCloud(
+        positions=np.concatenate([bar, balls]),
+        rgb=np.repeat(colors, counts, axis=0),
+        opacity=np.full(640, 0.9),
+        scales=np.repeat([[0.05, 0.02, 0.01], [0.02, 0.02, 0.02]], [40, 600], axis=0),
+        quats_wxyz=np.repeat([turn, [1, 0, 0, 0]], [40, 600], axis=0),
+    )
+
+
+def drawn(cloud: SplatCloud, elevation_deg: float, azimuth_deg: float, distance: float) -> np.ndarray:
+    """The rasterizer's picture, uint8 [SIZE, SIZE, 3]."""
+    import torch
+
+    from diffsplat.cameras import orbit_cameras, pixel_intrinsics, world_to_camera
+    from diffsplat.rasterize import render_uint8
+
+    cameras = orbit_cameras(elevation_deg, azimuth_deg, distance)
+    (frame,) = render_uint8(
+        torch.from_numpy(cloud.positions),
+        torch.nn.functional.normalize(torch.from_numpy(cloud.quats_wxyz), dim=-1),
+        torch.from_numpy(cloud.scales),
+        torch.from_numpy(cloud.opacity),
+        torch.from_numpy(cloud.rgb),
+        world_to_camera(cameras.camera_to_world)[None],
+        pixel_intrinsics(cameras.intrinsics, SIZE, SIZE)[None],
+        SIZE,
+        SIZE,
+        backgrounds=torch.ones(1, 3),
+    )
+    return frame.numpy()
+
+
+def middle(browser: Chromium) -> np.ndarray:
+    return browser.screenshot()[:, (WIDTH - SIZE) // 2 : (WIDTH + SIZE) // 2]
+
+
+def difference(picture: np.ndarray, other: np.ndarray) -> float:
+    """Mean difference of the pixels where either shows anything, in levels of 255."""
+    seen = (np.minimum(picture, other) < 250).any(axis=-1)
+    return float(np.abs(picture.astype(float) - other)[seen].mean())
+
+
+def wait_until_like(browser: Chromium, expected: np.ndarray, levels: float, seconds: float = 60.0) -> None:
+    """Look until the page shows `expected`: splats grow in first, and are sorted a moment later."""
+    deadline = time.monotonic() + seconds
+    found = []
+    while time.monotonic() < deadline:
+        found.append(difference(middle(browser), expected))
+        if found[-1] < levels:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"the page never came closer than {min(found):.1f} levels, at last {found[-1]:.1f}; {browser.errors}")
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chromium]:
+    executable = next(filter(None, map(shutil.which, NAMES)), None)
+    if executable is None:
+        reason = "no Chromium on this machine: apt-get install chromium"
+        if os.environ.get("DIFFSPLAT_REQUIRE_BROWSER"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with Chromium(executable, tmp_path / "profile", WIDTH, SIZE) as browser:
+        yield browser
+
+
+def test_the_page_shows_the_object_turns_and_zooms(browser: Chromium, tmp_path: Path) -> None:
+    cloud = bar_and_balls()
+    write_viewer(tmp_path / "viewer.html", cloud, TITLE, elevation_deg=20, azimuth_deg=0, distance=1.6)
+    browser.open((tmp_path / "viewer.html").as_uri())
+    assert browser.evaluate("document.title") == TITLE
+    assert TITLE in browser.evaluate("document.body.innerText")
+
+    front = drawn(cloud, 20, 0, 1.6)
+    wait_until_like(browser, front, levels=5)
+
+    # as wide as the window is high is a whole turn; the camera goes the other way
+    browser.drag((WIDTH / 2, SIZE / 2), (WIDTH / 2 - SIZE / 4, SIZE / 2))
+    wait_until_like(browser, drawn(cloud, 20, 90, 1.6), levels=5)
+
+    browser.drag((WIDTH / 2, SIZE / 2), (WIDTH / 2 + SIZE / 4, SIZE / 2))
+    wait_until_like(browser, front, levels=5)
+
+    seen = (front < 250).any(axis=-1).mean()
+    browser.wheel(WIDTH / 2, SIZE / 2, -200)
+    deadline = time.monotonic() + 30
+    while (middle(browser) < 250).any(axis=-1).mean() < 1.1 * seen:
+        assert time.monotonic() < deadline, "the wheel does not zoom"
+
+    schemes = {address.split(":", 1)[0] for address in browser.requests}
+    assert schemes <= {"file", "data", "blob"}, browser.requests
+    assert sum(address.startswith("file:") for address in browser.requests) == 1
+    assert [error for error in browser.errors if KNOWN_ERROR not in error] == []
+
+
+def test_the_comparison_sees_what_can_go_wrong() -> None:
+    """A quaternion read backwards, a mirrored frame or a wrong order are far beyond what the browser test allows."""
+    cloud = bar_and_balls()
+    front = drawn(cloud, 20, 0, 1.6)
+    turned_back = cloud.quats_wxyz * np.array([1, -1, -1, -1], np.float32)
+    wrong = SplatCloud(cloud.positions, cloud.rgb, cloud.opacity, cloud.scales, turned_back)
+    assert difference(drawn(wrong, 20, 0, 1.6), front) > 20
+    assert difference(front[:, ::-1], front) > 20
+    assert difference(drawn(cloud, 20, 180, 1.6), front) > 20
+
+
+def test_covariances_are_those_of_turned_ellipsoids() -> None:
+    half = np.sqrt(0.5)
+    cloud = SplatCloud(
+        positions=np.zeros((2, 3)),
+        rgb=np.zeros((2, 3)),
+        opacity=np.ones(2),
+        scales=np.array([[1, 2, 3], [1, 2, 3]]),
+        quats_wxyz=np.array([[5, 0, 0, 0], [half, half, 0, 0]]),  # as it is; a quarter turn about x
+    )
+    np.testing.assert_allclose(covariances(cloud), [np.diag([1, 4, 9]), np.diag([1, 9, 4])], atol=1e-5)
+
+
+def test_one_page_without_addresses_and_without_talk(capfd: pytest.CaptureFixture[str]) -> None:
+    page = viewer_html(bar_and_balls()[:0], "one\n</title><script>two()")
+    assert "<title>one &lt;/title&gt;&lt;script&gt;two()</title>" in page
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:)\w+:""", page)
+    assert "<link" not in page.replace('<link\n      rel="icon"', "")
+    captured = capfd.readouterr()
+    assert captured.out == "" and captured.err == ""
+
+
+def test_without_viser_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "viser", None)
+    with pytest.raises(ModuleNotFoundError, match=r"viser.*pip install 'diffsplat-client\[viewer\]'"):
+        write_viewer(tmp_path / "viewer.html", bar_and_balls())
+    assert not list(tmp_path.iterdir())
