@@ -5,17 +5,20 @@ import pytest
 import torch
 from diffsplat_client.client import Client
 
-from benchmarks.quality import nearest_colour
-from benchmarks.shape_probe import PROBE_DATA_SEED, probed_shapes, train_probe, true_objects
+from benchmarks.quality.probe import seen_nouns
+from benchmarks.quality.ruler import RulerSize, build_ruler
+from benchmarks.quality.truth import EVALUATION_SEED, from_white
 from diffsplat.bundle import Bundle
 from diffsplat.serving.server import TritonServer
 from training.data.captions import COLOURS
-from training.data.synthetic import SHAPES
+from training.data.synthetic import DEFAULT_CONFIG, SHAPES
 
 pytestmark = pytest.mark.triton
 
 
-def test_every_shape_and_every_colour_is_recognised(server: TritonServer, four_views: np.ndarray) -> None:
+def test_every_shape_and_every_colour_is_recognised(
+    server: TritonServer, four_views: np.ndarray, pico_bundle: Bundle
+) -> None:
     """Twelve prompts, each shape three times and each colour twice: at most one colour and two shapes may be missed."""
     wanted = [(list(SHAPES)[i % 4], list(COLOURS)[i % 6]) for i in range(12)]
     views = []
@@ -24,11 +27,12 @@ def test_every_shape_and_every_colour_is_recognised(server: TritonServer, four_v
             result = client.generate(f"a {colour} {shape}", seed=seed, frame_poses=four_views, frame_size=32)
             assert result.frames is not None and not result.warnings
             views.append(torch.from_numpy(result.frames.copy()).permute(0, 3, 1, 2).float() / 255)
-    images = torch.stack(views)  # [12, 4, 3, 32, 32]
-    colours = [nearest_colour(object_views) for object_views in images]
+    images = from_white(torch.stack(views))  # [12, 4, 4, 32, 32]
+    size = RulerSize(train=24, test=1, scenes=0, outlines=1, epochs=8)
+    ruler = build_ruler(DEFAULT_CONFIG, pico_bundle.spec, 32, size, rendered=lambda: None, epoch_done=lambda: None)
+    colours = [ruler.colours.seen_colour(seen, shape) for seen, (shape, _) in zip(images, wanted, strict=True)]
     assert sum(seen == colour for seen, (_, colour) in zip(colours, wanted, strict=True)) >= 11, colours
-    probe = train_probe(true_objects(0, 576, 32, 4))
-    shapes = probed_shapes(probe, images)
+    shapes = seen_nouns(ruler.probe, images, ruler.nouns)
     assert sum(seen == shape for seen, (shape, _) in zip(shapes, wanted, strict=True)) >= 10, shapes
 
 
@@ -38,5 +42,5 @@ def test_it_says_where_it_comes_from(pico_bundle: Bundle) -> None:
     for stage in stages.values():
         assert {"preset", "seed", "data", "steps", "revision", "metrics"} <= set(stage)
     # the probe never sees an object that the network was trained on
-    assert PROBE_DATA_SEED not in {stage["data"]["seed"] for stage in stages.values()}
+    assert EVALUATION_SEED not in {stage["data"]["seed"] for stage in stages.values()}
     assert sum(file["bytes"] for file in pico_bundle.files.values()) < 8_000_000

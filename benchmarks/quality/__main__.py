@@ -1,0 +1,106 @@
+"""What a bundle generates, by numbers and pictures.
+
+    python -m benchmarks.quality BUNDLE [--quick] [--sweep] [--json PATH] [--sheet PNG] [--prompts-sheet PNG]
+                                        [--turntables DIR] [--only-pictures]
+
+The grammar that the bundle was trained on (by its lineage) says what is asked for. Generated objects are judged from
+the four generated views:
+
+    colour      the named colour is the one the object shows most of, beyond what objects of that noun always show
+    shape       a probe trained on true renders of other objects sees the noun that was asked for
+    held-out    both are right for pairs of noun and colour that training never showed
+    relations   the colours of a scene's two objects stand as told
+    silhouette  outlines against true objects of that noun
+    recon       PSNR of novel views of unseen objects through GSRecon, and what is lost through GSVAE
+
+Every judge's own accuracy on true renders stands beside. The exit code is 1 when a figure misses its bar.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.machine import describe_machine
+from benchmarks.quality.bars import missed_bars, table
+from benchmarks.quality.judge import confusions
+from benchmarks.quality.measure import QUICK_PLAN, Measured, Plan, measure
+from benchmarks.quality.sheets import README_PROMPTS, comparison_sheet, prompts_sheet, write_turntables
+from benchmarks.quality.truth import bundle_config
+from diffsplat.bundle import Bundle, open_bundle
+from diffsplat.pipeline import Pipeline
+
+_SWEEP_PROMPTS = 24
+
+
+def main() -> int:
+    """Measure, print, write what was asked for."""
+    args = _parser().parse_args()
+    bundle = open_bundle(args.bundle)
+    _write_pictures(bundle, args.prompts_sheet, args.turntables)
+    if args.only_pictures:
+        return 0
+    plan = QUICK_PLAN if args.quick else Plan()
+    measured = measure(bundle, plan._replace(sweep_prompts=_SWEEP_PROMPTS if args.sweep else 0))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"machine": describe_machine(), **measured.figures}, indent=2) + "\n")
+    if args.sheet:
+        sheet = comparison_sheet(measured.verdicts, measured.views, measured.config, bundle.spec)
+        Image.fromarray(sheet).save(args.sheet)
+    print(_report(measured))
+    return int(bool(measured.figures["missed"]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--quick", action="store_true", help="about 60 objects: for a look while training")
+    parser.add_argument("--sweep", action="store_true", help="also other guidance scales and numbers of steps")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="generated above true objects, for every prompt")
+    parser.add_argument("--prompts-sheet", type=Path, metavar="PNG", help="a few prompts, four views of 256 px each")
+    parser.add_argument("--turntables", type=Path, metavar="DIR", help="a PNG of 512 px views all around, per prompt")
+    parser.add_argument("--only-pictures", action="store_true", help="--prompts-sheet and --turntables, no figures")
+    return parser
+
+
+def _write_pictures(bundle: Bundle, prompts_path: Path | None, turntables: Path | None) -> None:
+    if prompts_path is None and turntables is None:
+        return
+    pipeline, prompts = Pipeline.from_bundle(bundle), README_PROMPTS[bundle_config(bundle).grammar]
+    if prompts_path is not None:
+        Image.fromarray(prompts_sheet(pipeline, prompts)).save(prompts_path)
+    if turntables is not None:
+        write_turntables(turntables, pipeline, prompts)
+
+
+def _report(measured: Measured) -> str:
+    figures, calibration = measured.figures, measured.ruler.calibration
+    counts = ", ".join(f"{count} {group}" for group, count in figures["requests"].items())
+    lines = [f"{figures['bundle']}, {figures['grammar']} grammar; objects: {counts}"]
+    lines.append(table(figures, figures["grammar"], calibration))
+    if spread := figures["seed_spread"]:
+        lines.append(
+            f"over {spread['seeds']} seeds of {spread['prompts']} prompts: share of right objects +- "
+            f"{spread['accuracy_std']:.1%}, images of one prompt differ by {spread['image_difference']:.3f}"
+        )
+    for option, values in (figures["sweeps"] or {}).items():
+        for value, shares in values.items():
+            parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share is not None)
+            lines.append(f"{option} {value}: {parts}")
+    for noun, seen in confusions(measured.verdicts).items():
+        lines.append(f"  {noun}: seen as " + ", ".join(f"{name} ({count})" for name, count in seen.most_common(4)))
+    if calibration.shape_confusions:
+        pairs = [f"{pair} ({count})" for pair, count in list(calibration.shape_confusions.items())[:8]]
+        lines.append("the probe's mistakes on true renders: " + ", ".join(pairs))
+    missed = missed_bars(figures, figures["grammar"])
+    lines.append("every bar is met" if not missed else "MISSED: " + "; ".join(map(str, missed)))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""What a bundle is asked for.
+
+Objects, seeds and drawn captions belong to the evaluation alone. Every other request is put in the plainest words, the
+rest in words drawn from the caption grammar; pairs of `held_out.HELD_OUT` were never shown in training in any words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+from diffsplat_client.request import GenerationRequest
+
+from benchmarks.quality.truth import EVALUATION_SEED, words_of
+from training.data.captions import ObjectWords, draw_caption, plain_caption
+from training.data.held_out import HELD_OUT
+from training.data.objects import COMPOSITES
+from training.data.scenes import draw_words, held_out_pairs
+from training.data.synthetic_config import SyntheticConfig
+
+FIRST_SEED = 1_000  # of the requests
+_CAPTION_STREAM, _SCENE_STREAM = 21, 22
+_BASIC_SEEDS = 4
+_SPREAD_SEEDS = 4
+_Item = TypeVar("_Item")
+
+# shape, object: single plain ones, pairs that training showed; spread: some of these again with several seeds
+Group = Literal["shape", "object", "held-out", "pattern", "relation", "spread"]
+
+
+class Case(NamedTuple):
+    """One request."""
+
+    group: Group
+    words: ObjectWords
+    prompt: str
+    seed: int
+
+    def request(self, guidance_scale: float | None = None, steps: int | None = None) -> GenerationRequest:
+        """The request, with the bundle's defaults where nothing is given."""
+        return GenerationRequest(self.prompt, seed=self.seed, guidance_scale=guidance_scale, steps=steps)
+
+
+class Amounts(NamedTuple):
+    """How many requests of each group a rich bundle gets, at most."""
+
+    shapes: int
+    objects: int
+    held_out: int
+    patterns: int
+    relations: int
+    spread: int  # prompts, each with `_SPREAD_SEEDS` seeds
+
+
+FULL = Amounts(shapes=146, objects=172, held_out=108, patterns=28, relations=48, spread=12)
+QUICK = Amounts(shapes=16, objects=22, held_out=12, patterns=4, relations=8, spread=0)
+
+
+def all_cases(config: SyntheticConfig, amounts: Amounts) -> list[Case]:
+    """The requests for a bundle trained on `config`; the basic grammar has one fixed set."""
+    if config.grammar == "basic":
+        return _basic_cases(config)
+    singles = _spread_out(_seen_shapes(config), amounts.shapes) + _spread_out(_seen_objects(config), amounts.objects)
+    unseen = [words_of(noun, colour, config) for noun, colour in held_out_pairs(config)]
+    unseen = _spread_out(unseen * 2, amounts.held_out)
+    groups: list[tuple[Group, list[ObjectWords]]] = [
+        ("shape", [words for words in singles if words.shape not in COMPOSITES]),
+        ("object", [words for words in singles if words.shape in COMPOSITES]),
+        ("held-out", unseen),
+        ("pattern", _patterned(config, amounts.patterns)),
+        ("relation", _scenes(config, amounts.relations)),
+    ]
+    cases: list[Case] = []
+    for group, asked in groups:
+        for words in asked:
+            number = len(cases)
+            prompt = plain_caption(words)
+            if number % 2:
+                prompt = draw_caption(words, np.random.default_rng([EVALUATION_SEED, _CAPTION_STREAM, number]))
+            cases.append(Case(group, words, prompt, FIRST_SEED + number))
+    for words in _spread_out([words for words in singles if words.colour], amounts.spread):
+        seeds = range(FIRST_SEED, FIRST_SEED + _SPREAD_SEEDS)
+        cases += [Case("spread", words, plain_caption(words), seed) for seed in seeds]
+    return cases
+
+
+def sweep_cases(cases: list[Case], count: int) -> list[Case]:
+    """A few of the single objects, a third of them held out where there are such."""
+    held_out = [case for case in cases if case.group == "held-out"]
+    others = [case for case in cases if case.group in ("shape", "object") and case.words.colour]
+    third = count // 3 if held_out else 0
+    return _spread_out(others, count - third) + _spread_out(held_out, third)
+
+
+def _basic_cases(config: SyntheticConfig) -> list[Case]:
+    return [
+        Case("shape", words, plain_caption(words), seed)
+        for words in (words_of(shape, colour, config) for shape in config.shapes for colour in config.colours)
+        for seed in range(FIRST_SEED, FIRST_SEED + _BASIC_SEEDS)
+    ]
+
+
+def _seen_shapes(config: SyntheticConfig) -> list[ObjectWords]:
+    pairs = [(shape, colour) for shape in config.shapes for colour in config.colours]
+    return [words_of(shape, colour, config) for shape, colour in pairs if (shape, colour) not in HELD_OUT]
+
+
+def _seen_objects(config: SyntheticConfig) -> list[ObjectWords]:
+    """Every composite object as nature has it, and in up to three of its colours."""
+    found = []
+    for noun in config.composites:
+        colours = [colour for colour in COMPOSITES[noun].colours if (noun, colour) not in HELD_OUT]
+        found += [words_of(noun, colour, config) for colour in ("", *_spread_out(colours, 3))]
+    return found
+
+
+def _patterned(config: SyntheticConfig, count: int) -> list[ObjectWords]:
+    marked = [pattern for pattern in config.patterns if pattern != "plain"]
+    rng = np.random.default_rng([EVALUATION_SEED, _SCENE_STREAM])
+    found = []
+    for number in range(count if marked else 0):
+        shape = config.shapes[number % len(config.shapes)]
+        colours = [colour for colour in config.colours if (shape, colour) not in HELD_OUT]
+        first, second = rng.choice(colours, 2, replace=False).tolist()
+        found.append(words_of(shape, first, config, "medium", marked[number % len(marked)], second))
+    return found
+
+
+def _scenes(config: SyntheticConfig, count: int) -> list[ObjectWords]:
+    two_shapes = replace(config, kind_weights=(0.0, 1.0, 0.0))
+    rngs = (np.random.default_rng([EVALUATION_SEED, _SCENE_STREAM, number]) for number in range(count))
+    return [draw_words(two_shapes, rng) for rng in rngs]
+
+
+def _spread_out(items: Sequence[_Item], count: int) -> list[_Item]:
+    """At most `count` of them, evenly spaced, order kept."""
+    if len(items) <= count:
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]

@@ -1,0 +1,70 @@
+"""Requests -> views of what the bundle makes of them.
+
+Many objects go through the stages that serve them, a batch at a time: the same requests and seeds as one by one.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffsplat_client.request import GenerationRequest
+from torch import Tensor
+
+from benchmarks.quality.progress import Advance
+from diffsplat.backbones import BackboneSpec
+from diffsplat.cameras import generated_view_cameras
+from diffsplat.gaussians import from_array
+from diffsplat.pipeline import Pipeline
+from diffsplat.render import render
+from diffsplat.serving.denoise import DenoiseWork
+
+_BATCH = 8
+_MIN_ALPHA = 1e-3  # below it a pixel has no colour of its own
+_TIMED, _WARM_UP = 7, 2
+
+
+@torch.no_grad()
+def generate_views(
+    pipeline: Pipeline, requests: Sequence[GenerationRequest], size: int, advance: Advance = lambda: None
+) -> Tensor:
+    """The generated views of every request with straight alpha, [N, V, 4, S, S]; `advance` is called per request."""
+    views = []
+    for start in range(0, len(requests), _BATCH):
+        works = [DenoiseWork(*pipeline.encode.run(request)) for request in requests[start : start + _BATCH]]
+        jobs = [pipeline.denoise.start(work) for work in works]
+        while unfinished := [job for job in jobs if job.step < job.steps]:
+            pipeline.denoise.step(unfinished)
+        for job in jobs:
+            splats = pipeline.decode.run(job.latents, job.envelope).splats
+            views.append(_seen(splats, pipeline.encode.spec, size))
+            advance()
+    return torch.stack(views)
+
+
+def seconds_per_asset(pipeline: Pipeline, prompts: Sequence[str]) -> float:
+    """Median seconds from a prompt to PLY and four views of 256 px, one request at a time, default steps."""
+    poses = four_poses(pipeline.encode.spec)
+    seconds = []
+    for turn in range(-_WARM_UP, _TIMED):
+        request = GenerationRequest(prompts[turn % len(prompts)], seed=turn % 7, frame_poses=poses, format="ply")
+        started = time.perf_counter()
+        pipeline.generate(request)
+        if turn >= 0:
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def four_poses(spec: BackboneSpec) -> np.ndarray:
+    """Rows of `GenerationRequest.frame_poses` for the views that the spec's denoiser generates."""
+    views = spec.geometry.views
+    return np.array([[spec.elevation_deg, 360.0 / views * v, spec.distance, 1.0] for v in range(views)], np.float32)
+
+
+def _seen(splats: Tensor, spec: BackboneSpec, size: int) -> Tensor:
+    """[N, 14] -> [V, 4, S, S]."""
+    cameras = generated_view_cameras(spec.elevation_deg, spec.distance, spec.geometry.views)
+    seen = render(from_array(splats), cameras, size, size, spec.geometry, background=0.0)
+    alpha = seen.alpha[0]
+    return torch.cat([(seen.rgb[0] / alpha.clamp_min(_MIN_ALPHA)).clamp(0.0, 1.0), alpha], dim=1)

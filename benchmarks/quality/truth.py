@@ -1,0 +1,102 @@
+"""True objects of the generator, seen exactly as a bundle's generated objects are seen.
+
+Axes: N objects, V views, S pixels of a side. Views are straight-alpha RGBA, here and for generated objects, so that
+colours and silhouettes do not depend on the background.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsplat.backbones import BackboneSpec
+from diffsplat.bundle import Bundle
+from diffsplat.cameras import orbit_camera_to_world
+from training.data.camera_chain import y_up_to_z_up
+from training.data.captions import ObjectWords
+from training.data.objects import COMPOSITES
+from training.data.render import render_views
+from training.data.solids import SIZES
+from training.data.synthetic import SyntheticObject, build_object, synthetic_object
+from training.data.synthetic_config import CONFIGS, SyntheticConfig
+
+EVALUATION_SEED = 9_000  # a series of objects that training never uses; held against every bundle's lineage
+
+
+def bundle_config(bundle: Bundle) -> SyntheticConfig:
+    """What the bundle was trained on, by its own lineage; bundles that name no grammar know the basic one.
+
+    Raises:
+        ValueError: the lineage names an unknown grammar, or training used the objects of this benchmark.
+    """
+    stages: dict[str, dict[str, Any]] = bundle.lineage.get("stages", {})
+    if EVALUATION_SEED in {stage.get("data", {}).get("seed") for stage in stages.values()}:
+        raise ValueError(f"{bundle.root}: trained on data seed {EVALUATION_SEED}, whose objects are the test")
+    grammar = stages.get("diffusion", {}).get("data", {}).get("grammar", "basic")
+    if grammar not in CONFIGS:
+        raise ValueError(f"{bundle.root}: lineage names grammar = {grammar!r}, must be one of {', '.join(CONFIGS)}")
+    return CONFIGS[grammar]
+
+
+def nouns_of(config: SyntheticConfig) -> tuple[str, ...]:
+    """Every shape and composite object; what the shape probe tells apart."""
+    return config.shapes + config.composites
+
+
+def words_of(
+    noun: str, colour: str, config: SyntheticConfig, size: str = "medium", pattern: str = "plain", second: str = ""
+) -> ObjectWords:
+    """Facts of a single object; composite objects have one size."""
+    size = "large" if noun in COMPOSITES else size
+    return ObjectWords(noun, colour, size, pattern, second, grammar=config.grammar)
+
+
+def true_object(words: ObjectWords, number: int, config: SyntheticConfig) -> SyntheticObject:
+    """Instance `number` of what the words say; another number varies what they leave open."""
+    if config.grammar == "rich":
+        return build_object(words, EVALUATION_SEED, number, config)
+    return _basic_block(number, config)[words]
+
+
+def true_instances(words: ObjectWords, numbers: Sequence[int], config: SyntheticConfig) -> list[SyntheticObject]:
+    """Instances of a caption that tells no size: all sizes take turns."""
+    sizes = tuple(SIZES) if words.shape not in COMPOSITES and not words.relation else (words.size,)
+    return [true_object(words._replace(size=sizes[n % len(sizes)]), n, config) for n in numbers]
+
+
+def render_true(objects: Sequence[SyntheticObject], spec: BackboneSpec, size: int) -> Tensor:
+    """The views that the spec's denoiser generates, each object from its own distance: [N, V, 4, S, S]."""
+    views = spec.geometry.views
+    azimuths = torch.arange(views) * (360.0 / views)
+    elevations = torch.full((views,), float(spec.elevation_deg))
+    seen = []
+    for made in objects:
+        distance = float(np.linalg.norm(made.camera_to_world_zup[0, :3, 3]))
+        poses = orbit_camera_to_world(elevations, azimuths, torch.full((views,), distance))
+        rgba = render_views(made.primitives, y_up_to_z_up(poses.double().numpy()), size).rgba
+        seen.append(torch.from_numpy(rgba).permute(0, 3, 1, 2))
+    return torch.stack(seen)
+
+
+def on_white(views: Tensor) -> Tensor:
+    """[..., 4, S, S] -> [..., 3, S, S]."""
+    rgb, alpha = views[..., :3, :, :], views[..., 3:, :, :]
+    return rgb * alpha + 1.0 - alpha
+
+
+def from_white(images: Tensor) -> Tensor:
+    """Frames on white without alpha, [..., 3, S, S], as views: what differs clearly from white is opaque."""
+    opaque = images.amin(dim=-3, keepdim=True) < 0.85
+    return torch.cat([images, opaque.to(images)], dim=-3)
+
+
+@functools.lru_cache(maxsize=64)
+def _basic_block(number: int, config: SyntheticConfig) -> dict[ObjectWords, SyntheticObject]:
+    """One block of the basic series: every combination of facts once."""
+    count = len(config.shapes) * len(config.colours) * len(config.sizes)
+    made = [synthetic_object(EVALUATION_SEED, number * count + place, config) for place in range(count)]
+    return {item.words: replace(item) for item in made}
