@@ -85,6 +85,7 @@ class RenderWeights:
 class ReconConfig(StageConfig):
     """GSRecon: images of an object -> grid of Gaussians."""
 
+    start: Path | None = None  # finished run of this stage to start from; none starts from random weights
     weights: RenderWeights = RenderWeights()
     position_weight: float = 1.0  # Gaussians of the object against the true surface points of their pixels
     colour_weight: float = 0.0  # Gaussians of the object against the colours of their pixels

@@ -26,7 +26,7 @@ def decay_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict
 
 def build_optimizer(groups: list[dict[str, Any]], config: Optim) -> torch.optim.AdamW:
     """AdamW over the groups."""
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def learning_rate(step: int, config: Optim) -> float:

@@ -26,7 +26,7 @@ RECON = ReconConfig(
     preset="nano/recon",
     backbone="nano",
     data=dataclasses.replace(_OBJECTS, batch_size=6, views=6),
-    optim=Optim(steps=1400, lr=2e-3, warmup_steps=50),
+    optim=Optim(steps=2400, lr=2e-3, warmup_steps=50),
     position_weight=10.0,
     colour_weight=1.0,
     run=RunOptions(out=_RUNS / "recon"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffsplat.gaussians import GRID_CHANNELS, Gaussians, grid_to_gaussians
 from diffsplat.gsrecon import build_gsrecon
 from diffsplat.render import render
-from training.checkpoint import save_finished
+from training.checkpoint import load_finished, save_finished
 from training.config import ReconConfig
 from training.data.sample import Batch
 from training.data.stream import BatchStream
@@ -21,6 +21,7 @@ from training.stages.common import (
     batch_cameras,
     comparison_panel,
     input_images,
+    mixed_precision,
     object_stream,
     spec_of,
     validation_objects,
@@ -28,7 +29,7 @@ from training.stages.common import (
 
 
 class ReconStage:
-    """Trains GSRecon from scratch."""
+    """Trains GSRecon, from scratch or from an earlier run."""
 
     name = "recon"
 
@@ -38,8 +39,10 @@ class ReconStage:
         self.geometry = self.spec.geometry
 
     def build(self) -> nn.Module:
-        """GSRecon, freshly initialised."""
+        """GSRecon, freshly initialised or from an earlier run."""
         self.gsrecon = build_gsrecon(self.spec)
+        if self.config.start is not None:
+            load_finished(self.config.start, "gsrecon", self.gsrecon).requires_grad_(True)
         return self.gsrecon
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -58,7 +61,8 @@ class ReconStage:
         """Rendering loss on all views, and terms on the grid itself: they quicken the start and tidy the grid."""
         batch = batch.to(self.config.run.device)
         views = self.geometry.views
-        grid = self.gsrecon(input_images(batch, views), batch_cameras(batch, views))  # [B, Vi, 12, H, W]
+        with mixed_precision(self.config):
+            grid = self.gsrecon(input_images(batch, views), batch_cameras(batch, views)).float()  # [B, Vi, 12, H, W]
         gaussians = grid_to_gaussians(grid, batch_cameras(batch, views), self.geometry)
         size = self.geometry.grid_size
         renders = render(gaussians, batch_cameras(batch), size, size, self.geometry)
