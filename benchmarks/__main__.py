@@ -10,12 +10,12 @@ from pathlib import Path
 
 from benchmarks.machine import machine_name
 
-# name -> arguments; each is a module of this package that prints its table and writes it with `--json PATH`
-BENCHMARKS: dict[str, list[str]] = {
-    "rasterizer": [],
-    "formats": [],
-    "quality": ["bundles/pico"],
-    "ensemble_overhead": ["bundles/pico"],
+# name -> module of this package, and its arguments; each prints its table and writes it with `--json PATH`
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "rasterizer": ("rasterizer",),
+    "formats": ("formats",),
+    "quality": ("quality", "bundles/pico"),
+    "ensemble_overhead": ("ensemble_overhead", "bundles/pico"),
 }
 
 
@@ -32,8 +32,9 @@ def main() -> int:
     failed = 0
     for number, name in enumerate(names, start=1):
         print(f"\n=== {number} of {len(names)}: {name}", flush=True)
-        arguments = [*BENCHMARKS[name], "--json", str(folder / f"{name}.json")]
-        failed += subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments]).returncode != 0
+        module, *arguments = BENCHMARKS[name]
+        command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--json", str(folder / f"{name}.json")]
+        failed += subprocess.run(command).returncode != 0
     return failed
 
 

@@ -27,25 +27,34 @@ from benchmarks.machine import describe_machine
 from benchmarks.quality.bars import missed_bars, table
 from benchmarks.quality.judge import confusions
 from benchmarks.quality.measure import QUICK_PLAN, Measured, Plan, measure
+from benchmarks.quality.ruler_cache import CACHE
 from benchmarks.quality.sheets import README_PROMPTS, comparison_sheet, prompts_sheet, write_turntables
 from benchmarks.quality.truth import bundle_config
 from diffsplat.bundle import Bundle, open_bundle
 from diffsplat.pipeline import Pipeline
 
 _SWEEP_PROMPTS = 24
+_LISTED = 12  # nouns whose mistakes are printed
 
 
 def main() -> int:
-    """Measure, print, write what was asked for."""
-    args = _parser().parse_args()
+    """Read the command line and run."""
+    args = parser().parse_args()
+    plan = QUICK_PLAN if args.quick else Plan()
+    return run(args, plan._replace(sweep_prompts=_SWEEP_PROMPTS if args.sweep else 0))
+
+
+def run(args: argparse.Namespace, plan: Plan, cache: Path = CACHE) -> int:
+    """Measure, print, write what was asked for; 1 when a bar is missed."""
     bundle = open_bundle(args.bundle)
+    for path in (args.json, args.sheet, args.prompts_sheet):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     _write_pictures(bundle, args.prompts_sheet, args.turntables)
     if args.only_pictures:
         return 0
-    plan = QUICK_PLAN if args.quick else Plan()
-    measured = measure(bundle, plan._replace(sweep_prompts=_SWEEP_PROMPTS if args.sweep else 0))
+    measured = measure(bundle, plan, cache)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"machine": describe_machine(), **measured.figures}, indent=2) + "\n")
     if args.sheet:
         sheet = comparison_sheet(measured.verdicts, measured.views, measured.config, bundle.spec)
@@ -54,7 +63,8 @@ def main() -> int:
     return int(bool(measured.figures["missed"]))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
@@ -92,8 +102,11 @@ def _report(measured: Measured) -> str:
         for value, shares in values.items():
             parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share is not None)
             lines.append(f"{option} {value}: {parts}")
-    for noun, seen in confusions(measured.verdicts).items():
+    wrong = sorted(confusions(measured.verdicts).items(), key=lambda item: -item[1].total())
+    for noun, seen in wrong[:_LISTED]:
         lines.append(f"  {noun}: seen as " + ", ".join(f"{name} ({count})" for name, count in seen.most_common(4)))
+    if len(wrong) > _LISTED:
+        lines.append(f"  and {len(wrong) - _LISTED} more nouns, see by_noun in the JSON file")
     if calibration.shape_confusions:
         pairs = [f"{pair} ({count})" for pair, count in list(calibration.shape_confusions.items())[:8]]
         lines.append("the probe's mistakes on true renders: " + ", ".join(pairs))

@@ -48,7 +48,7 @@ def table(figures: Mapping[str, Any], grammar: str, calibration: Calibration) ->
         ("held-out pairs", "heldout_accuracy", None, _held_out(figures)),
         ("patterns", "pattern_accuracy", _percent(calibration.pattern), "both colours and the shape"),
         ("relations", "relations_accuracy", _percent(calibration.relation), _fooled(calibration)),
-        ("silhouette IoU", "silhouette_iou", f"{calibration.silhouette_iou:.3f}", "true: other true objects"),
+        ("silhouette IoU", "silhouette_iou", f"{calibration.silhouette_iou:.3f}", "best of several true instances"),
         ("recon", "recon_psnr_db", None, "dB on novel views of unseen objects"),
         ("through the autoencoder", "vae_psnr_db", None, "dB"),
         ("autoencoder costs", "vae_drop_db", None, "dB"),

@@ -1,6 +1,7 @@
 """The whole measurement of one bundle, and the sweeps."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from benchmarks.quality.judge import Verdict, accuracies, judge, seed_spread
 from benchmarks.quality.progress import Phases
 from benchmarks.quality.reconstruction import reconstruct
 from benchmarks.quality.ruler import RULER_SIZES, Ruler, RulerSize, build_ruler, ruler_phases
-from benchmarks.quality.ruler_cache import load_ruler, ruler_path, save_ruler
+from benchmarks.quality.ruler_cache import CACHE, load_ruler, ruler_path, save_ruler
 from benchmarks.quality.truth import bundle_config
 from diffsplat.bundle import Bundle
 from diffsplat.pipeline import Pipeline
@@ -44,14 +45,15 @@ class Measured(NamedTuple):
     views: Tensor  # [N, V, 4, S, S] of the verdicts' objects
 
 
-def measure(bundle: Bundle, plan: Plan) -> Measured:
-    """All figures of a bundle, judged at the resolution of its splat grids."""
+def measure(bundle: Bundle, plan: Plan, cache: Path = CACHE) -> Measured:
+    """All figures of a bundle, judged at the resolution of its splat grids; fitted judges are kept in `cache`."""
     config = bundle_config(bundle)
     size = plan.ruler or RULER_SIZES[config.grammar]
     pixels = bundle.spec.geometry.grid_size
     cases = all_cases(config, plan.amounts)
     swept = sweep_cases(cases, plan.sweep_prompts)
-    kept = load_ruler(path := ruler_path(config, bundle.spec, pixels, size), config, bundle.spec, pixels)
+    path = ruler_path(cache, config, bundle.spec, pixels, size)
+    kept = load_ruler(path, config, bundle.spec, pixels)
     phases = {} if kept else ruler_phases(config, size)
     phases |= {_GENERATED: len(cases), _RECONSTRUCTED: 1, _TIMED: 1}
     if swept:

@@ -1,4 +1,4 @@
-"""Fitted rulers below `build/quality`: one is used again as long as nothing that made it has changed."""
+"""Fitted rulers, kept below `build/quality`: one is used again as long as nothing that made it has changed."""
 
 import hashlib
 import json
@@ -18,12 +18,13 @@ from diffsplat.backbones import BackboneSpec
 from training.data.synthetic_config import SyntheticConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / "build" / "quality"
 _JUDGES = ("truth", "probe", "colour", "relations", "silhouette", "calibration", "ruler")
 _SOURCES = ("training/data", "diffsplat/cameras.py", *(f"benchmarks/quality/{name}.py" for name in _JUDGES))
 
 
-def ruler_path(config: SyntheticConfig, spec: BackboneSpec, pixels: int, size: RulerSize) -> Path:
-    """Where the ruler of these arguments and this code is kept."""
+def ruler_path(folder: Path, config: SyntheticConfig, spec: BackboneSpec, pixels: int, size: RulerSize) -> Path:
+    """Where below `folder` the ruler of these arguments and this code is kept."""
     content = hashlib.sha256()
     for source in _SOURCES:
         found = ROOT / source
@@ -31,7 +32,7 @@ def ruler_path(config: SyntheticConfig, spec: BackboneSpec, pixels: int, size: R
             content.update(path.read_bytes())
     views = [spec.geometry.views, spec.elevation_deg, pixels, torch.__version__]
     content.update(json.dumps([asdict(config), views, size], sort_keys=True).encode())
-    return ROOT / "build" / "quality" / f"{config.grammar}-{content.hexdigest()[:16]}.safetensors"
+    return folder / f"{config.grammar}-{content.hexdigest()[:16]}.safetensors"
 
 
 def save_ruler(path: Path, ruler: Ruler) -> None:

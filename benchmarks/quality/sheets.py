@@ -3,7 +3,7 @@
 Images are numpy uint8 [H, W, 3].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,11 +52,12 @@ def comparison_sheet(
     verdicts: Sequence[Verdict], views: Tensor, config: SyntheticConfig, spec: BackboneSpec, columns: int = 8
 ) -> np.ndarray:
     """Generated views above those of a true object of the same words; a choice of them where there are many."""
-    firsts: dict[object, int] = {verdict.case.words: row for row, verdict in reversed(list(enumerate(verdicts)))}
-    if len(firsts) > _MAX_CELLS:
-        firsts = {_kind(verdict): row for row, verdict in reversed(list(enumerate(verdicts)))}
+    rows_of = _grouped(verdicts, lambda verdict: verdict.case.words)
+    if len(rows_of) > _MAX_CELLS:
+        rows_of = _grouped(verdicts, _kind)
+    shown = [rows[number % len(rows)] for number, rows in enumerate(rows_of)]  # not always the first, which is red
     cells = []
-    for row in sorted(firsts.values()):
+    for row in shown:
         verdict, generated, words = verdicts[row], views[row], verdicts[row].case.words
         true = render_true([true_object(words, _TRUE_FIRST, config)], spec, generated.shape[-1])[0]
         rows = [np.concatenate(list(_pixels(on_white(one))), axis=1) for one in (generated, true)]
@@ -66,7 +67,7 @@ def comparison_sheet(
     return lay_out(cells, columns)
 
 
-def prompts_sheet(pipeline: Pipeline, prompts: Sequence[str], columns: int = 2) -> np.ndarray:
+def prompts_sheet(pipeline: Pipeline, prompts: Sequence[str], columns: int = 3) -> np.ndarray:
     """Four generated views of each prompt in a row, 256 px each."""
     poses = four_poses(pipeline.encode.spec)
     cells = []
@@ -110,6 +111,14 @@ def lay_out(cells: Sequence[Cell], columns: int, text_px: int = 13) -> np.ndarra
         ink = _INK if cell.good else _FAILED
         draw.text((left + width / 2, top + height + 2), _shortened(cell.caption, font, width), ink, font, anchor="ma")
     return np.asarray(sheet)
+
+
+def _grouped(verdicts: Sequence[Verdict], key: Callable[[Verdict], Hashable]) -> list[list[int]]:
+    """Rows of the verdicts that share a key."""
+    rows: dict[Hashable, list[int]] = {}
+    for row, verdict in enumerate(verdicts):
+        rows.setdefault(key(verdict), []).append(row)
+    return list(rows.values())
 
 
 def _kind(verdict: Verdict) -> tuple[str, ...]:
