@@ -1,10 +1,13 @@
-"""Multi-view attention on a STOCK diffusers UNet, and the denoiser cut into the two graphs that are exported.
+"""Multi-view attention on a STOCK diffusers UNet, and the denoiser cut into the graphs that are exported.
 
 Axes: B objects, R rows (request, guidance branch), V views of an object, N tokens of a view, L text tokens, D width of
-a text embedding, P width of the packed text context. Views are always the fastest index of a network's batch.
+a text embedding, P width of the packed text context, E width of a time embedding. Views are always the fastest index of
+a network's batch.
 
     text embeddings [R, L, D] -> TextContext -> context [R, L, P]                                  once per request
-    latents, plucker, timesteps, context -> DenoiserStep -> prediction [R, V, C, h, w]             once per step
+    pooled text [R, D'], sizes [R, 6] -> AddedEmbedding -> added [R, E]               SDXL alone, once per request
+    latents, plucker, timesteps, context (, condition latents) (, added)
+        -> DenoiserStep -> prediction [R, V, C, h, w]                                              once per step
 """
 
 from collections.abc import Mapping
@@ -17,9 +20,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
+from diffsplat.step_view import per_view, step_view, takes_added_embedding
 
+PLUCKER_CHANNELS = 6
 # attention processors get this keyword through the UNet's `cross_attention_kwargs`
-_PACKED = "text_is_packed"
+TEXT_IS_PACKED = "text_is_packed"
 
 
 class JointViewAttention:
@@ -90,19 +95,19 @@ def _attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tenso
     return attn.to_out[1](attn.to_out[0](out))
 
 
-def _text_layers(unet: UNet2DConditionModel) -> list[Attention]:
-    return [module for name, module in unet.named_modules() if name.endswith(".attn2")]
-
-
-def set_multiview_attention(unet: UNet2DConditionModel, num_views: int) -> None:
+def set_multiview_attention(network: Any, num_views: int) -> None:
     """Let every self-attention inside a transformer block see all `num_views` views; no weight is added or renamed.
 
-    The UNet's batch is then (object, view) with the view fastest, and `encoder_hidden_states` come once per view
-    [B * V, L, D] or once per object [B, L, D].
+    The batch is then (object, view) with the view fastest, and `encoder_hidden_states` come once per view [B * V, L, D]
+    or once per object [B, L, D].
+
+    Args:
+        network: a stock UNet2DConditionModel or ControlNetModel.
+        num_views: all views of an object, a condition view among them.
     """
-    processors = dict(unet.attn_processors)
+    processors = dict(network.attn_processors)
     offset = 0
-    for name, module in unet.named_modules():
+    for name, module in network.named_modules():
         if not name.endswith((".attn1", ".attn2")):
             continue
         assert isinstance(module, Attention), name
@@ -115,14 +120,30 @@ def set_multiview_attention(unet: UNet2DConditionModel, num_views: int) -> None:
             width = module.to_k.out_features
             processors[f"{name}.processor"] = TextAttention(num_views, offset, width)
             offset += 2 * width
-    unet.set_attn_processor(processors)
+    network.set_attn_processor(processors)
+
+
+def check_multiview_attention(network: Any, num_views: int) -> None:
+    """ValueError unless `set_multiview_attention` was called for that number of views."""
+    installed = {p.num_views for p in network.attn_processors.values() if isinstance(p, JointViewAttention)}
+    if installed != {num_views}:
+        raise ValueError(f"num_views = {num_views}: the network's attention is set for {installed or 'single'} views")
+
+
+def condition_views(unet: UNet2DConditionModel) -> int:
+    """Views that carry a clean condition image: 1 where the input has a mask channel, else 0."""
+    masks = unet.config.in_channels - unet.config.out_channels - PLUCKER_CHANNELS
+    if masks not in (0, 1):
+        allowed = ", ".join(str(unet.config.out_channels + PLUCKER_CHANNELS + mask) for mask in (0, 1))
+        raise ValueError(f"in_channels = {unet.config.in_channels}: must be one of {allowed} (text, image)")
+    return masks
 
 
 def build_denoiser(spec: BackboneSpec) -> UNet2DConditionModel:
     """The stock UNet of a backbone with multi-view attention, random weights; official state-dict names."""
     assert spec.family == "unet", spec.family
     unet = UNet2DConditionModel(**spec.denoiser)
-    set_multiview_attention(unet, spec.geometry.views)
+    set_multiview_attention(unet, spec.geometry.views + condition_views(unet))
     return unet
 
 
@@ -140,20 +161,21 @@ def stock_unet_config(official: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class TextContext(nn.Module):
-    """All text keys and values of a multi-view UNet, which do not depend on the step or on the view.
+    """All text keys and values of a multi-view UNet or ControlNet, which do not depend on the step or on the view.
 
-    Its layers are the UNet's own, so that gradients reach them.
+    Its layers are the network's own, so that gradients reach them.
     """
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         projections: list[nn.Module] = []
-        for layer in _text_layers(unet):
-            projections += [layer.to_k, layer.to_v]
+        for name, module in network.named_modules():
+            if name.endswith(".attn2"):
+                projections += [module.to_k, module.to_v]
         self.layers = nn.ModuleList(projections)
 
     def forward(self, text_embeddings: Tensor) -> Tensor:
-        """[R, L, D] -> [R, L, P]: (keys, values) of one layer after the other, as `unet.named_modules()` lists them."""
+        """[R, L, D] -> [R, L, P]: (keys, values) of one layer after the other, as `named_modules()` lists them."""
         return torch.cat([layer(text_embeddings) for layer in self.layers], dim=-1)
 
 
@@ -161,14 +183,19 @@ class DenoiserStep(nn.Module):
     """One evaluation of a multi-view UNet for R rows that may be at different timesteps."""
 
     def __init__(self, unet: UNet2DConditionModel, num_views: int) -> None:
+        """`num_views` counts the generated views; the attention of an image model spans one view more."""
         super().__init__()
-        installed = {p.num_views for p in unet.attn_processors.values() if isinstance(p, JointViewAttention)}
-        if installed != {num_views}:
-            raise ValueError(f"num_views = {num_views}: the UNet's attention is set for {installed or 'single'} views")
-        self.unet = unet
+        self.condition_views = condition_views(unet)
+        check_multiview_attention(unet, num_views + self.condition_views)
+        self.unet = step_view(unet)
         self.num_views = num_views
+        self.extra_inputs: tuple[str, ...] = ()  # what `forward` wants behind the context, in that order
+        if self.condition_views:
+            self.extra_inputs += ("condition_latents",)
+        if takes_added_embedding(unet):
+            self.extra_inputs += ("added",)
 
-    def forward(self, latents: Tensor, plucker: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, plucker: Tensor, timesteps: Tensor, context: Tensor, *extra: Tensor) -> Tensor:
         """Prediction of the rows' views.
 
         Args:
@@ -176,16 +203,49 @@ class DenoiserStep(nn.Module):
             plucker: [R, V, 6, h, w], rays of the views.
             timesteps: [R] float32.
             context: [R, L, P] from `TextContext`.
+            *extra: as listed in `extra_inputs`:
+                condition_latents: [R, C, h, w] of the condition image, never noised or scaled by c_in; zeros in the
+                    unconditional branch and where a request has no image.
+                added: [R, E] from `AddedEmbedding`.
 
         Returns:
             [R, V, C_out, h, w].
         """
-        sample = torch.cat([latents, plucker], dim=2).flatten(0, 1)  # [R * V, C + 6, h, w]
-        times = timesteps[:, None].expand(-1, self.num_views).reshape(-1)
+        return self.predict(latents, plucker, timesteps, context, *extra)
+
+    def predict(
+        self, latents: Tensor, plucker: Tensor, timesteps: Tensor, context: Tensor, *extra: Tensor, **stock: Any
+    ) -> Tensor:
+        """`forward` with further keywords of the stock UNet's own."""
+        assert len(extra) == len(self.extra_inputs), f"{len(extra)} inputs for {self.extra_inputs}"
+        given = dict(zip(self.extra_inputs, extra, strict=True))
+        sample = torch.cat([latents, plucker], dim=2)  # [R, V, C + 6, h, w]
+        if self.condition_views:
+            sample = _with_condition_view(sample, given["condition_latents"])
+        views = self.num_views + self.condition_views
+        if "added" in given:
+            stock["timestep_cond"] = per_view(given["added"], views)
         prediction = self.unet(
-            sample, times, encoder_hidden_states=context, cross_attention_kwargs={_PACKED: True}, return_dict=False
+            sample.flatten(0, 1),
+            timesteps[:, None].expand(-1, views).reshape(-1),
+            encoder_hidden_states=context,
+            cross_attention_kwargs={TEXT_IS_PACKED: True},
+            return_dict=False,
+            **stock,
         )[0]
-        return prediction.unflatten(0, (-1, self.num_views))
+        prediction = prediction.unflatten(0, (-1, views))
+        return prediction[:, 1:] if self.condition_views else prediction
+
+
+def _with_condition_view(sample: Tensor, condition_latents: Tensor) -> Tensor:
+    """[R, V, C + 6, h, w], [R, C, h, w] -> [R, 1 + V, C + 7, h, w]: the condition in front, then a mask channel.
+
+    The condition view has the rays of generated view 0 and mask 0; generated views have mask 1.
+    """
+    rays = sample[:, 0, condition_latents.shape[1] :]  # [R, 6, h, w]
+    masks = torch.ones_like(sample[:, :, :1])  # [R, V, 1, h, w]
+    condition = torch.cat([condition_latents, rays, torch.zeros_like(rays[:, :1])], dim=1)  # [R, C + 7, h, w]
+    return torch.cat([condition[:, None], torch.cat([sample, masks], dim=2)], dim=1)
 
 
 def expand_input_channels(

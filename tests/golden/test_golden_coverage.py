@@ -7,7 +7,9 @@ from safetensors import safe_open
 
 # part -> the module that tests it
 BUILT = {
+    "build_gaussians": "instant3d",
     "camera_chain": "cameras",
+    "controlnet": "controlnet",
     "e2e_latents_to_gaussians": "gsvae",
     "ema_lr": "ema_lr",
     "geometry": "cameras",
@@ -19,7 +21,11 @@ BUILT = {
     "gsvae_sdxl": "gsvae",
     "pipe_sd3_image": "sd3_pipelines",
     "pipe_sd3_text": "sd3_pipelines",
-    "pipe_sd_text": "pipe_sd_text",
+    "pipe_controlnet": "pipe_unet",
+    "pipe_sd_image": "pipe_unet",
+    "pipe_sd_instant3d_init": "pipe_unet",
+    "pipe_sd_text": "pipe_unet",
+    "pipe_sdxl_text": "pipe_unet",
     "ply": "ply",
     "renderer": "renderer",
     "scheduler_steps": "samplers",
@@ -27,7 +33,9 @@ BUILT = {
     "sd35m": "sd3",
     "sd3m": "sd3",
     "text_encoding": "text_encoding",
-    "unet_sd_text": "unet_sd_text",
+    "unet_sd_image": "unet",
+    "unet_sd_text": "unet",
+    "unet_sdxl": "unet",
 }
 
 

@@ -1,0 +1,35 @@
+"""The base model's image VAE, encoder half: the condition image of an image model, and Instant3D's first latents.
+
+Not the GSVAE: three channels of colour instead of twelve of splats. Axes: B images, C latent channels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ImageEncoder(nn.Module):
+    """Images to latents, multiplied by the VAE's scaling factor. Layers are the stock AutoencoderKL's own.
+
+    The shift of SD3's VAE is not subtracted: the published pipelines leave it out, although training did subtract it.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.encoder = vae.encoder
+        self.quant_conv = vae.quant_conv  # None in SD3's VAE
+        self.scaling_factor = float(vae.config.scaling_factor)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Posterior mean, what a condition view is made of: [B, 3, H, W] in [0, 1] -> [B, C, h, w]."""
+        return self.scaling_factor * self._moments(images).chunk(2, dim=1)[0]
+
+    def sample(self, images: Tensor, noise: Tensor) -> Tensor:
+        """As `forward`, drawn from the posterior with `noise` [B, C, h, w], standard normal."""
+        mean, log_variance = self._moments(images).chunk(2, dim=1)
+        return self.scaling_factor * (mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise)
+
+    def _moments(self, images: Tensor) -> Tensor:
+        hidden = self.encoder(2 * images - 1)
+        return hidden if self.quant_conv is None else self.quant_conv(hidden)

@@ -1,0 +1,81 @@
+"""A stock UNet or ControlNet as a denoising step calls it: what is the same for all steps is taken out and given to it.
+
+Axes: R rows (request, guidance branch), V views, D' width of the pooled text, E width of a time embedding.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+from torch import Tensor, nn
+
+
+def size_numbers(rows: int, grid_size: int) -> Tensor:
+    """SDXL's (original height, width, top, left, target height, width) as published: a whole view, [R, 6]."""
+    size = float(grid_size)
+    return torch.tensor([size, size, 0.0, 0.0, size, size]).expand(rows, -1)
+
+
+def takes_added_embedding(network: Any) -> bool:
+    """Whether the network is of SDXL's kind; ValueError for other kinds of added embeddings, which none of ours has."""
+    kind = network.config.addition_embed_type
+    if kind not in (None, "text_time"):
+        raise ValueError(f"addition_embed_type = {kind!r}: must be null or 'text_time'")
+    return kind is not None
+
+
+class AddedEmbedding(nn.Module):
+    """What SDXL adds to the time embedding of every step: the same for all steps and views of a request.
+
+    Its layers are those of the network (UNet or ControlNet), so that gradients reach them.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        if not takes_added_embedding(network):
+            raise ValueError("addition_embed_type is null: the network takes no pooled text and no sizes")
+        self.add_time_proj = network.add_time_proj
+        self.add_embedding = network.add_embedding
+
+    def forward(self, pooled: Tensor, sizes: Tensor) -> Tensor:
+        """Pooled text [R, D'] and six size numbers [R, 6] (`size_numbers`) -> [R, E]."""
+        numbers = self.add_time_proj(sizes.flatten()).reshape(pooled.shape[0], -1)
+        return self.add_embedding(torch.cat([pooled, numbers.to(pooled.dtype)], dim=-1))
+
+
+class _TimeAndAdded(nn.Module):
+    """SDXL's time embedding with the added one, which arrives through the stock keyword `timestep_cond`."""
+
+    def __init__(self, time_embedding: nn.Module) -> None:
+        super().__init__()
+        self.time_embedding = time_embedding
+
+    def forward(self, sample: Tensor, condition: Tensor) -> Tensor:
+        return self.time_embedding(sample) + condition
+
+
+def step_view(network: Any, **replaced: nn.Module) -> Any:
+    """The network as a step calls it: weights shared, what is computed once per request taken out.
+
+    The original is left as it is. From an SDXL network pooled text and sizes are taken, and `timestep_cond` of the view
+    is the output of `AddedEmbedding`. `replaced` exchanges further submodules. With nothing to do it is the network.
+    """
+    modules = dict(network._modules)
+    added = takes_added_embedding(network)
+    if added:
+        replaced = {**replaced, "time_embedding": _TimeAndAdded(network.time_embedding)}
+        del modules["add_time_proj"], modules["add_embedding"]
+    if not replaced:
+        return network
+    assert set(replaced) <= set(modules), set(replaced) - set(modules)
+    view = copy.copy(network)  # shallow: parameters and submodules stay the same objects
+    view._modules = {**modules, **replaced}
+    if added:
+        view._internal_dict = FrozenDict({**network.config, "addition_embed_type": None})
+    return view
+
+
+def per_view(rows: Tensor, num_views: int) -> Tensor:
+    """[R, ...] -> [R * V, ...]: every row repeated for its views."""
+    return rows[:, None].expand(-1, num_views, *[-1] * (rows.ndim - 1)).flatten(0, 1)
