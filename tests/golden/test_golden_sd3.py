@@ -1,8 +1,18 @@
 """The multi-view SD3 and SD3.5 transformers with the reference's weights, loaded strictly by their official names."""
 
 import pytest
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
-from diffsplat.sd3 import SD3Context, SD3Step, build_sd3, split_views, stack_views, stock_sd3_config
+from diffsplat.sd3 import (
+    PLUCKER_CHANNELS,
+    SD3Context,
+    SD3Step,
+    is_image_conditioned,
+    set_multiview_patches,
+    split_views,
+    stack_views,
+    stock_sd3_config,
+)
 
 PARTS = ["sd3m", "sd35m"]
 
@@ -10,16 +20,24 @@ PARTS = ["sd3m", "sd35m"]
 @pytest.mark.parametrize("part", PARTS)
 def test_transformer(part, golden, assert_close):
     file = golden(part)
+    transformer = SD3Transformer2DModel(**stock_sd3_config(file.config["transformer"])).eval().requires_grad_(False)
+    skipped = int(is_image_conditioned(transformer))  # the condition view, whose output nobody reads
     views = file.config["num_views"]
-    transformer = build_sd3(stock_sd3_config(file.config["transformer"]), views).eval().requires_grad_(False)
+    set_multiview_patches(transformer, views)
     transformer.load_state_dict(file.weights("transformer"))  # strict
     context_graph, step_graph = SD3Context(transformer), SD3Step(transformer, views)
+    channels = transformer.config.out_channels
     for case in file.cases:
-        given, expected = file.case_in(case), file.out(case)["sample"]
-        text, pooled, times = given["encoder_hidden_states"], given["pooled_projections"], given["timestep"]
-        seen = given["hidden_states"].unflatten(0, (-1, views))  # [R, V, C + 6, h, w]
+        given = file.case_in(case)
+        text, pooled = given["encoder_hidden_states"], given["pooled_projections"]
+        times = given["timestep"].float().expand(len(text))  # one number, or one per object
+        expected = file.out(case)["sample"].unflatten(0, (-1, views + skipped))
+        seen = given["hidden_states"].unflatten(0, (-1, views + skipped))  # [R, V', C', h, w]
         whole = transformer(stack_views(seen), text, pooled, times).sample
-        assert_close(split_views(whole, views).flatten(0, 1), expected, f"{case}: in one piece")
+        assert_close(split_views(whole, views + skipped), expected, f"{case}: in one piece")
+
         context, modulations = context_graph(text, pooled, times[:, None])  # every row has a schedule of its own
-        prediction = step_graph(seen[:, :, :-6], seen[:, :, -6:], modulations[:, 0], context)
-        assert_close(prediction.flatten(0, 1), expected, f"{case}: in two graphs")
+        latents, plucker = (seen[:, skipped:, a:b] for a, b in ((0, channels), (channels, channels + PLUCKER_CHANNELS)))
+        condition = (seen[:, 0, :channels],) if skipped else ()
+        prediction = step_graph(latents, plucker, modulations[:, 0], context, *condition)
+        assert_close(prediction, expected[:, skipped:], f"{case}: in two graphs")

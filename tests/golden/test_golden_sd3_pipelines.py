@@ -59,10 +59,12 @@ def test_sampling(part, golden, assert_close, noise_schedule):
         table = build_sampler(schedule, options["scheduler_type"], options["num_inference_steps"], eta=0.0)
         assert_close(table.timesteps, out["timesteps"], f"{case} timesteps")
         text, pooled = (
-            torch.cat([given[name] for name in ([f"negative_{kind}", kind] if guided else [kind])])
-            for kind in ("prompt_embeds", "pooled_prompt_embeds")
+            torch.cat([given[name].repeat_interleave(objects // len(given[name]), dim=0) for name in names])
+            for names in (
+                ("negative_prompt_embeds", "prompt_embeds")[-branches:],
+                ("negative_pooled_prompt_embeds", "pooled_prompt_embeds")[-branches:],
+            )
         )
-        assert len(text) == len(pooled) == branches * objects
         context, modulations = context_graph(text, pooled, table.timesteps)
 
         x, x0 = first * table.init_sigma, None
