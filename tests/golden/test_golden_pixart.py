@@ -1,0 +1,68 @@
+"""The multi-view PixArt transformers with the reference's weights, loaded strictly by their official names."""
+
+import pytest
+import torch
+
+from diffsplat.pixart import (
+    PLUCKER_CHANNELS,
+    PixArtStep,
+    build_pixart,
+    condition_views,
+    split_views,
+    stack_views,
+    stock_pixart_config,
+)
+from diffsplat.pixart_text import PixArtTextContext, drop_masked_tokens
+
+PARTS = ["pixart_alpha", "pixart_sigma"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_transformer(golden, assert_close, part):
+    file = golden(part)
+    config = stock_pixart_config(file.config["transformer"])
+    views = file.config["num_views"]
+    transformer = build_pixart(config, views).eval().requires_grad_(False)
+    transformer.load_state_dict(file.weights("transformer"))  # strict
+    condition = condition_views(transformer)
+    context_graph, step_graph = PixArtTextContext(transformer), PixArtStep(transformer, views)
+    channels = step_graph.latent_channels
+    for case in file.cases:
+        given, out = file.case_in(case), file.out(case)
+        seen = given["hidden_states"].unflatten(0, (-1, views + condition))  # [R, W, C', h, w]
+        expected = out["sample"].unflatten(0, (-1, views + condition))
+        rows = {name: per_object(tensor, *seen.shape[:2]) for name, tensor in given.items() if name != "hidden_states"}
+        times, text, mask = (rows.get(n) for n in ("timestep", "encoder_hidden_states", "encoder_attention_mask"))
+        sizes = None
+        if config["use_additional_conditions"]:
+            sizes = {name: rows[name] for name in ("resolution", "aspect_ratio")}
+        if "pos_embed" in out:
+            assert_close(transformer.pos_embed.pos_embed, out["pos_embed"], f"{case}: position table")
+        variants = {"padded text": (text, mask)}
+        if mask is not None:
+            variants["without the padding"] = drop_masked_tokens(text, mask)
+        for variant, (tokens, kept) in variants.items():
+            context = context_graph(tokens)
+            whole = transformer(
+                stack_views(seen),
+                encoder_hidden_states=context,
+                timestep=times,
+                encoder_attention_mask=kept,
+                added_cond_kwargs=sizes,
+            ).sample  # all channels, the learned variance too
+            assert_close(split_views(whole, views + condition), expected, f"{case}, {variant}: transformer")
+            if sizes is None:  # steps are for the 512 px bases, which have no size embeddings
+                latents, plucker = seen[:, condition:].split([channels, PLUCKER_CHANNELS, condition], dim=2)[:2]
+                image = seen[:, 0, :channels] if condition else None
+                prediction = step_graph(latents, plucker, times.float(), context, kept, image)
+                assert_close(prediction, expected[:, condition:, :channels], f"{case}, {variant}: step")
+
+
+def per_object(tensor: torch.Tensor, objects: int, attended: int) -> torch.Tensor:
+    """What the reference repeats for the views of an object, or gives once for all, once per object."""
+    if tensor.numel() == 1:
+        return tensor.reshape(1).expand(objects)
+    rows = tensor[::attended]
+    assert torch.equal(rows.repeat_interleave(attended, dim=0), tensor), "the views of an object differ"
+    assert len(rows) == objects
+    return rows
