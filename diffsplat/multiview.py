@@ -123,11 +123,12 @@ def set_multiview_attention(network: Any, num_views: int) -> None:
     network.set_attn_processor(processors)
 
 
-def check_multiview_attention(network: Any, num_views: int) -> None:
-    """ValueError unless `set_multiview_attention` was called for that number of views."""
+def check_multiview_attention(network: Any, num_views: int, condition_views: int = 0) -> None:
+    """ValueError unless `set_multiview_attention` was called for that number of generated and condition views."""
     installed = {p.num_views for p in network.attn_processors.values() if isinstance(p, JointViewAttention)}
-    if installed != {num_views}:
-        raise ValueError(f"num_views = {num_views}: the network's attention is set for {installed or 'single'} views")
+    if installed != {num_views + condition_views}:
+        wanted = f"num_views = {num_views}{' and a condition view' * condition_views}"
+        raise ValueError(f"{wanted}: the network's attention is set for {installed or 'single'} views")
 
 
 def condition_views(unet: UNet2DConditionModel) -> int:
@@ -186,7 +187,7 @@ class DenoiserStep(nn.Module):
         """`num_views` counts the generated views; the attention of an image model spans one view more."""
         super().__init__()
         self.condition_views = condition_views(unet)
-        check_multiview_attention(unet, num_views + self.condition_views)
+        check_multiview_attention(unet, num_views, self.condition_views)
         self.unet = step_view(unet)
         self.num_views = num_views
         self.extra_inputs: tuple[str, ...] = ()  # what `forward` wants behind the context, in that order
