@@ -8,6 +8,8 @@ residuals, K numbers of all residuals of a row.
     latents, plucker, timesteps, context, hints, scales (, added) -> ControlStep -> residuals [R, K]   once per step
     what DenoiserStep takes, residuals -> ControlledDenoiserStep -> prediction [R, V, C, h, w]     once per step
 
+Networks are typed `Any`: diffusers hides the attributes of its models from type checkers.
+
 Residuals travel as one tensor, so that rows without a ControlNet, or with another one, are zeros or slices of it.
 """
 
@@ -16,7 +18,6 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
@@ -91,7 +92,7 @@ def unpack_residuals(packed: Tensor, shapes: list[tuple[int, int, int]], num_vie
 class HintEncoder(nn.Module):
     """Hint images to features, which do not depend on step or guidance branch. Layers are the ControlNet's own."""
 
-    def __init__(self, controlnet: ControlNetModel, num_views: int) -> None:
+    def __init__(self, controlnet: Any, num_views: int) -> None:
         super().__init__()
         self.encoder = controlnet.controlnet_cond_embedding
         self.num_views = num_views
@@ -109,7 +110,7 @@ class HintEncoder(nn.Module):
 class ControlStep(nn.Module):
     """One evaluation of a multi-view ControlNet for R rows that may be at different timesteps."""
 
-    def __init__(self, controlnet: ControlNetModel, num_views: int) -> None:
+    def __init__(self, controlnet: Any, num_views: int) -> None:
         super().__init__()
         check_multiview_attention(controlnet, num_views)
         self.controlnet = step_view(controlnet, controlnet_cond_embedding=nn.Identity())
@@ -159,7 +160,7 @@ class ControlStep(nn.Module):
 class ControlledDenoiserStep(nn.Module):
     """A `DenoiserStep` that adds residuals to the UNet's skip and mid tensors; zeros leave it as it is."""
 
-    def __init__(self, unet: UNet2DConditionModel, num_views: int) -> None:
+    def __init__(self, unet: Any, num_views: int) -> None:
         super().__init__()
         self.step = DenoiserStep(unet, num_views)
         if self.step.condition_views:

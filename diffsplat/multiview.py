@@ -131,7 +131,7 @@ def check_multiview_attention(network: Any, num_views: int, condition_views: int
         raise ValueError(f"{wanted}: the network's attention is set for {installed or 'single'} views")
 
 
-def condition_views(unet: UNet2DConditionModel) -> int:
+def condition_views(unet: Any) -> int:
     """Views that carry a clean condition image: 1 where the input has a mask channel, else 0."""
     masks = unet.config.in_channels - unet.config.out_channels - PLUCKER_CHANNELS
     if masks not in (0, 1):
