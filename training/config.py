@@ -98,6 +98,7 @@ class VaeConfig(StageConfig):
 
     recon: Path = Path("runs/pico/recon")  # finished run of the recon stage
     vae: Path | None = None  # finished run of this stage to start from; none starts from random weights
+    first_weights: Literal["random", "average"] = "random"  # of a new autoencoder (stages.vae_start)
     part: Literal["all", "decoder"] = "all"  # what is trained; "decoder" keeps the latents of `vae` as they are
     weights: RenderWeights = RenderWeights()
     grid_weight: float = 1.0

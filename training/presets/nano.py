@@ -38,6 +38,7 @@ VAE = VaeConfig(
     data=dataclasses.replace(_OBJECTS, batch_size=4, views=6),
     optim=Optim(steps=4000, lr=1e-3, warmup_steps=50, precision="bfloat16"),
     weights=RenderWeights(image=2.0, ssim=0.1),
+    first_weights="average",
     render_weight=0.1,
     rendered_objects=1,
     recon=_RUNS / "recon",

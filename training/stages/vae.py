@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffsplat.gaussians import GRID_CHANNELS, grid_to_gaussians
 from diffsplat.gsrecon import build_gsrecon
-from diffsplat.gsvae import GSVAE, Posterior, build_gsvae
+from diffsplat.gsvae import Posterior, build_gsvae
 from diffsplat.render import Renders, render
 from training.checkpoint import load_finished, read_finished, save_finished
 from training.config import VaeConfig
@@ -26,11 +26,11 @@ from training.stages.common import (
     spec_of,
     validation_objects,
 )
+from training.stages.vae_start import start_almost_deterministic, start_as_average
 
 # How much an error in a channel of the grid shows: colour and depth plainly, the turn of small splats hardly.
 _CHANNEL_WEIGHTS = {"rgb": 3.0, "scale": 1.0, "quat_wxyz": 0.25, "opacity": 1.0, "depth": 10.0}
 _TRANSPARENT_WEIGHT = 0.05  # share of an opaque pixel's weight that a fully transparent one has
-_FIRST_LOG_VARIANCE = -6.0
 _MEASURED_BATCHES = 16  # batches behind the measured latent scale
 
 
@@ -53,6 +53,8 @@ class VaeStage:
         self.gsrecon = load_finished(self.config.recon, "gsrecon", build_gsrecon(self.spec)).to(self.config.run.device)
         self.gsvae = build_gsvae(self.spec)
         if self.config.vae is None:
+            if self.config.first_weights == "average":
+                start_as_average(self.gsvae)
             start_almost_deterministic(self.gsvae)
         else:
             load_finished(self.config.vae, "gsvae", self.gsvae).requires_grad_(True)
@@ -147,19 +149,6 @@ class VaeStage:
         gaussians = grid_to_gaussians(grid, batch_cameras(batch, self.geometry.views), self.geometry)
         size = self.geometry.grid_size
         return render(gaussians, batch_cameras(batch), size, size, self.geometry)
-
-
-def start_almost_deterministic(gsvae: GSVAE) -> None:
-    """Let the posterior start with a standard deviation of about 0.05.
-
-    At the usual 1 the noise drowns what little an untrained encoder says, and colours appear many times later.
-    """
-    vae = gsvae.vae
-    layer = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv  # means first, then log variances
-    with torch.no_grad():
-        half = layer.bias.shape[0] // 2
-        layer.bias[half:] += _FIRST_LOG_VARIANCE
-        layer.weight[half:] *= 0.1
 
 
 def visible_error(decoded: Tensor, grid: Tensor) -> Tensor:

@@ -1,0 +1,97 @@
+"""What weights an untrained GSVAE starts from."""
+
+from itertools import chain
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from diffsplat.gaussians import GRID_CHANNELS
+from diffsplat.gsvae import GSVAE
+
+_FIRST_LOG_VARIANCE = -6.0
+_AVERAGED = ("rgb", "opacity", "depth", "scale")  # what shows; the turn of small splats hardly does
+
+
+def start_almost_deterministic(gsvae: GSVAE) -> None:
+    """Let the posterior start with a standard deviation of about 0.05.
+
+    At the usual 1 the noise drowns what little an untrained encoder says, and colours appear many times later.
+    """
+    vae = gsvae.vae
+    layer = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv  # means first, then log variances
+    with torch.no_grad():
+        half = layer.bias.shape[0] // 2
+        layer.bias[half:] += _FIRST_LOG_VARIANCE
+        layer.weight[half:] *= 0.1
+
+
+@torch.no_grad()
+def start_as_average(gsvae: GSVAE) -> None:
+    """Let the autoencoder start as one that averages patches and spreads the averages smoothly again.
+
+    From the usual random weights a small autoencoder needs thousands of steps to learn that colours pass through it.
+    Here residual branches and attention start at zero, what changes a width starts as the identity, and every averaged
+    channel travels twice, as x and as -x, since ``silu(x) - silu(-x) = x``. All other weights keep their random start.
+    """
+    vae = gsvae.vae
+    kept = [index for name in _AVERAGED for index in range(*GRID_CHANNELS[name].indices(vae.config.in_channels))]
+    kept = kept[: vae.config.latent_channels]
+    count = len(kept)
+    for module in chain(vae.encoder.modules(), vae.decoder.modules()):
+        if isinstance(module, ResnetBlock2D):
+            _zero(module.conv2)
+            if module.conv_shortcut is not None:
+                _diagonal(module.conv_shortcut, torch.ones(1, 1))
+        elif isinstance(module, Attention):
+            _zero(module.to_out[0])
+        elif isinstance(module, Downsample2D):  # padded at the right and the bottom only: the first 2 x 2 taps
+            _diagonal(module.conv, torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / 4)
+        elif isinstance(module, Upsample2D):
+            binomial = torch.tensor([1.0, 2.0, 1.0]) / 4
+            _diagonal(module.conv, torch.outer(binomial, binomial))
+    for convolution in (vae.quant_conv, vae.post_quant_conv):
+        if convolution is not None:
+            _diagonal(convolution, torch.ones(1, 1))
+    _split(vae.encoder.conv_in, kept)
+    _join(vae.encoder.conv_out, list(range(count)), count)
+    _split(vae.decoder.conv_in, list(range(count)))
+    _join(vae.decoder.conv_out, kept, count)
+
+
+def _zero(layer: nn.Conv2d | nn.Linear) -> None:
+    layer.weight.zero_()
+    assert layer.bias is not None
+    layer.bias.zero_()
+
+
+def _diagonal(convolution: nn.Conv2d, kernel: torch.Tensor) -> None:
+    """Every channel through `kernel` on its own; output channels beyond the input's keep what they are."""
+    shared = min(convolution.in_channels, convolution.out_channels)
+    convolution.weight[:shared] = 0.0
+    convolution.weight[range(shared), range(shared)] = kernel
+    assert convolution.bias is not None
+    convolution.bias[:shared] = 0.0
+
+
+def _split(convolution: nn.Conv2d, sources: list[int]) -> None:
+    """First output channels: the input channels `sources`, then their negatives."""
+    count = len(sources)
+    assert 2 * count <= convolution.out_channels, "the autoencoder is too narrow to carry its averages"
+    convolution.weight[: 2 * count] = 0.0
+    convolution.weight[range(count), sources, 1, 1] = 1.0
+    convolution.weight[range(count, 2 * count), sources, 1, 1] = -1.0
+    assert convolution.bias is not None
+    convolution.bias[: 2 * count] = 0.0
+
+
+def _join(convolution: nn.Conv2d, targets: list[int], count: int) -> None:
+    """Output channels `targets`: first input channels minus those that hold their negatives."""
+    convolution.weight[targets] = 0.0
+    convolution.weight[targets, range(count), 1, 1] = 1.0
+    convolution.weight[targets, range(count, 2 * count), 1, 1] = -1.0
+    assert convolution.bias is not None
+    convolution.bias[targets] = 0.0
