@@ -1,0 +1,277 @@
+"""ElevEst: the elevation from which a photo looks at its object. DINOv2 with registers, and two small heads.
+
+The class token gives scores of 25 bins of 2 degrees and an offset within the bin. Inside the network elevation is
+negative above the horizon, as published; `ElevationEstimator`, the graph that is served, gives the user's sign.
+Axes: B images, L patches, T tokens (class, registers, patches), D width, K bins. State-dict names are the official ones.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class DinoConfig:
+    """Architecture of a DINOv2 backbone; the defaults are ViT-B/14 with registers."""
+
+    image_size: int = 518  # that the position table was trained for
+    patch_size: int = 14
+    dim: int = 768
+    num_blocks: int = 12
+    num_heads: int = 12
+    num_registers: int = 4
+    mlp_ratio: int = 4
+
+
+@dataclass(frozen=True)
+class ElevEstConfig:
+    """Architecture of one ElevEst; the defaults are the published one."""
+
+    backbone: DinoConfig = field(default_factory=DinoConfig)
+    input_size: int = 224
+    num_bins: int = 25
+    lowest_deg: float = -40.0  # of the network's sign: negative is above the horizon
+    highest_deg: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would only fail at the first image."""
+        for name, size in (("input_size", self.input_size), ("backbone.image_size", self.backbone.image_size)):
+            if size % self.backbone.patch_size:
+                raise ValueError(f"{name} = {size}: must be a multiple of the patch size {self.backbone.patch_size}")
+
+
+class DinoTokens(NamedTuple):
+    """What the backbone makes of images, after its last norm."""
+
+    class_token: Tensor  # [B, D]
+    registers: Tensor  # [B, registers, D]
+    patches: Tensor  # [B, L, D] row-major
+
+
+class PatchEmbed(nn.Module):
+    """Patches to tokens; only there to give the official parameter names."""
+
+    def __init__(self, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, L, D]."""
+        return self.proj(images).flatten(2).mT
+
+
+class Attention(nn.Module):
+    """Full self-attention with one projection for queries, keys and values."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, T, d]
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear layers around an exact GELU."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with layer scale."""
+
+    def __init__(self, config: DinoConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, config.num_heads)
+        self.mlp = MLP(dim, config.mlp_ratio * dim)
+        self.ls1, self.ls2 = LayerScale(dim), LayerScale(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class DinoV2(nn.Module):
+    """Vision transformer of Oquab et al. 2023 with the registers of Darcet et al. 2023."""
+
+    def __init__(self, config: DinoConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, side = config.dim, config.image_size // config.patch_size
+        self.cls_token = nn.Parameter(1e-6 * torch.randn(1, 1, dim))
+        self.register_tokens = nn.Parameter(1e-6 * torch.randn(1, config.num_registers, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))  # of DINOv2's own training; part of its files
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + side * side, dim))
+        self.patch_embed = PatchEmbed(config.patch_size, dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def position_table(self, height: int, width: int) -> Tensor:
+        """Positions of the class token and the patches of images of this size, in pixels: [1, 1 + L, D].
+
+        Bicubic with antialiasing, to a given number of patches rather than by a scale (offset 0), as the official
+        backbones with registers do.
+        """
+        side = self.config.image_size // self.config.patch_size
+        rows, columns = height // self.config.patch_size, width // self.config.patch_size
+        if (rows, columns) == (side, side):
+            return self.pos_embed
+        grid = self.pos_embed[:, 1:].mT.unflatten(-1, (side, side))  # [1, D, side, side]
+        resized = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
+        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).mT], dim=1)
+
+    def forward(self, images: Tensor, positions: Tensor | None = None) -> DinoTokens:
+        """Encode images.
+
+        Args:
+            images: [B, 3, H, W] normalised by ImageNet's mean and deviation; sides are multiples of the patch size.
+            positions: `position_table` of their size, where the caller keeps it.
+        """
+        if positions is None:
+            positions = self.position_table(images.shape[-2], images.shape[-1])
+        batch, registers = images.shape[0], self.config.num_registers
+        x = torch.cat([self.cls_token.expand(batch, -1, -1), self.patch_embed(images)], dim=1) + positions
+        x = torch.cat([x[:, :1], self.register_tokens.expand(batch, -1, -1), x[:, 1:]], dim=1)  # [B, T, D]
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return DinoTokens(x[:, 0], x[:, 1 : 1 + registers], x[:, 1 + registers :])
+
+
+class ElevationPrediction(NamedTuple):
+    """What the heads say; degrees of the network's sign."""
+
+    logits: Tensor  # [B, K] scores of the bins, lowest first
+    offset_deg: Tensor  # [B] from the lower edge of the bin, not clamped
+
+
+class ElevEst(nn.Module):
+    """Backbone and heads.
+
+    Args:
+        backbone: gives `DinoTokens`.
+        dim: width of its class token, and of the heads.
+        num_bins: bins from `lowest_deg` to `highest_deg`.
+        lowest_deg: lower edge of the first bin, of the network's sign.
+        highest_deg: upper edge of the last bin.
+    """
+
+    lower_bounds: Tensor  # [K] degrees
+
+    def __init__(self, backbone: nn.Module, dim: int, num_bins: int, lowest_deg: float, highest_deg: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.cls_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, num_bins))
+        self.offset_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 1))
+        self.bin_width_deg = (highest_deg - lowest_deg) / num_bins
+        self.register_buffer("lower_bounds", lowest_deg + self.bin_width_deg * torch.arange(num_bins))
+
+    def forward(self, images: Tensor, positions: Tensor | None = None) -> ElevationPrediction:
+        """Images as `images.elevation_input` makes them [B, 3, 224, 224] -> predictions; `positions` as in `DinoV2`."""
+        return self.heads(self.backbone(images, positions).class_token)
+
+    def heads(self, class_token: Tensor) -> ElevationPrediction:
+        """Class token [B, D] -> predictions."""
+        return ElevationPrediction(self.cls_head(class_token), self.offset_head(class_token)[:, 0])
+
+    def internal_elevation_deg(self, prediction: ElevationPrediction) -> Tensor:
+        """Lower edge of the best bin plus the offset clamped to the bin: [B] degrees, NEGATIVE above the horizon."""
+        offset = prediction.offset_deg.clamp(0.0, self.bin_width_deg)
+        return self.lower_bounds[prediction.logits.argmax(dim=-1)] + offset
+
+
+class ElevationEstimator(nn.Module):
+    """The graph that is served: image to the user's elevation. The position table is resized once, here."""
+
+    positions: Tensor  # [1, 1 + L, D]
+
+    def __init__(self, network: ElevEst, input_size: int = 224) -> None:
+        super().__init__()
+        self.network = network
+        positions = network.backbone.position_table(input_size, input_size)  # type: ignore[operator]
+        self.register_buffer("positions", positions.detach().clone(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as `images.elevation_input` makes them [B, 3, 224, 224] -> [B] degrees, POSITIVE above the horizon."""
+        return -self.network.internal_elevation_deg(self.network(images, self.positions))
+
+
+class ElevationLosses(NamedTuple):
+    """Training loss of ElevEst, means over the images."""
+
+    bins: Tensor  # [] cross-entropy
+    offset: Tensor  # [] squared degrees
+    error_deg: Tensor  # [] |estimate - truth|, without gradient
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised."""
+        return self.bins + self.offset
+
+
+def elevation_losses(
+    network: ElevEst, prediction: ElevationPrediction, internal_elevation_deg: Tensor, clamp_offset: bool = True
+) -> ElevationLosses:
+    """Losses of predictions for images of known elevation.
+
+    Args:
+        network: that made the prediction; its bins are used.
+        prediction: of B images.
+        internal_elevation_deg: [B] truth, NEGATIVE above the horizon.
+        clamp_offset: the published loss looks at the clamped offset, which has no gradient outside the bin; False
+            takes it as it is.
+
+    Raises:
+        ValueError: an elevation outside the bins.
+    """
+    low = float(network.lower_bounds[0])
+    high = float(network.lower_bounds[-1]) + network.bin_width_deg
+    if not bool(((internal_elevation_deg >= low) & (internal_elevation_deg <= high)).all()):
+        raise ValueError(
+            f"internal_elevation_deg = {internal_elevation_deg.tolist()}: all must be in {low:g} .. {high:g}"
+        )
+    bins = (torch.bucketize(internal_elevation_deg, network.lower_bounds, right=True) - 1).clamp_min(0)  # [B]
+    offset = prediction.offset_deg.clamp(0.0, network.bin_width_deg) if clamp_offset else prediction.offset_deg
+    error = (network.internal_elevation_deg(prediction) - internal_elevation_deg).abs().mean().detach()
+    return ElevationLosses(
+        F.cross_entropy(prediction.logits, bins),
+        F.mse_loss(offset, internal_elevation_deg - network.lower_bounds[bins]),
+        error,
+    )
+
+
+def build_elevest(config: ElevEstConfig | None = None) -> ElevEst:
+    """ElevEst, freshly initialised; the published architecture unless `config` names another."""
+    config = config or ElevEstConfig()
+    return ElevEst(
+        DinoV2(config.backbone), config.backbone.dim, config.num_bins, config.lowest_deg, config.highest_deg
+    )
