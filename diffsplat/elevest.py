@@ -2,7 +2,8 @@
 
 The class token gives scores of 25 bins of 2 degrees and an offset within the bin. Inside the network elevation is
 negative above the horizon, as published; `ElevationEstimator`, the graph that is served, gives the user's sign.
-Axes: B images, L patches, T tokens (class, registers, patches), D width, K bins. State-dict names are the official ones.
+Axes: B images, L patches, T tokens (class, registers, patches), D width, K bins.
+State-dict names are those of the official checkpoint.
 """
 
 from dataclasses import dataclass, field
@@ -74,7 +75,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, T, d]
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )  # [B, heads, T, d]
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -272,6 +275,4 @@ def elevation_losses(
 def build_elevest(config: ElevEstConfig | None = None) -> ElevEst:
     """ElevEst, freshly initialised; the published architecture unless `config` names another."""
     config = config or ElevEstConfig()
-    return ElevEst(
-        DinoV2(config.backbone), config.backbone.dim, config.num_bins, config.lowest_deg, config.highest_deg
-    )
+    return ElevEst(DinoV2(config.backbone), config.backbone.dim, config.num_bins, config.lowest_deg, config.highest_deg)
