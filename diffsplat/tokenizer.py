@@ -13,6 +13,8 @@ import torch
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
+from diffsplat.backbones_text import TextEncoderSpec
+
 _START, _END, _UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<unk>"
 
 
@@ -21,34 +23,64 @@ class TokenBatch(NamedTuple):
 
     input_ids: Tensor  # [R, L] int64, L = max_tokens
     truncated: list[bool]  # the prompt was longer than L
-    unknown_words: list[list[str]]  # words that a word-level vocabulary does not have, each once, in order
+    # words that a word-level vocabulary does not have, or characters that T5's does not have, each once, in order
+    unknown_words: list[list[str]]
+    mask: Tensor  # [R, L] bool, False on padding
 
 
 class Tokenizer:
-    """A `tokenizer.json` of the `tokenizers` library: CLIP's byte-pair encoding, or a word-level vocabulary of our own.
+    """A `tokenizer.json` of the `tokenizers` library: CLIP's byte pairs, T5's unigrams, or a word-level one of our own.
 
-    The file brings its start and end tokens by its post-processor. Prompts are padded with the file's padding token, or
-    with the end token where it names none (CLIP-L).
+    The file brings its start and end tokens by its post-processor.
+
+    Args:
+        inner: what the file holds.
+        max_tokens: length L of every row.
+        pad_token_id: what fills up short prompts; by default the file's padding token, or else the end token (CLIP-L).
+        start_token: whether a start token must be there; T5 has only an end token.
+        lower_case: strip and lower-case prompts, whatever the file does.
+
+    Raises:
+        ValueError: the file does not add exactly these tokens.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, max_tokens: int) -> None:
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        max_tokens: int,
+        pad_token_id: int | None = None,
+        start_token: bool = True,
+        lower_case: bool = False,
+    ) -> None:
         padding = inner.padding
         inner.no_padding()
         inner.no_truncation()  # both are done here, to know what was cut
         empty = inner.encode("").ids
-        if len(empty) != 2:
-            raise ValueError("the tokenizer must put one start and one end token around a prompt")
+        if len(empty) != 1 + start_token:
+            marks = "one start and one end token around" if start_token else "one end token behind"
+            raise ValueError(f"the tokenizer must put {marks} a prompt")
         self._inner = inner
         self.max_tokens = max_tokens
+        self._lower_case = lower_case
         self._end = empty[-1]
         self._pad: int = self._end if padding is None else padding["pad_id"]
+        if pad_token_id is not None:
+            self._pad = pad_token_id
         self._unknown: int | None = None
         if isinstance(inner.model, models.WordLevel):
             self._unknown = inner.token_to_id(inner.model.unk_token)
+        elif isinstance(inner.model, models.Unigram):
+            self._unknown = inner.token_to_id(_UNKNOWN)
+
+    @classmethod
+    def for_encoder(cls, source: str | os.PathLike[str], encoder: TextEncoderSpec) -> "Tokenizer":
+        """The tokenizer of a text encoder, from the text of a `tokenizer.json` or from its path: see `from_json`."""
+        inner = _read(source)
+        return cls(inner, encoder.max_tokens, encoder.pad_token_id, encoder.kind != "t5", encoder.lower_case)
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str], max_tokens: int | None = None) -> "Tokenizer":
-        """Read a tokenizer from the text of a `tokenizer.json` or from its path.
+        """Read a tokenizer with a start token from the text of a `tokenizer.json` or from its path.
 
         Args:
             source: the text (it starts with a brace) or a path.
@@ -58,8 +90,7 @@ class Tokenizer:
             ValueError: the file names no truncation length and `max_tokens` is not given, or it does not
                 add exactly one start and one end token.
         """
-        is_text = isinstance(source, str) and source.lstrip().startswith("{")
-        inner = tokenizers.Tokenizer.from_str(str(source) if is_text else Path(source).read_text(encoding="utf-8"))
+        inner = _read(source)
         truncation = inner.truncation
         if max_tokens is None:
             if truncation is None:
@@ -72,9 +103,14 @@ class Tokenizer:
         """Rows of the token embedding."""
         return self._inner.get_vocab_size()
 
-    def encode(self, prompts: Sequence[str]) -> TokenBatch:
-        """Tokens of prompts, each cut and padded to `max_tokens`; underscores count as spaces."""
+    def encode(self, prompts: Sequence[str], drop_padding: bool = False) -> TokenBatch:
+        """Tokens of prompts, each cut and padded to `max_tokens`; underscores count as spaces.
+
+        With `drop_padding` rows are padded to the longest one only: for encoders that mask padding.
+        """
         prompts = [prompt.replace("_", " ") for prompt in prompts]
+        if self._lower_case:
+            prompts = [prompt.lower().strip() for prompt in prompts]
         rows, truncated, unknown_words = [], [], []
         for prompt, encoding in zip(prompts, self._inner.encode_batch(prompts), strict=True):
             ids = encoding.ids
@@ -82,9 +118,19 @@ class Tokenizer:
             if truncated[-1]:
                 ids = ids[: self.max_tokens - 1] + [self._end]
             spans = [encoding.offsets[i] for i, token in enumerate(ids) if token == self._unknown]
-            unknown_words.append(list(dict.fromkeys(prompt[start:stop] for start, stop in spans)))
-            rows.append(ids + [self._pad] * (self.max_tokens - len(ids)))
-        return TokenBatch(torch.tensor(rows, dtype=torch.int64).reshape(-1, self.max_tokens), truncated, unknown_words)
+            unknown_words.append(list(dict.fromkeys(prompt[start:stop].strip() for start, stop in spans)))
+            rows.append(ids)
+        length = max(map(len, rows), default=0) if drop_padding else self.max_tokens
+        padded = [ids + [self._pad] * (length - len(ids)) for ids in rows]
+        input_ids = torch.tensor(padded, dtype=torch.int64).reshape(-1, length)
+        lengths = torch.tensor([len(ids) for ids in rows], dtype=torch.int64)
+        return TokenBatch(input_ids, truncated, unknown_words, torch.arange(length) < lengths[:, None])
+
+
+def _read(source: str | os.PathLike[str]) -> tokenizers.Tokenizer:
+    """From the text of a `tokenizer.json`, which starts with a brace, or from its path."""
+    is_text = isinstance(source, str) and source.lstrip().startswith("{")
+    return tokenizers.Tokenizer.from_str(str(source) if is_text else Path(source).read_text(encoding="utf-8"))
 
 
 def train_tokenizer(captions: Iterable[str], max_tokens: int) -> str:
