@@ -61,7 +61,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, L, D]."""
-        return self.proj(images).flatten(2).mT
+        return self.proj(images).flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -75,9 +75,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        )  # [B, heads, T, d]
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, T, 3, heads, D / heads]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, T, D / heads]
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -148,9 +147,9 @@ class DinoV2(nn.Module):
         rows, columns = height // self.config.patch_size, width // self.config.patch_size
         if (rows, columns) == (side, side):
             return self.pos_embed
-        grid = self.pos_embed[:, 1:].mT.unflatten(-1, (side, side))  # [1, D, side, side]
+        grid = self.pos_embed[:, 1:].transpose(1, 2).unflatten(-1, (side, side))  # [1, D, side, side]
         resized = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
-        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).mT], dim=1)
+        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
     def forward(self, images: Tensor, positions: Tensor | None = None) -> DinoTokens:
         """Encode images.

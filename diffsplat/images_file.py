@@ -1,7 +1,7 @@
 """A user's picture file to pixels: PNG, JPEG or WebP, from a stranger, so everything is checked before it is decoded.
 
-What comes out is upright RGB with straight alpha. Colour profiles are not applied, as in the reference. Every refusal is
-an `InvalidRequestError` (a ValueError) that names the field, its value and what is allowed.
+What comes out is upright RGB with straight alpha. Colour profiles are not applied, as in the reference.
+Every refusal is an `InvalidRequestError` (a ValueError) that names the field, its value and what is allowed.
 Axes: H W pixels of the file.
 """
 
