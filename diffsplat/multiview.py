@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.step_view import per_view, step_view, takes_added_embedding
+from diffsplat.views import condition_views, network_input
 
-PLUCKER_CHANNELS = 6
 # attention processors get this keyword through the UNet's `cross_attention_kwargs`
 TEXT_IS_PACKED = "text_is_packed"
 
@@ -131,34 +131,17 @@ def check_multiview_attention(network: Any, num_views: int, condition_views: int
         raise ValueError(f"{wanted}: the network's attention is set for {installed or 'single'} views")
 
 
-def condition_views(unet: Any) -> int:
-    """Views that carry a clean condition image: 1 where the input has a mask channel, else 0."""
-    masks = unet.config.in_channels - unet.config.out_channels - PLUCKER_CHANNELS
-    if masks not in (0, 1):
-        allowed = ", ".join(str(unet.config.out_channels + PLUCKER_CHANNELS + mask) for mask in (0, 1))
-        raise ValueError(f"in_channels = {unet.config.in_channels}: must be one of {allowed} (text, image)")
-    return masks
+def unet_condition_views(unet: Any) -> int:
+    """Of a stock UNet: see `views.condition_views`."""
+    return condition_views(unet.config.in_channels, unet.config.out_channels)
 
 
 def build_denoiser(spec: BackboneSpec) -> UNet2DConditionModel:
     """The stock UNet of a backbone with multi-view attention, random weights; official state-dict names."""
     assert spec.family == "unet", spec.family
     unet = UNet2DConditionModel(**spec.denoiser)
-    set_multiview_attention(unet, spec.geometry.views + condition_views(unet))
+    set_multiview_attention(unet, spec.geometry.views + unet_condition_views(unet))
     return unet
-
-
-def stock_unet_config(official: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments of the stock UNet for the `config.json` of an official DiffSplat denoiser.
-
-    Official block names carry an "MV"; three extra keys describe the input channels, counted by `in_channels` already.
-    """
-    config = {name: value for name, value in official.items() if not name.startswith(("_", "view_", "input_"))}
-    for name in ("down_block_types", "up_block_types"):
-        config[name] = [block.replace("MV2D", "2D") for block in config[name]]
-    if config.get("mid_block_type"):
-        config["mid_block_type"] = config["mid_block_type"].replace("MV2D", "2D")
-    return config
 
 
 class TextContext(nn.Module):
@@ -186,7 +169,7 @@ class DenoiserStep(nn.Module):
     def __init__(self, unet: UNet2DConditionModel, num_views: int) -> None:
         """`num_views` counts the generated views; the attention of an image model spans one view more."""
         super().__init__()
-        self.condition_views = condition_views(unet)
+        self.condition_views = unet_condition_views(unet)
         check_multiview_attention(unet, num_views, self.condition_views)
         self.unet = step_view(unet)
         self.num_views = num_views
@@ -205,8 +188,7 @@ class DenoiserStep(nn.Module):
             timesteps: [R] float32.
             context: [R, L, P] from `TextContext`.
             *extra: as listed in `extra_inputs`:
-                condition_latents: [R, C, h, w] of the condition image, never noised or scaled by c_in; zeros in the
-                    unconditional branch and where a request has no image.
+                condition_latents: [R, C, h, w], see `views.network_input`.
                 added: [R, E] from `AddedEmbedding`.
 
         Returns:
@@ -220,9 +202,7 @@ class DenoiserStep(nn.Module):
         """`forward` with further keywords of the stock UNet's own."""
         assert len(extra) == len(self.extra_inputs), f"{len(extra)} inputs for {self.extra_inputs}"
         given = dict(zip(self.extra_inputs, extra, strict=True))
-        sample = torch.cat([latents, plucker], dim=2)  # [R, V, C + 6, h, w]
-        if self.condition_views:
-            sample = _with_condition_view(sample, given["condition_latents"])
+        sample = network_input(latents, plucker, given.get("condition_latents"))  # [R, W, C + 6 (+ 1), h, w]
         views = self.num_views + self.condition_views
         if "added" in given:
             stock["timestep_cond"] = per_view(given["added"], views)
@@ -236,17 +216,6 @@ class DenoiserStep(nn.Module):
         )[0]
         prediction = prediction.unflatten(0, (-1, views))
         return prediction[:, 1:] if self.condition_views else prediction
-
-
-def _with_condition_view(sample: Tensor, condition_latents: Tensor) -> Tensor:
-    """[R, V, C + 6, h, w], [R, C, h, w] -> [R, 1 + V, C + 7, h, w]: the condition in front, then a mask channel.
-
-    The condition view has the rays of generated view 0 and mask 0; generated views have mask 1.
-    """
-    rays = sample[:, 0, condition_latents.shape[1] :]  # [R, 6, h, w]
-    masks = torch.ones_like(sample[:, :, :1])  # [R, V, 1, h, w]
-    condition = torch.cat([condition_latents, rays, torch.zeros_like(rays[:, :1])], dim=1)  # [R, C + 7, h, w]
-    return torch.cat([condition[:, None], torch.cat([sample, masks], dim=2)], dim=1)
 
 
 def expand_input_channels(

@@ -14,23 +14,12 @@ condition view in front), N tokens of a view, d width of the transformer, L text
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers.models.embeddings import PatchEmbed
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from diffsplat.pixart_text import take_packed_text
-
-PLUCKER_CHANNELS = 6
-MASK_CHANNELS = 1  # of networks with a condition view: 0 there, 1 on the generated views
-
-
-def stock_pixart_config(official: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments of the stock transformer for the `config.json` of an official DiffSplat denoiser.
-
-    Its extra keys describe the input channels, counted by `in_channels` already.
-    """
-    return {name: value for name, value in official.items() if not name.startswith(("_", "view_", "input_"))}
+from diffsplat.views import check_condition, condition_views, network_input, split_views, stack_views
 
 
 def build_pixart(config: Mapping[str, Any], num_views: int) -> PixArtTransformer2DModel:
@@ -41,17 +30,13 @@ def build_pixart(config: Mapping[str, Any], num_views: int) -> PixArtTransformer
         num_views: V, views that are generated; an image model has one more inside.
     """
     transformer = PixArtTransformer2DModel(**config)
-    set_tall_views(transformer, num_views + condition_views(transformer))
+    set_tall_views(transformer, num_views + pixart_condition_views(transformer))
     return transformer
 
 
-def condition_views(transformer: PixArtTransformer2DModel) -> int:
-    """Views that carry a clean condition image: 1 where the input has a mask channel, else 0."""
-    in_channels = int(transformer.config["in_channels"])
-    text = _latent_channels(transformer) + PLUCKER_CHANNELS
-    if in_channels not in (text, text + MASK_CHANNELS):
-        raise ValueError(f"in_channels = {in_channels}: must be one of {text}, {text + MASK_CHANNELS} (text, image)")
-    return in_channels - text
+def pixart_condition_views(transformer: PixArtTransformer2DModel) -> int:
+    """Of a stock transformer: see `views.condition_views`."""
+    return condition_views(int(transformer.config["in_channels"]), _latent_channels(transformer))
 
 
 def _latent_channels(transformer: PixArtTransformer2DModel) -> int:
@@ -108,34 +93,6 @@ class TallPatchEmbed(nn.Module):
         return (tokens + self.pos_embed.repeat(1, self.attended_views, 1)).to(tokens.dtype)
 
 
-def stack_views(views: Tensor) -> Tensor:
-    """[R, W, C, h, w] -> one tall picture per row [R, C, W * h, w]."""
-    return views.transpose(1, 2).flatten(2, 3)
-
-
-def split_views(pictures: Tensor, attended_views: int) -> Tensor:
-    """Inverse of `stack_views`."""
-    return pictures.unflatten(2, (attended_views, -1)).transpose(1, 2)
-
-
-def add_condition_view(latents: Tensor, plucker: Tensor, condition_latents: Tensor) -> Tensor:
-    """Network input of image-conditioned denoisers: the condition view in front, and a mask channel behind the rays.
-
-    Args:
-        latents: [R, V, C, h, w].
-        plucker: [R, V, 6, h, w]; the condition view shares the rays of view 0.
-        condition_latents: [R, C, h, w] of the image, never noised or scaled by c_in; zeros in the unconditional branch
-            and where a request has no image.
-
-    Returns:
-        [R, V + 1, C + 7, h, w]; the mask is 0 on the condition view and 1 on the generated ones.
-    """
-    first = condition_latents[:, None]
-    mask = torch.cat([torch.zeros_like(first[:, :, :MASK_CHANNELS]), torch.ones_like(latents[:, :, :MASK_CHANNELS])], 1)
-    rays = torch.cat([plucker[:, :1], plucker], dim=1)
-    return torch.cat([torch.cat([first, latents], dim=1), rays, mask], dim=2)
-
-
 class PixArtStep(nn.Module):
     """One evaluation of a multi-view PixArt transformer for R rows that may be at different timesteps."""
 
@@ -143,7 +100,7 @@ class PixArtStep(nn.Module):
         """`num_views` counts the generated views; the attention of an image model spans one view more."""
         super().__init__()
         self.num_views = num_views
-        self.condition_views = condition_views(transformer)
+        self.condition_views = pixart_condition_views(transformer)
         self.attended_views = num_views + self.condition_views
         installed = getattr(transformer.pos_embed, "attended_views", None)
         if installed != self.attended_views:
@@ -174,7 +131,7 @@ class PixArtStep(nn.Module):
             timesteps: [R] float32.
             context: [R, L, P] from `PixArtTextContext`.
             kept: [R, L], 1 or True where a token counts; None where all do.
-            condition_latents: [R, C, h, w] of the condition image, see `add_condition_view`; given exactly where the
+            condition_latents: [R, C, h, w] of the condition image, see `views.network_input`; given exactly where the
                 network has a condition view.
 
         Returns:
@@ -183,15 +140,9 @@ class PixArtStep(nn.Module):
         Raises:
             ValueError: `condition_latents` is missing or one too many.
         """
-        if (condition_latents is not None) != bool(self.condition_views):
-            must = "must" if self.condition_views else "must not"
-            raise ValueError(f"condition_latents: {must} be given to this transformer")
-        if condition_latents is None:
-            views = torch.cat([latents, plucker], dim=2)  # [R, V, C + 6, h, w]
-        else:
-            views = add_condition_view(latents, plucker, condition_latents)
+        check_condition(condition_latents, self.condition_views)
         prediction = self.transformer(
-            stack_views(views),
+            stack_views(network_input(latents, plucker, condition_latents)),
             encoder_hidden_states=context,
             timestep=timesteps,
             encoder_attention_mask=kept,

@@ -9,7 +9,7 @@ model in front), N tokens of a view, L text tokens, J width of a text embedding,
 M modulation numbers of one step.
 
     once per request   embeddings, pooled, timesteps [T] -> SD3Context -> context [R, L, D], modulations [R, T, M]
-    once per step      latents, plucker, modulations of the step [R, M], context (, condition)
+    once per step      latents, plucker, modulations of the step [R, M], context (, condition latents)
                            -> SD3Step -> prediction [R, V, C, h, w]
 """
 
@@ -25,8 +25,7 @@ from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZ
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
 
-PLUCKER_CHANNELS = 6
-MASK_CHANNELS = 1  # of image models: 0 on the condition view, 1 on the generated ones
+from diffsplat.views import check_condition, condition_views, network_input, split_views, stack_views
 
 
 class MultiviewPatchEmbed(nn.Module):
@@ -80,22 +79,9 @@ def build_sd3(config: Mapping[str, Any], num_views: int) -> SD3Transformer2DMode
     return transformer
 
 
-def stock_sd3_config(official: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments of the stock transformer for the `config.json` of an official DiffSplat denoiser.
-
-    Three extra keys describe the input channels, which `in_channels` has counted already.
-    """
-    return {name: value for name, value in official.items() if not name.startswith(("_", "view_", "input_"))}
-
-
-def is_image_conditioned(transformer: SD3Transformer2DModel) -> bool:
-    """Whether the network takes a condition view and the mask channel; ValueError for other numbers of channels."""
-    inputs, latents = transformer.config["in_channels"], transformer.config["out_channels"]
-    extra = inputs - latents - PLUCKER_CHANNELS
-    if extra not in (0, MASK_CHANNELS):
-        allowed = latents + PLUCKER_CHANNELS
-        raise ValueError(f"in_channels = {inputs}: must be {allowed} (text) or {allowed + MASK_CHANNELS} (image)")
-    return extra == MASK_CHANNELS
+def sd3_condition_views(transformer: SD3Transformer2DModel) -> int:
+    """Of a stock transformer: see `views.condition_views`."""
+    return condition_views(transformer.config["in_channels"], transformer.config["out_channels"])
 
 
 def set_multiview_patches(transformer: SD3Transformer2DModel, num_views: int) -> None:
@@ -105,38 +91,8 @@ def set_multiview_patches(transformer: SD3Transformer2DModel, num_views: int) ->
         transformer: a stock one.
         num_views: views that are generated; an image model has one more inside.
     """
-    patches: Any = MultiviewPatchEmbed(transformer.pos_embed, num_views + is_image_conditioned(transformer))
+    patches: Any = MultiviewPatchEmbed(transformer.pos_embed, num_views + sd3_condition_views(transformer))
     transformer.pos_embed = patches
-
-
-def stack_views(views: Tensor) -> Tensor:
-    """[R, V, C, h, w] -> tall image [R, C, V * h, w]."""
-    return views.transpose(1, 2).flatten(2, 3)
-
-
-def split_views(tall: Tensor, num_views: int) -> Tensor:
-    """Inverse of `stack_views`."""
-    return tall.unflatten(2, (num_views, -1)).transpose(1, 2)
-
-
-def network_input(latents: Tensor, plucker: Tensor, condition: Tensor | None = None) -> Tensor:
-    """What the network sees of every view.
-
-    Args:
-        latents: [R, V, C, h, w] of the generated views.
-        plucker: [R, V, 6, h, w] rays of the generated views; the condition view has those of view 0.
-        condition: [R, C, h, w] latents of the condition view, free of noise and zero where the image is to be ignored
-            (unconditional branch); None for a text model.
-
-    Returns:
-        [R, V', C + 6 (+ 1), h, w]: the condition view first; latents, rays, mask along channels.
-    """
-    if condition is None:
-        return torch.cat([latents, plucker], dim=2)
-    mask = torch.ones_like(plucker[:, :, :MASK_CHANNELS])
-    views = torch.cat([latents, plucker, mask], dim=2)
-    condition_view = torch.cat([condition[:, None], plucker[:, :1], torch.zeros_like(mask[:, :1])], dim=2)
-    return torch.cat([condition_view, views], dim=1)
 
 
 def _modulated_norms(transformer: SD3Transformer2DModel) -> list[Any]:
@@ -231,16 +187,20 @@ class SD3Step(nn.Module):
     def __init__(self, transformer: SD3Transformer2DModel, num_views: int) -> None:
         super().__init__()
         patches = transformer.pos_embed
-        condition_views = int(is_image_conditioned(transformer))
-        installed = patches.num_views - condition_views if isinstance(patches, MultiviewPatchEmbed) else "single"
+        self.condition_views = sd3_condition_views(transformer)
+        installed = patches.num_views - self.condition_views if isinstance(patches, MultiviewPatchEmbed) else "single"
         if installed != num_views:
             raise ValueError(f"num_views = {num_views}: the transformer's patches are set for {installed} views")
         self.transformer = _without_request_work(transformer)
         self.num_views = num_views
-        self.condition_views = condition_views
 
     def forward(
-        self, latents: Tensor, plucker: Tensor, modulations: Tensor, context: Tensor, condition: Tensor | None = None
+        self,
+        latents: Tensor,
+        plucker: Tensor,
+        modulations: Tensor,
+        context: Tensor,
+        condition_latents: Tensor | None = None,
     ) -> Tensor:
         """Prediction of the rows' generated views.
 
@@ -249,14 +209,12 @@ class SD3Step(nn.Module):
             plucker: [R, V, 6, h, w], rays of the views.
             modulations: [R, M], every row's step of the modulations from `SD3Context`.
             context: [R, L, D] from `SD3Context`.
-            condition: [R, C, h, w], see `network_input`; an image model needs it, a text model refuses it.
+            condition_latents: [R, C, h, w], see `views.network_input`; of image models alone.
 
         Returns:
             [R, V, C, h, w].
         """
-        if (condition is not None) != bool(self.condition_views):
-            kind = "an image" if self.condition_views else "a text"
-            raise ValueError(f"condition is {'missing' if condition is None else 'given'}: this is {kind} model")
-        tall = stack_views(network_input(latents, plucker, condition))  # [R, C', V' * h, w]
+        check_condition(condition_latents, self.condition_views)
+        tall = stack_views(network_input(latents, plucker, condition_latents))  # [R, C', V' * h, w]
         prediction = self.transformer(tall, context, modulations, return_dict=False)[0]
         return split_views(prediction, self.num_views + self.condition_views)[:, self.condition_views :]

@@ -20,8 +20,8 @@ from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle
 from diffsplat.multiview import TextContext, build_denoiser
 from diffsplat.networks import GRAPHS, build_graph_module
+from diffsplat.views import PLUCKER_CHANNELS
 
-PLUCKER_CHANNELS = 6
 GRID_CHANNELS = 12
 
 

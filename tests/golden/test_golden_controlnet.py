@@ -12,13 +12,14 @@ from diffsplat.controlnet import (
     residual_shapes,
     unpack_residuals,
 )
-from diffsplat.multiview import TextContext, set_multiview_attention, stock_unet_config
+from diffsplat.multiview import TextContext, set_multiview_attention
+from diffsplat.views import stock_config
 
 
 def test_controlnet(golden, assert_close):
     file = golden("controlnet")
     config, views = file.config, file.config["num_views"]
-    net = stock_unet_config(config["unet"])
+    net = stock_config(config["unet"])
     unet = UNet2DConditionModel(**net).eval().requires_grad_(False)
     channels = tuple(config["conditioning_embedding_out_channels"])
     controlnet = ControlNetModel(**controlnet_config(net, channels)).eval().requires_grad_(False)
@@ -52,7 +53,7 @@ def test_a_new_controlnet_starts_as_a_copy(golden):
     """Input, time embedding, down and mid blocks are the UNet's; residuals and hints start at zero."""
     file = golden("controlnet")
     expected = {name: int(value) for name, value in file.out("from_unet").items()}
-    unet = UNet2DConditionModel(**stock_unet_config(file.config["unet"]))
+    unet = UNet2DConditionModel(**stock_config(file.config["unet"]))
     channels = tuple(file.config["conditioning_embedding_out_channels"])
     fresh = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels).state_dict()
     assert {name: tensor.shape for name, tensor in fresh.items()} == {

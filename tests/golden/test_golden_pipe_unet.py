@@ -16,7 +16,7 @@ from diffsplat.cameras import generated_view_cameras, latent_plucker, plucker_ra
 from diffsplat.controlnet import ControlledDenoiserStep, ControlStep, HintEncoder, control_scales, controlnet_config
 from diffsplat.image_vae import ImageEncoder
 from diffsplat.instant3d import blob_views, late_start
-from diffsplat.multiview import DenoiserStep, TextContext, set_multiview_attention, stock_unet_config
+from diffsplat.multiview import DenoiserStep, TextContext, set_multiview_attention
 from diffsplat.samplers import (
     build_sampler,
     guidance_scales,
@@ -27,6 +27,7 @@ from diffsplat.samplers import (
     sampler_step,
 )
 from diffsplat.step_view import AddedEmbedding, size_numbers
+from diffsplat.views import stock_config
 
 PARTS = ("pipe_sd_text", "pipe_sd_image", "pipe_sdxl_text", "pipe_controlnet", "pipe_sd_instant3d_init")
 
@@ -37,7 +38,7 @@ class Networks:
     def __init__(self, file: Any) -> None:
         config = file.config
         views = config["num_views"]
-        net = stock_unet_config(config["net"])
+        net = stock_config(config["net"])
         unet = UNet2DConditionModel(**net).eval().requires_grad_(False)
         condition = int(config["net"]["view_concat_condition"])
         set_multiview_attention(unet, views + condition)

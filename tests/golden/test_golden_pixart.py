@@ -3,16 +3,9 @@
 import pytest
 import torch
 
-from diffsplat.pixart import (
-    PLUCKER_CHANNELS,
-    PixArtStep,
-    build_pixart,
-    condition_views,
-    split_views,
-    stack_views,
-    stock_pixart_config,
-)
+from diffsplat.pixart import PixArtStep, build_pixart, pixart_condition_views
 from diffsplat.pixart_text import PixArtTextContext, drop_masked_tokens
+from diffsplat.views import PLUCKER_CHANNELS, split_views, stack_views, stock_config
 
 PARTS = ["pixart_alpha", "pixart_sigma"]
 
@@ -20,11 +13,11 @@ PARTS = ["pixart_alpha", "pixart_sigma"]
 @pytest.mark.parametrize("part", PARTS)
 def test_transformer(golden, assert_close, part):
     file = golden(part)
-    config = stock_pixart_config(file.config["transformer"])
+    config = stock_config(file.config["transformer"])
     views = file.config["num_views"]
     transformer = build_pixart(config, views).eval().requires_grad_(False)
     transformer.load_state_dict(file.weights("transformer"))  # strict
-    condition = condition_views(transformer)
+    condition = pixart_condition_views(transformer)
     context_graph, step_graph = PixArtTextContext(transformer), PixArtStep(transformer, views)
     channels = step_graph.latent_channels
     for case in file.cases:

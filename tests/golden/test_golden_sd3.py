@@ -3,16 +3,8 @@
 import pytest
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
-from diffsplat.sd3 import (
-    PLUCKER_CHANNELS,
-    SD3Context,
-    SD3Step,
-    is_image_conditioned,
-    set_multiview_patches,
-    split_views,
-    stack_views,
-    stock_sd3_config,
-)
+from diffsplat.sd3 import SD3Context, SD3Step, sd3_condition_views, set_multiview_patches
+from diffsplat.views import PLUCKER_CHANNELS, split_views, stack_views, stock_config
 
 PARTS = ["sd3m", "sd35m"]
 
@@ -20,8 +12,8 @@ PARTS = ["sd3m", "sd35m"]
 @pytest.mark.parametrize("part", PARTS)
 def test_transformer(part, golden, assert_close):
     file = golden(part)
-    transformer = SD3Transformer2DModel(**stock_sd3_config(file.config["transformer"])).eval().requires_grad_(False)
-    skipped = int(is_image_conditioned(transformer))  # the condition view, whose output nobody reads
+    transformer = SD3Transformer2DModel(**stock_config(file.config["transformer"])).eval().requires_grad_(False)
+    skipped = sd3_condition_views(transformer)  # the condition view, whose output nobody reads
     views = file.config["num_views"]
     set_multiview_patches(transformer, views)
     transformer.load_state_dict(file.weights("transformer"))  # strict

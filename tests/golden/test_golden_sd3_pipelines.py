@@ -18,7 +18,8 @@ from diffsplat.samplers import (
     needs_noise,
     sampler_step,
 )
-from diffsplat.sd3 import SD3Context, SD3Step, build_sd3, network_input, stock_sd3_config
+from diffsplat.sd3 import SD3Context, SD3Step, build_sd3
+from diffsplat.views import network_input, stock_config
 
 PARTS = ["pipe_sd3_text", "pipe_sd3_image"]
 
@@ -28,7 +29,7 @@ def test_sampling(part, golden, assert_close, noise_schedule):
     file = golden(part)
     config = file.config
     views = config["num_views"]
-    transformer = build_sd3(stock_sd3_config(config["net"]), views).eval().requires_grad_(False)
+    transformer = build_sd3(stock_config(config["net"]), views).eval().requires_grad_(False)
     transformer.load_state_dict(file.weights("transformer"))  # strict
     context_graph, step_graph = SD3Context(transformer), SD3Step(transformer, views)
     geometry = replace(SD15.geometry, grid_size=config["plucker_res"])

@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from diffsplat.multiview import DenoiserStep, TextContext, set_multiview_attention, stock_unet_config
+from diffsplat.multiview import DenoiserStep, TextContext, set_multiview_attention
 from diffsplat.step_view import AddedEmbedding, step_view
+from diffsplat.views import stock_config
 
 
 @pytest.mark.parametrize("part", ["unet_sd_text", "unet_sd_image", "unet_sdxl"])
@@ -13,7 +14,7 @@ def test_unet(part, golden, assert_close):
     file = golden(part)
     views = file.config["num_views"]  # a condition view among them
     condition = int(file.config["unet"]["view_concat_condition"])
-    unet = UNet2DConditionModel(**stock_unet_config(file.config["unet"])).eval().requires_grad_(False)
+    unet = UNet2DConditionModel(**stock_config(file.config["unet"])).eval().requires_grad_(False)
     set_multiview_attention(unet, views)
     unet.load_state_dict(file.weights("unet"))  # strict
     context, step = TextContext(unet), DenoiserStep(unet, views - condition)

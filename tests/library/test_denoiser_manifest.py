@@ -13,7 +13,8 @@ from torch import nn
 from diffsplat.backbones import SD15, BackboneSpec
 from diffsplat.backbones_unet import SD21, SDXL, image_conditioned
 from diffsplat.controlnet import build_controlnet
-from diffsplat.multiview import build_denoiser, stock_unet_config
+from diffsplat.multiview import build_denoiser
+from diffsplat.views import stock_config
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 SDXL_TEXT = replace(SD15, **SDXL)
@@ -44,7 +45,7 @@ def test_unet_matches_the_official_manifest(name: str, spec: BackboneSpec, count
     manifest = load(name)
     with torch.device("meta"):
         unet = build_denoiser(spec)
-        from_official_config = UNet2DConditionModel(**stock_unet_config(manifest["config"]))
+        from_official_config = UNet2DConditionModel(**stock_config(manifest["config"]))
     for network in (unet, from_official_config):
         assert shapes(network) == manifest["state_dict"]
     assert parameters(unet) == manifest["num_parameters"] == count

@@ -176,7 +176,7 @@ def test_the_network_itself_is_left_as_it_was():
 
 
 def test_wrong_networks_are_refused():
-    with pytest.raises(ValueError, match="in_channels = 12: must be one of 10, 11"):
+    with pytest.raises(ValueError, match="in_channels = 12: must be 10 .text. or 11 .image."):
         DenoiserStep(network({**SD, "in_channels": 12}), VIEWS)
     with pytest.raises(ValueError, match="num_views = 5 and a condition view"):
         DenoiserStep(network(NETWORKS["sd-image"]), VIEWS + 1)

@@ -18,17 +18,10 @@ from torch import Tensor, nn
 from diffsplat.backbones import NoiseSchedule
 from diffsplat.backbones_pixart import PIXART_ALPHA, PIXART_SIGMA, image_conditioned
 from diffsplat.multiview import JointViewAttention, expand_input_channels
-from diffsplat.pixart import (
-    PixArtStep,
-    add_condition_view,
-    build_pixart,
-    set_tall_views,
-    split_views,
-    stack_views,
-    stock_pixart_config,
-)
+from diffsplat.pixart import PixArtStep, build_pixart, set_tall_views
 from diffsplat.pixart_text import PixArtTextContext, batch_contexts, drop_masked_tokens
 from diffsplat.samplers import COEFFICIENTS, build_sampler
+from diffsplat.views import network_input, split_views, stack_views, stock_config
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 VIEWS, LAYERS, WIDTH, TEXT_WIDTH, PADDED = 4, 3, 16, 12, 9
@@ -110,7 +103,7 @@ def test_step_equals_the_reference_way():
 def test_condition_view_equals_the_reference_way():
     ours, reference = networks(IMAGE_NETWORK)
     latents, plucker, times, text, mask, condition = inputs()
-    views = add_condition_view(latents, plucker, condition)
+    views = network_input(latents, plucker, condition)
     assert torch.equal(views[:, 0, :4], condition) and torch.equal(views[:, 1:, :4], latents)
     assert torch.equal(views[:, 0, 4:10], plucker[:, 0]) and torch.equal(views[:, 1:, 4:10], plucker)
     assert (views[:, 0, 10] == 0).all() and (views[:, 1:, 10] == 1).all()
@@ -271,7 +264,7 @@ def test_misuse_is_refused():
         set_tall_views(text, VIEWS)
     with pytest.raises(ValueError, match="caption_projection is a NoneType"):
         build_pixart({**NETWORK, "caption_channels": None}, VIEWS)
-    for network, given, message in ((text, condition, "must not be given"), (image, None, "must be given")):
+    for network, given, message in ((text, condition, "given, but"), (image, None, "missing, but")):
         with pytest.raises(ValueError, match=message):
             step = PixArtStep(network, VIEWS)
             step(latents, plucker, times, PixArtTextContext(network)(tokens), mask, given)
@@ -322,7 +315,7 @@ def test_full_size_transformers_match_the_official_manifests(fields, conditionin
     manifest = json.loads((MANIFESTS / f"transformer_ema_{fields['name']}_512_{conditioning}.json").read_text())
     if conditioning == "image":
         fields = image_conditioned(fields)
-    assert fields["denoiser"] == stock_pixart_config(manifest["config"])
+    assert fields["denoiser"] == stock_config(manifest["config"])
     with torch.device("meta"):
         transformer = build_pixart(fields["denoiser"], VIEWS)
     assert {name: list(tensor.shape) for name, tensor in transformer.state_dict().items()} == manifest["state_dict"]

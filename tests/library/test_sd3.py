@@ -13,16 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffsplat.backbones_sd3 import SD3_DEFAULTS, SD3_DENOISERS, SD3_SCHEDULE
 from diffsplat.samplers import build_sampler
-from diffsplat.sd3 import (
-    SD3Context,
-    SD3Step,
-    build_sd3,
-    network_input,
-    set_multiview_patches,
-    split_views,
-    stack_views,
-    stock_sd3_config,
-)
+from diffsplat.sd3 import SD3Context, SD3Step, build_sd3, set_multiview_patches
+from diffsplat.views import network_input, split_views, stack_views, stock_config
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 VIEWS, CHANNELS, SIZE, WIDTH = 4, 3, 6, 16
@@ -89,7 +81,7 @@ def assert_near(actual: Tensor, expected: Tensor, bound: float = 1e-5) -> None:
 )
 def test_full_size_networks_match_the_official_manifests(name, parameters):
     manifest = json.loads((MANIFESTS / f"transformer_ema_{name}.json").read_text())
-    for config in (SD3_DENOISERS[name], stock_sd3_config(manifest["config"])):
+    for config in (SD3_DENOISERS[name], stock_config(manifest["config"])):
         with torch.device("meta"):
             transformer = build_sd3(config, VIEWS)
         assert {key: list(tensor.shape) for key, tensor in transformer.state_dict().items()} == manifest["state_dict"]
@@ -286,9 +278,9 @@ def test_condition_view_stands_in_front_and_is_thrown_away():
     with_image = step(*inputs, given.condition)
     assert with_image.shape == given.latents.shape
     assert (with_image - step(*inputs, torch.zeros_like(given.condition))).abs().amax(dim=(2, 3, 4)).min() > 1e-5
-    with pytest.raises(ValueError, match="condition is missing: this is an image model"):
+    with pytest.raises(ValueError, match="condition_latents: missing, but this is an image model"):
         step(*inputs)
-    with pytest.raises(ValueError, match="condition is given: this is a text model"):
+    with pytest.raises(ValueError, match="condition_latents: given, but this is a text model"):
         SD3Step(network(TEXT), VIEWS)(*inputs, given.condition)
 
 
