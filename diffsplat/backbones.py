@@ -223,7 +223,7 @@ PICO = BackboneSpec(
 _NANO_LATENT = 16
 _NANO_GRID = 64
 
-# The network of the demo: 64 px grids, 8 x 8 latents, about 25 M parameters in all, trained on procedural objects.
+# The network of the demo: 64 px grids, 8 x 8 latents, about 16 M parameters in all, trained on procedural objects.
 NANO = BackboneSpec(
     name="nano",
     family="unet",
@@ -251,9 +251,9 @@ NANO = BackboneSpec(
     denoiser=_unet(
         _NANO_LATENT,
         8,
-        block_out_channels=[128, 256],
+        block_out_channels=[96, 192],
         layers_per_block=1,
-        attention_head_dim=4,
+        attention_head_dim=[3, 6],  # numbers of heads, whatever the name says
         norm_num_groups=8,
         cross_attention_dim=192,
         down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
