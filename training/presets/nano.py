@@ -58,12 +58,12 @@ DECODER = VaeConfig(
 DIFFUSION = DiffusionConfig(
     preset="nano/diffusion",
     backbone="nano",
-    data=Data(grammar="rich", objects=8000, validation_objects=24, batch_size=16, views=4, pool_size=0),
+    data=Data(grammar="rich", objects=10000, validation_objects=24, batch_size=16, views=4, pool_size=0),
     optim=Optim(
-        steps=12000, lr=7e-4, betas=(0.9, 0.99), weight_decay=0.01, warmup_steps=300, schedule="cosine",
+        steps=20000, lr=8e-4, betas=(0.9, 0.99), weight_decay=0.01, warmup_steps=300, schedule="cosine",
         precision="bfloat16",
     ),
-    cadence=Cadence(evaluate_every=1500, save_every=500),
+    cadence=Cadence(evaluate_every=2000, save_every=500),
     recon=_RUNS / "recon",
     vae=_RUNS / "vae",
     run=RunOptions(out=_RUNS / "diffusion"),
