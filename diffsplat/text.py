@@ -59,21 +59,22 @@ class TextEncoder(_Encoder):
         future = torch.full((length, length), float("-inf"), dtype=hidden.dtype, device=hidden.device).triu(1)
         mask = future[None, None]
         if self.layer == "last":
-            before, last = hidden, model.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+            last = model.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+            last = embeddings = model.final_layer_norm(last)
         else:
             *layers, last_layer = model.encoder.layers
             for layer in layers:
                 hidden = layer(hidden, mask)
-            before, last = hidden, hidden
+            embeddings = hidden
             if self.text_projection is not None:
                 last = last_layer(hidden, mask)
-        embeddings = model.final_layer_norm(last) if self.layer == "last" else before
         if self.text_projection is None:
             return embeddings
         # the end token has the largest id, and the first one counts where the padding is end tokens too
-        end = input_ids.to(torch.int32).argmax(dim=1)
-        at_end = last[torch.arange(input_ids.shape[0], device=end.device), end]
-        return PooledText(embeddings, self.text_projection(model.final_layer_norm(at_end)))
+        end = input_ids.argmax(dim=1)
+        at_end = last.gather(1, end[:, None, None].expand(-1, 1, last.shape[2]))[:, 0]
+        pooled = self.text_projection(at_end if self.layer == "last" else model.final_layer_norm(at_end))
+        return PooledText(embeddings, pooled)
 
 
 class T5TextEncoder(_Encoder):

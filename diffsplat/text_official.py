@@ -1,9 +1,7 @@
-"""Official text encoders and tokenizers: folders of the hub -> our networks and one kind of tokenizer file.
+"""Official text encoders: folders of the hub -> our networks.
 
     text_encoder/    config.json  model.safetensors | model.fp16.safetensors | an index and its shards
     text_encoder_2/  text_encoder_3/                   likewise
-    tokenizer/       tokenizer.json | vocab.json merges.txt (CLIP) | spiece.model (T5)
-    tokenizer_2/     tokenizer_3/                      likewise
 
 Our state dicts have the names of these files. transformers 5 itself has others: it drops `text_model.` from CLIP
 models without a projection and lists T5's embedding twice.
@@ -151,22 +149,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: not readable: {error}") from None
-
-
-def official_tokenizer_json(folder: str | os.PathLike[str], kind: EncoderKind) -> str:
-    """The text of a `tokenizer.json` for an official folder `tokenizer`, which may hold only older files.
-
-    Raises:
-        ValueError: it holds none that this kind of encoder has; the message names them.
-    """
-    folder = Path(folder)
-    if (folder / "tokenizer.json").is_file():
-        return (folder / "tokenizer.json").read_text(encoding="utf-8")
-    needed = ("spiece.model",) if kind == "t5" else ("vocab.json", "merges.txt")
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{folder}: must hold tokenizer.json or {' and '.join(needed)}, lacks {', '.join(missing)}")
-    from transformers import CLIPTokenizer, T5Tokenizer
-
-    tokenizer: Any = (T5Tokenizer if kind == "t5" else CLIPTokenizer).from_pretrained(folder, local_files_only=True)
-    return tokenizer.backend_tokenizer.to_str(pretty=True)
