@@ -33,16 +33,12 @@ _DAMAGE = (
     ValueError,
     EOFError,
     IndexError,
-    KeyError,
-    TypeError,
-    AttributeError,
     OverflowError,
     MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
     UserWarning,
-    RuntimeWarning,
 )
 
 
@@ -146,6 +142,8 @@ def _decode(image: ImageFile, data: bytes, field: str) -> tuple[np.ndarray, np.n
     if image.mode == "CMYK":  # Pillow has undone Adobe's inversion
         note = f"{field}: a CMYK file, converted without its colour profile: colours may look different"
         return np.asarray(image.convert("RGB")), None, (note,)
+    if image.mode == "P" and image.palette is None:
+        raise UnidentifiedImageError
     key = image.info.get("transparency")
     if png_bits in (2, 4) and image.mode == "L" and key is not None:
         image.info["transparency"] = key * (255 // (2**png_bits - 1))  # Pillow scales pixels to 8 bits, not the key
