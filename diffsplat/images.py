@@ -129,7 +129,7 @@ def canny_map(rgb: Tensor) -> Tensor:
     return 1 - torch.from_numpy(edges).float().div(255).expand(3, -1, -1)
 
 
-def elevation_input(rgb: Tensor) -> Tensor:
-    """What ElevEst takes: images [B, 3, H, W] in [0, 1] -> [B, 3, 224, 224], by ImageNet's mean and deviation."""
+def elevation_input(rgb: Tensor, size: int = ELEVATION_INPUT_SIZE) -> Tensor:
+    """What ElevEst takes: images [B, 3, H, W] in [0, 1] -> [B, 3, size, size], by ImageNet's mean and deviation."""
     mean, std = torch.tensor(_IMAGENET_MEAN)[:, None, None], torch.tensor(_IMAGENET_STD)[:, None, None]
-    return (resize_antialiased(rgb, ELEVATION_INPUT_SIZE) - mean) / std
+    return (resize_antialiased(rgb, size) - mean) / std
