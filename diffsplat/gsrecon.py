@@ -88,6 +88,14 @@ class GatedMLP(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
+class RMSNorm(nn.RMSNorm):
+    """The stock norm, computed in float32 whatever the precision around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block, Llama style or plain."""
 
@@ -98,7 +106,7 @@ class Block(nn.Module):
         self.norm2: nn.Module
         self.mlp: nn.Module
         if config.llama_style:
-            self.norm1, self.norm2 = nn.RMSNorm(dim, eps=1e-5), nn.RMSNorm(dim, eps=1e-5)
+            self.norm1, self.norm2 = RMSNorm(dim, eps=1e-5), RMSNorm(dim, eps=1e-5)
             self.mlp = GatedMLP(dim)
         else:
             self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
