@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from diffsplat.weights import MAX_FILE_BYTES, BundleError, load_weights, weight_
 FORMAT = "diffsplat-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
-TOKENIZER = "tokenizer.json"
+TOKENIZER = "tokenizer"  # .json; the second one of several is tokenizer_2.json
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,18 @@ class Bundle:
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
-    def tokenizer_path(self) -> Path:
-        """The tokenizer of the text encoder, in the format of the `tokenizers` library."""
-        return self.root / TOKENIZER
+    def tokenizer_paths(self) -> tuple[Path, ...]:
+        """The tokenizers of the text encoders, in the format of the `tokenizers` library."""
+        return tuple(self.root / name for name in tokenizer_files(self.spec))
 
     def load(self, network: str) -> nn.Module:
         """Build one network in float32 and evaluation mode with its weights; loading is strict."""
         return load_network(self.root, self.files, network, self.spec)
+
+
+def tokenizer_files(spec: BackboneSpec) -> tuple[str, ...]:
+    """File names of a backbone's tokenizers, in the order of its text encoders."""
+    return tuple(f"{name}.json" for name in spec.text.numbered(TOKENIZER))
 
 
 def load_network(folder: Path, listed: Collection[str], network: str, spec: BackboneSpec) -> nn.Module:
@@ -62,16 +67,16 @@ def load_network(folder: Path, listed: Collection[str], network: str, spec: Back
     Args:
         folder: folder of the weights.
         listed: names of its files that were verified; nothing else is opened.
-        network: name in `networks.NETWORKS`.
+        network: a name of `networks.network_builders`.
         spec: what to build.
 
     Raises:
         BundleError: the weights are not there, damaged, or do not fit the spec; the message names the file.
     """
-    from diffsplat.networks import NETWORKS  # heavy: see there
+    from diffsplat.networks import network_builders  # heavy: see there
 
     weight_files(folder, listed, network)  # before a large module is built for nothing
-    module = NETWORKS[network](spec)
+    module = network_builders(spec)[network]()
     load_weights(module, folder, listed, network)
     return module.eval().requires_grad_(False)
 
@@ -106,7 +111,7 @@ def write_bundle(
     root: str | os.PathLike[str],
     spec: BackboneSpec,
     networks: Mapping[str, nn.Module],
-    tokenizer_json: str,
+    tokenizers: Sequence[str],
     lineage: dict[str, Any],
     dtype: torch.dtype = torch.float16,
     max_file_bytes: int = MAX_FILE_BYTES,
@@ -117,7 +122,7 @@ def write_bundle(
         root: folder to write; replaced when a bundle stands there, refused when something else does.
         spec: what the networks were built from.
         networks: network name -> module.
-        tokenizer_json: tokenizer of the text encoder, in the format of the `tokenizers` library.
+        tokenizers: of the text encoders, in their order: texts in the format of the `tokenizers` library.
         lineage: where the weights come from, plain JSON.
         dtype: floating-point weights are stored in it.
         max_file_bytes: networks are split into files of at most this size; a single larger tensor goes alone.
@@ -132,7 +137,8 @@ def write_bundle(
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as temporary:
         staging = Path(temporary) / root.name
         staging.mkdir()
-        (staging / TOKENIZER).write_text(tokenizer_json)
+        for file, text in zip(tokenizer_files(spec), tokenizers, strict=True):
+            (staging / file).write_text(text)
         for name, module in networks.items():
             write_weights(staging, name, module, dtype, max_file_bytes)
         manifest = {

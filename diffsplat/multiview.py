@@ -19,8 +19,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from diffsplat.backbones import BackboneSpec
-from diffsplat.step_view import per_view, step_view, takes_added_embedding
+from diffsplat.denoiser import ADDED, CONTEXT, STEP
+from diffsplat.step_view import AddedEmbedding, per_view, step_view, takes_added_embedding
 from diffsplat.views import condition_views, network_input
 
 # attention processors get this keyword through the UNet's `cross_attention_kwargs`
@@ -136,11 +136,15 @@ def unet_condition_views(unet: Any) -> int:
     return condition_views(unet.config.in_channels, unet.config.out_channels)
 
 
-def build_denoiser(spec: BackboneSpec) -> UNet2DConditionModel:
-    """The stock UNet of a backbone with multi-view attention, random weights; official state-dict names."""
-    assert spec.family == "unet", spec.family
-    unet = UNet2DConditionModel(**spec.denoiser)
-    set_multiview_attention(unet, spec.geometry.views + unet_condition_views(unet))
+def build_network(config: Mapping[str, Any], num_views: int) -> UNet2DConditionModel:
+    """The stock UNet with multi-view attention, random weights; official state-dict names.
+
+    Args:
+        config: constructor arguments of the stock class; `in_channels` tells text (C + 6) from image models (C + 7).
+        num_views: V, views that are generated; an image model has one more inside.
+    """
+    unet = UNet2DConditionModel(**config)
+    set_multiview_attention(unet, num_views + unet_condition_views(unet))
     return unet
 
 
@@ -233,3 +237,6 @@ def expand_input_channels(
     if missing < 0:
         raise ValueError(f"in_channels = {in_channels}: {name} has {weight.shape[1]} already")
     return {**state, name: torch.cat([weight, weight.new_zeros(weight.shape[0], missing, *weight.shape[2:])], dim=1)}
+
+
+GRAPHS = {CONTEXT: TextContext, ADDED: AddedEmbedding, STEP: DenoiserStep}

@@ -6,23 +6,28 @@ built, so that a stage which serves exported graphs starts without them.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
+from diffsplat.backbones.text import TEXT_ENCODER
+from diffsplat.denoiser import STEP, build_denoiser, denoiser_graph, request_graphs
 from diffsplat.gsrecon import build_gsrecon
 from diffsplat.gsvae import GSVAE, build_gsvae
-from diffsplat.multiview import DenoiserStep, TextContext, build_denoiser
-from diffsplat.text import build_text_encoder
+from diffsplat.text import build_encoder
 
-# network name -> how to build it, without weights, from the spec
-NETWORKS: dict[str, Callable[[BackboneSpec], nn.Module]] = {
-    "text_encoder": build_text_encoder,
-    "denoiser": build_denoiser,
-    "gsvae": build_gsvae,
-    "gsrecon": build_gsrecon,
-}
+
+def network_builders(spec: BackboneSpec) -> dict[str, Callable[[], nn.Module]]:
+    """Network name -> how to build it, without weights. The order is that in which a request meets them."""
+    texts = zip(spec.text.numbered(TEXT_ENCODER), spec.text.encoders, strict=True)
+    return {
+        **{name: partial(build_encoder, encoder, f"{spec.name}, {name}") for name, encoder in texts},
+        "denoiser": partial(build_denoiser, spec),
+        "gsvae": partial(build_gsvae, spec),
+        "gsrecon": partial(build_gsrecon, spec),
+    }
 
 
 class SplatDecoder(nn.Module):
@@ -42,17 +47,20 @@ class GraphModule:
     """How a graph is made of a network of the bundle."""
 
     network: str
-    wrap: Callable[[Any, BackboneSpec], nn.Module]
+    wrap: Callable[[Any], nn.Module]
 
 
-GRAPHS: dict[str, GraphModule] = {
-    "text_encoder": GraphModule("text_encoder", lambda network, spec: network),
-    "denoiser_context": GraphModule("denoiser", lambda network, spec: TextContext(network)),
-    "denoiser": GraphModule("denoiser", lambda network, spec: DenoiserStep(network, spec.geometry.views)),
-    "decoder": GraphModule("gsvae", lambda network, spec: SplatDecoder(network)),
-}
+def graph_modules(spec: BackboneSpec) -> dict[str, GraphModule]:
+    """Graph name -> how it is made."""
+    return {
+        **{name: GraphModule(name, lambda network: network) for name in spec.text.numbered(TEXT_ENCODER)},
+        **{
+            name: GraphModule("denoiser", partial(denoiser_graph, name, spec)) for name in (*request_graphs(spec), STEP)
+        },
+        "decoder": GraphModule("gsvae", SplatDecoder),
+    }
 
 
 def build_graph_module(name: str, spec: BackboneSpec, network: nn.Module) -> nn.Module:
     """The torch module behind a graph, around a network that the caller holds (trained, or loaded from a bundle)."""
-    return GRAPHS[name].wrap(network, spec).eval()
+    return graph_modules(spec)[name].wrap(network).eval()

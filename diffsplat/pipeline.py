@@ -97,9 +97,9 @@ class Pipeline:
         Raises:
             InvalidRequestError: naming the bad field, its value and what is allowed.
         """
-        envelope, text_embeddings = self.encode.run(request)
+        envelope, text = self.encode.run(request)
         started = perf_counter()
-        work = DenoiseWork(envelope, text_embeddings)
+        work = DenoiseWork(envelope, text)
         self.denoise.check(work)
         job = self.denoise.start(work)
         while job.step < job.steps:

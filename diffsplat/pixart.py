@@ -18,11 +18,12 @@ from diffusers.models.embeddings import PatchEmbed
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from torch import Tensor, nn
 
-from diffsplat.pixart_text import take_packed_text
+from diffsplat.denoiser import CONTEXT, STEP
+from diffsplat.pixart_text import PixArtTextContext, take_packed_text
 from diffsplat.views import check_condition, condition_views, network_input, split_views, stack_views
 
 
-def build_pixart(config: Mapping[str, Any], num_views: int) -> PixArtTransformer2DModel:
+def build_network(config: Mapping[str, Any], num_views: int) -> PixArtTransformer2DModel:
     """The stock transformer with multi-view attention, random weights; official state-dict names.
 
     Args:
@@ -149,3 +150,6 @@ class PixArtStep(nn.Module):
             return_dict=False,
         )[0]
         return split_views(prediction, self.attended_views)[:, -self.num_views :, : self.latent_channels]
+
+
+GRAPHS = {CONTEXT: PixArtTextContext, STEP: PixArtStep}

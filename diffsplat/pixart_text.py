@@ -3,11 +3,10 @@
 Axes: R rows (request, guidance branch), L text tokens, D width of a text embedding, d width of the transformer, W * N
 tokens of all views of an object, P = 2 * layers * d width of the packed text context.
 
-    embeddings [R, L, D], mask [R, L] -> drop_masked_tokens -> PixArtTextContext -> context [R, L, P] -> batch_contexts
+    embeddings [R, L, D] of the tokens that count -> PixArtTextContext -> context [R, L, P]
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,39 +14,6 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-
-
-class Text(NamedTuple):
-    """Text of R rows that may differ in length."""
-
-    tokens: Tensor  # [R, L, D] embeddings, or [R, L, P] packed context
-    kept: Tensor  # [R, L] bool, False on padding
-
-
-def drop_masked_tokens(text_embeddings: Tensor, mask: Tensor) -> Text:
-    """Leave out the tokens that no row keeps: T5's padding to 120 or 300 tokens, which no view may attend to.
-
-    Args:
-        text_embeddings: [R, L, D].
-        mask: [R, L], nonzero = keep, as tokenizers give it.
-
-    Raises:
-        ValueError: a row keeps no token; a tokenizer's end token is always kept.
-    """
-    kept = mask != 0
-    empty = (~kept.any(dim=1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"mask: rows {empty} keep no token, every row must keep 1 .. {mask.shape[1]}")
-    used = kept.any(dim=0)
-    return Text(text_embeddings[:, used], kept[:, used])
-
-
-def batch_contexts(contexts: Sequence[Tensor]) -> Text:
-    """Packed contexts [L_r, P] of different lengths as one batch; shorter ones are padded with zeros and masked."""
-    lengths = torch.tensor([len(context) for context in contexts])
-    tokens = pad_sequence(list(contexts), batch_first=True)
-    return Text(tokens, (torch.arange(tokens.shape[1]) < lengths[:, None]).to(tokens.device))
 
 
 def take_packed_text(transformer: PixArtTransformer2DModel) -> None:

@@ -2,7 +2,8 @@
 
 `python -m export` writes, beside every graph of a stage, which back end was measured to be the faster one. A stage
 calls `load_graph(version_folder, "denoiser")` and gets something callable; the choice stands in `export.json` and in
-the log, never in the stage. Graphs take tensors by position, float32 (token ids: int64), and return one, on the CPU.
+the log, never in the stage. Graphs take tensors by position, float32 (token ids: int64), and return one or a few, all
+on the CPU.
 """
 
 import json
@@ -32,14 +33,14 @@ class Graph(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in `networks.GRAPHS`."""
+        """Its name in `networks.graph_modules`."""
 
     @property
     def backend(self) -> Backend:
         """What runs it."""
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Inputs by position, as the table in `export/graphs.py` lists them."""
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Inputs by position, as the table in `export/graphs.py` lists them -> its output, or a tuple of several."""
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,18 @@ class TorchGraph:
         self.name = name
         self.module = module.eval()
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Any:
         """Run without gradients (not in inference mode: the result may be updated in place by its owner)."""
         with torch.no_grad():
             return self.module(*inputs)
 
 
 class OnnxGraph:
-    """A graph run by ONNX Runtime on the CPU; reads torch's memory and writes into a tensor of torch, without copies.
+    """A graph run by ONNX Runtime on the CPU; reads torch's memory and writes into tensors of torch, without copies.
 
     Args:
         name: name of the graph.
-        path: the `.onnx` file. Every free dimension of its output must be one of its inputs' (by symbolic name).
+        path: the `.onnx` file. Every free dimension of its outputs must be one of its inputs' (by symbolic name).
         threads: threads of one call. They spin between the operators of a call, which is a tenth faster, and sleep
             as soon as it is over: the processes of a server share the cores.
     """
@@ -134,11 +135,12 @@ class OnnxGraph:
         options.log_severity_level = 3  # errors
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._inputs = self._session.get_inputs()
-        (self._output,) = self._session.get_outputs()
+        self._outputs = self._session.get_outputs()
         known = {dim for node in self._inputs for dim in node.shape}
-        assert all(isinstance(dim, int) or dim in known for dim in self._output.shape), self._output.shape
+        for output in self._outputs:
+            assert all(isinstance(dim, int) or dim in known for dim in output.shape), (output.name, output.shape)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Any:
         """Run; ValueError when an input's number, type or shape does not fit the graph."""
         if len(inputs) != len(self._inputs):
             raise ValueError(f"graph {self.name!r} takes {len(self._inputs)} inputs, not {len(inputs)}")
@@ -153,11 +155,13 @@ class OnnxGraph:
                     f"{node.type} {node.shape} expected"
                 )
             binding.bind_input(node.name, "cpu", 0, numpy_type, list(tensor.shape), tensor.data_ptr())
-        shape = [dim if isinstance(dim, int) else sizes[dim] for dim in self._output.shape]
-        output = torch.empty(shape, dtype=torch.float32)
-        binding.bind_output(self._output.name, "cpu", 0, "float32", shape, output.data_ptr())
+        outputs = []
+        for node in self._outputs:
+            shape = [dim if isinstance(dim, int) else sizes[dim] for dim in node.shape]
+            outputs.append(torch.empty(shape, dtype=torch.float32))
+            binding.bind_output(node.name, "cpu", 0, "float32", shape, outputs[-1].data_ptr())
         self._session.run_with_iobinding(binding)
-        return output
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 _ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
@@ -178,9 +182,10 @@ def available_cores() -> int:
 
 def bundle_graph(bundle: Bundle, name: str) -> TorchGraph:
     """A graph straight from a bundle, run by torch: nothing needs to be exported."""
-    from diffsplat.networks import GRAPHS, build_graph_module  # heavy: see there
+    from diffsplat.networks import build_graph_module, graph_modules  # heavy: see there
 
-    return TorchGraph(name, build_graph_module(name, bundle.spec, bundle.load(GRAPHS[name].network)))
+    network = bundle.load(graph_modules(bundle.spec)[name].network)
+    return TorchGraph(name, build_graph_module(name, bundle.spec, network))
 
 
 def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = None) -> Graph:
@@ -188,7 +193,7 @@ def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = 
 
     Args:
         folder: version folder with `export.json`.
-        name: name of the graph, a key of `networks.GRAPHS`.
+        name: name of the graph, a key of `networks.graph_modules`.
         threads: threads of one call, by default the available cores. For torch this sets the count of the process.
 
     Raises:
@@ -206,8 +211,8 @@ def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = 
     _log.info("graph %s of %s: %s, %d threads (at export: %s)", name, record.bundle, graph.backend, threads, why)
     if graph.backend == "onnxruntime":
         return OnnxGraph(name, folder / graph.file, threads)
-    from diffsplat.networks import GRAPHS, build_graph_module  # heavy: see there
+    from diffsplat.networks import build_graph_module, graph_modules  # heavy: see there
 
     torch.set_num_threads(threads)
-    network = load_network(folder, graph.files, GRAPHS[name].network, record.spec)
+    network = load_network(folder, graph.files, graph_modules(record.spec)[name].network, record.spec)
     return TorchGraph(name, build_graph_module(name, record.spec, network))

@@ -1,4 +1,4 @@
-"""Multi-view SD3 / SD3.5 on the STOCK diffusers transformer, and the denoiser cut into the two exported graphs.
+"""Multi-view SD3 / SD3.5 on the STOCK diffusers transformer, and the denoiser cut into three exported graphs.
 
 The views of an object lie below each other as one tall image [R, C, V * h, w]: the stock joint attention (and the
 second, image-only one of SD3.5's dual blocks) then sees the tokens of all views, and the text once per object. Only the
@@ -8,7 +8,8 @@ Axes: R rows (request, guidance branch), V generated views, V' network views (V,
 model in front), N tokens of a view, L text tokens, J width of a text embedding, D width of the network, T steps,
 M modulation numbers of one step.
 
-    once per request   embeddings, pooled, timesteps [T] -> SD3Context -> context [R, L, D], modulations [R, T, M]
+    once per request   embeddings -> SD3Context -> context [R, L, D]
+                       pooled, timesteps [T] -> SD3Modulations -> modulations [R, T, M]
     once per step      latents, plucker, modulations of the step [R, M], context (, condition latents)
                            -> SD3Step -> prediction [R, V, C, h, w]
 """
@@ -16,7 +17,7 @@ M modulation numbers of one step.
 import copy
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZ
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
 
+from diffsplat.denoiser import CONTEXT, MODULATIONS, STEP
 from diffsplat.views import check_condition, condition_views, network_input, split_views, stack_views
 
 
@@ -67,7 +69,7 @@ class MultiviewPatchEmbed(nn.Module):
         return (tokens + positions).to(tokens.dtype)
 
 
-def build_sd3(config: Mapping[str, Any], num_views: int) -> SD3Transformer2DModel:
+def build_network(config: Mapping[str, Any], num_views: int) -> SD3Transformer2DModel:
     """The stock transformer with multi-view patches, random weights; official state-dict names.
 
     Args:
@@ -101,15 +103,20 @@ def _modulated_norms(transformer: SD3Transformer2DModel) -> list[Any]:
     return [module for module in transformer.modules() if isinstance(module, kinds)]
 
 
-class SD3RequestContext(NamedTuple):
-    """What does not depend on the latents."""
-
-    context: Tensor  # [R, L, D] text tokens as the first block gets them
-    modulations: Tensor  # [R, T, M] shifts, scales and gates of all AdaLN layers at every step
-
-
 class SD3Context(nn.Module):
-    """All that a request computes once: text projection, time and pooled-text embedding, AdaLN modulations.
+    """The text tokens as the first block gets them. Its layer is the transformer's own."""
+
+    def __init__(self, transformer: SD3Transformer2DModel) -> None:
+        super().__init__()
+        self.context_embedder = transformer.context_embedder
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Text embeddings [R, L, J] -> context tokens [R, L, D]."""
+        return self.context_embedder(embeddings)
+
+
+class SD3Modulations(nn.Module):
+    """Time and pooled-text embedding, and shifts, scales and gates of all AdaLN layers at every step of a schedule.
 
     A third of SD3.5's weights (767 of 2,243 million) makes modulations, and reads nothing but time and pooled text. A
     layer runs as one product over all rows and all steps of the schedule, so that its weights are read once per request
@@ -119,27 +126,24 @@ class SD3Context(nn.Module):
 
     def __init__(self, transformer: SD3Transformer2DModel) -> None:
         super().__init__()
-        self.context_embedder = transformer.context_embedder
         self.time_text_embed = transformer.time_text_embed
         self.layers = nn.ModuleList(norm.linear for norm in _modulated_norms(transformer))
 
-    def forward(self, embeddings: Tensor, pooled: Tensor, timesteps: Tensor) -> SD3RequestContext:
-        """Context of R rows that share a schedule, or have one each.
+    def forward(self, pooled: Tensor, timesteps: Tensor) -> Tensor:
+        """Modulations of R rows that share a schedule, or have one each.
 
         Args:
-            embeddings: [R, L, J] text embeddings.
             pooled: [R, P] pooled text embeddings.
             timesteps: [T] or [R, T] float32 in [0, 1000].
 
         Returns:
-            Context tokens [R, L, D] and modulations [R, T, M].
+            [R, T, M].
         """
         embed = self.time_text_embed
         frequencies = embed.time_proj(timesteps.reshape(-1)).to(pooled.dtype)
         times = embed.timestep_embedder(frequencies).reshape(*timesteps.shape, -1)  # [T, D] or [R, T, D]
         conditioning = F.silu(times + embed.text_embedder(pooled)[:, None])  # [R, T, D]
-        modulations = torch.cat([layer(conditioning) for layer in self.layers], dim=-1)
-        return SD3RequestContext(self.context_embedder(embeddings), modulations)
+        return torch.cat([layer(conditioning) for layer in self.layers], dim=-1)
 
 
 class _Slice(nn.Module):
@@ -165,7 +169,7 @@ class _PassModulations(nn.Module):
 
 
 def _without_request_work(transformer: SD3Transformer2DModel) -> SD3Transformer2DModel:
-    """The same transformer, on the same parameters, without the layers that `SD3Context` runs."""
+    """The same transformer, on the same parameters, without the layers that run once per request."""
     tensors = chain(transformer.parameters(), transformer.buffers())  # "copied" already, so that the copy shares them
     step: Any = copy.deepcopy(transformer, memo={id(tensor): tensor for tensor in tensors})
     step.time_text_embed = _PassModulations()
@@ -181,7 +185,7 @@ def _without_request_work(transformer: SD3Transformer2DModel) -> SD3Transformer2
 class SD3Step(nn.Module):
     """One evaluation of a multi-view SD3 for R rows that may be at different steps of different schedules.
 
-    Shares its parameters with the transformer it is made of, and holds none that `SD3Context` runs.
+    Shares its parameters with the transformer it is made of, and holds none that run once per request.
     """
 
     def __init__(self, transformer: SD3Transformer2DModel, num_views: int) -> None:
@@ -207,7 +211,7 @@ class SD3Step(nn.Module):
         Args:
             latents: [R, V, C, h, w], already multiplied by the sampler's c_in.
             plucker: [R, V, 6, h, w], rays of the views.
-            modulations: [R, M], every row's step of the modulations from `SD3Context`.
+            modulations: [R, M], every row's step of those from `SD3Modulations`.
             context: [R, L, D] from `SD3Context`.
             condition_latents: [R, C, h, w], see `views.network_input`; of image models alone.
 
@@ -218,3 +222,6 @@ class SD3Step(nn.Module):
         tall = stack_views(network_input(latents, plucker, condition_latents))  # [R, C', V' * h, w]
         prediction = self.transformer(tall, context, modulations, return_dict=False)[0]
         return split_views(prediction, self.num_views + self.condition_views)[:, self.condition_views :]
+
+
+GRAPHS = {CONTEXT: SD3Context, MODULATIONS: SD3Modulations, STEP: SD3Step}

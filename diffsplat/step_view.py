@@ -11,12 +11,6 @@ from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 
-def size_numbers(rows: int, grid_size: int) -> Tensor:
-    """SDXL's (original height, width, top, left, target height, width) as published: a whole view, [R, 6]."""
-    size = float(grid_size)
-    return torch.tensor([size, size, 0.0, 0.0, size, size]).expand(rows, -1)
-
-
 def takes_added_embedding(network: Any) -> bool:
     """Whether the network is of SDXL's kind; ValueError for other kinds of added embeddings, which none of ours has."""
     kind = network.config.addition_embed_type
@@ -39,7 +33,7 @@ class AddedEmbedding(nn.Module):
         self.add_embedding = network.add_embedding
 
     def forward(self, pooled: Tensor, sizes: Tensor) -> Tensor:
-        """Pooled text [R, D'] and six size numbers [R, 6] (`size_numbers`) -> [R, E]."""
+        """Pooled text [R, D'] and six size numbers [R, 6] -> [R, E]."""
         numbers = self.add_time_proj(sizes.flatten()).reshape(pooled.shape[0], -1)
         return self.add_embedding(torch.cat([pooled, numbers.to(pooled.dtype)], dim=-1))
 

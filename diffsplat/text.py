@@ -3,7 +3,6 @@
 Axes: R prompts, L tokens, D width of an embedding, P width of a pooled embedding.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config
 from transformers.models.t5.modeling_t5 import T5Stack
 
-from diffsplat.backbones import BackboneSpec
-from diffsplat.backbones_text import ClipLayer, TextEncoderSpec
+from diffsplat.backbones.text import ClipLayer, TextEncoderSpec
 from diffsplat.text_official import from_official
 
 
@@ -135,11 +133,3 @@ def build_encoder(encoder: TextEncoderSpec, name: str = "text_encoder") -> TextE
     config = CLIPTextConfig(**{**marks, **encoder.config})
     config._attn_implementation = "sdpa"
     return TextEncoder(config, encoder.layer, encoder.kind == "clip_projection")
-
-
-def build_text_encoder(spec: BackboneSpec) -> TextEncoder:
-    """The text encoder of a backbone that has one, a CLIP: see `build_encoder`."""
-    encoder = TextEncoderSpec(**dataclasses.asdict(spec.text_encoder))
-    built = build_encoder(encoder, f"backbone {spec.name!r}, text_encoder")
-    assert isinstance(built, TextEncoder)
-    return built

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from diffsplat.backbones_text import TextSpec
+from diffsplat.backbones.text import TextSpec
 from diffsplat.tokenizer import TokenBatch, Tokenizer
 
 # input_ids [R, L] int64 (, mask [R, L] int64 for a masked one) -> embeddings [R, L, D] (, pooled [R, P])
@@ -117,3 +118,35 @@ class PromptEncoder:
                     words = ", ".join(repr(word[:40]) for word in unknown[:8]) + (" ..." if len(unknown) > 8 else "")
                     warnings[f"{reader} does not know {words}"] = None
         return [tuple(warnings) for warnings in told]
+
+
+class Text(NamedTuple):
+    """Text of R rows that may differ in length."""
+
+    tokens: Tensor  # [R, L, D] embeddings, or [R, L, P] packed context
+    kept: Tensor  # [R, L] bool, False on padding
+
+
+def drop_masked_tokens(text_embeddings: Tensor, mask: Tensor) -> Text:
+    """Leave out the tokens that no row keeps: T5's padding to 120 or 300 tokens, which no view may attend to.
+
+    Args:
+        text_embeddings: [R, L, D].
+        mask: [R, L], nonzero = keep, as tokenizers give it.
+
+    Raises:
+        ValueError: a row keeps no token; a tokenizer's end token is always kept.
+    """
+    kept = mask != 0
+    empty = (~kept.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"mask: rows {empty} keep no token, every row must keep 1 .. {mask.shape[1]}")
+    used = kept.any(dim=0)
+    return Text(text_embeddings[:, used], kept[:, used])
+
+
+def batch_contexts(contexts: Sequence[Tensor]) -> Text:
+    """Packed contexts [L_r, P] of different lengths as one batch; shorter ones are padded with zeros and masked."""
+    lengths = torch.tensor([len(context) for context in contexts])
+    tokens = pad_sequence(list(contexts), batch_first=True)
+    return Text(tokens, (torch.arange(tokens.shape[1]) < lengths[:, None]).to(tokens.device))

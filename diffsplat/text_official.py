@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffsplat.backbones_text import EncoderKind, TextEncoderSpec
+from diffsplat.backbones.text import EncoderKind, TextEncoderSpec
 
 _EMBEDDING, _TIED = "shared.weight", "encoder.embed_tokens.weight"  # T5
 

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from diffsplat.backbones_text import TextEncoderSpec
+from diffsplat.backbones.text import TextEncoderSpec
 
 _START, _END, _UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<unk>"
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from diffsplat.backbones_text import EncoderKind
+from diffsplat.backbones.text import EncoderKind
 
 _UNIGRAM = 1  # sentencepiece's TrainerSpec.ModelType
 _T5_END = "</s>"

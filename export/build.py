@@ -60,7 +60,7 @@ def _export_graph(
     if backend == "torch":
         for path in onnx_files:
             path.unlink()
-        files = [folder / name for name in weight_files(bundle.root, bundle.files, graph.network)]
+        files = [folder / name for name in weight_files(bundle.root, bundle.files, graph.network(bundle.spec))]
         for path in files:
             shutil.copyfile(bundle.root / path.name, path)
     else:

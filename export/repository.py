@@ -23,7 +23,6 @@ from typing import Any
 from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STAGES
 
 from diffsplat.bundle import (
-    TOKENIZER,
     Bundle,
     BundleError,
     check_replaceable,
@@ -41,13 +40,20 @@ TEMPLATES = ROOT / "model_repository"
 # what an exported graph depends on besides the bundle: a change in any of it exports again
 _SOURCES = (
     "export/*.py",
-    "diffsplat/backbones.py",
+    "diffsplat/backbones/*.py",
     "diffsplat/bundle.py",
+    "diffsplat/denoiser.py",
     "diffsplat/gsvae.py",
     "diffsplat/multiview.py",
     "diffsplat/networks.py",
+    "diffsplat/pixart.py",
+    "diffsplat/pixart_text.py",
     "diffsplat/runtime.py",
+    "diffsplat/sd3.py",
+    "diffsplat/step_view.py",
     "diffsplat/text.py",
+    "diffsplat/text_official.py",
+    "diffsplat/views.py",
     "diffsplat/weights.py",
     "client/diffsplat_client/contract.py",
 )
@@ -86,8 +92,9 @@ def export_repository(
         ExportError: a template is missing, or a graph differs from torch by more than the allowed error.
     """
     bundle = open_bundle(bundle_root)
-    if TOKENIZER not in bundle.files:
-        raise BundleError(f"{bundle.tokenizer_path}: not in the bundle")
+    for path in bundle.tokenizer_paths:
+        if path.name not in bundle.files:
+            raise BundleError(f"{path}: not in the bundle")
     out = Path(out).absolute()
     check_replaceable(out, RECORD)
     _check_templates(templates)
@@ -101,7 +108,8 @@ def export_repository(
         staging = Path(temporary) / out.name
         _copy_templates(templates, staging)
         graphs = export_graphs(bundle, staging, runtime, progress)
-        shutil.copyfile(bundle.tokenizer_path, staging / "encode" / VERSION / TOKENIZER)
+        for path in bundle.tokenizer_paths:
+            shutil.copyfile(path, staging / "encode" / VERSION / path.name)
         _write_records(bundle, staging, graphs)
         _describe_service(bundle, staging, graphs)
         files = {str(path.relative_to(staging)): describe_file(path) for path in sorted(_files_below(staging))}

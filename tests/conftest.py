@@ -19,15 +19,15 @@ CAPTIONS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape
 
 def tiny_spec(vocab_size: int) -> BackboneSpec:
     """PICO with every network shrunken; geometry, latents and noise schedule are PICO's."""
-    from diffsplat.backbones import PICO
+    from diffsplat.backbones import PICO, TextSpec
 
-    text = {**PICO.text_encoder.config, "hidden_size": 16, "intermediate_size": 32, "vocab_size": vocab_size}
+    (encoder,) = PICO.text.encoders
+    config = {**encoder.config, "hidden_size": 16, "intermediate_size": 32, "vocab_size": vocab_size}
+    config["max_position_embeddings"] = MAX_TOKENS
     return dataclasses.replace(
         PICO,
         name="tiny",
-        text_encoder=dataclasses.replace(
-            PICO.text_encoder, max_tokens=MAX_TOKENS, config={**text, "max_position_embeddings": MAX_TOKENS}
-        ),
+        text=TextSpec((dataclasses.replace(encoder, max_tokens=MAX_TOKENS, config=config),)),
         denoiser={
             **PICO.denoiser,
             "block_out_channels": [8, 16],
@@ -46,15 +46,15 @@ def write_tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
     import torch
 
     from diffsplat.bundle import write_bundle
-    from diffsplat.networks import NETWORKS
+    from diffsplat.networks import network_builders
     from diffsplat.tokenizer import Tokenizer, train_tokenizer
 
     tokenizer_json = train_tokenizer(CAPTIONS, MAX_TOKENS)
     spec = tiny_spec(Tokenizer.from_json(tokenizer_json).vocab_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        networks = {name: build(spec) for name, build in NETWORKS.items()}
-    return write_bundle(folder, spec, networks, tokenizer_json, {"seed": seed})
+        networks = {name: build() for name, build in network_builders(spec).items()}
+    return write_bundle(folder, spec, networks, [tokenizer_json], {"seed": seed})
 
 
 @pytest.fixture(scope="session")

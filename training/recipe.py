@@ -10,7 +10,7 @@ import torch
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle, write_bundle
-from diffsplat.networks import NETWORKS
+from diffsplat.networks import network_builders
 from training.checkpoint import FINISHED, MANIFEST, git_revision, list_checkpoints, load_finished, read_finished
 from training.config import RecipeConfig, StageConfig, check, to_plain
 from training.loop import Outcome, train
@@ -92,14 +92,16 @@ def bundle_runs(runs: Mapping[str, Path], target: Path) -> Bundle:
         raise ValueError(f"{runs['diffusion']} and {runs['decoder']} must both stand on the latents of {runs['vae']}")
     spec = BackboneSpec.from_dict(facts["diffusion"]["spec"])
     sources = {"text_encoder": "diffusion", "denoiser": "diffusion", "gsvae": "decoder", "gsrecon": "recon"}
-    networks = {name: load_finished(runs[sources[name]], name, NETWORKS[name](spec)) for name in NETWORKS}
+    networks = {
+        name: load_finished(runs[sources[name]], name, build()) for name, build in network_builders(spec).items()
+    }
     tokenizer_json = (runs["diffusion"] / FINISHED / TOKENIZER_FILE).read_text()
     lineage = {
         "stages": {name: {key: stage[key] for key in _LINEAGE if key in stage} for name, stage in facts.items()},
         "revision": git_revision(),
         "seconds": round(sum(stage["seconds"] for stage in facts.values()), 1),
     }
-    return write_bundle(target, spec, networks, tokenizer_json, lineage)
+    return write_bundle(target, spec, networks, [tokenizer_json], lineage)
 
 
 def stage_lineage(config: StageConfig) -> dict[str, Any]:

@@ -56,4 +56,4 @@ def unpack(bundle: Bundle, out: Path) -> None:
     save_finished(out / "decoder", gsvae, {**stages["decoder"], "recon": recon, "vae": latents}, {})
     networks = {name: bundle.load(name) for name in ("denoiser", "text_encoder")}
     facts = {**stages["diffusion"], "spec": bundle.spec.to_dict(), "parents": {"recon": recon, "vae": latents}}
-    save_finished(out / "diffusion", networks, facts, {TOKENIZER_FILE: bundle.tokenizer_path.read_text()})
+    save_finished(out / "diffusion", networks, facts, {TOKENIZER_FILE: bundle.tokenizer_paths[0].read_text()})

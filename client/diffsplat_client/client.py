@@ -1,4 +1,4 @@
-"""Client: one prompt in, one object out.
+"""Client: one prompt or picture in, one object out.
 
     client = Client("localhost:8001")
     generation = client.generate("a red cube", steps=20, timeout_s=60)
@@ -98,12 +98,12 @@ class Client:
             self._checked = False
 
     def generate(
-        self, prompt: str | GenerationRequest, *, timeout_s: float | None = None, **options: Any
+        self, prompt: str | GenerationRequest = "", *, timeout_s: float | None = None, **options: Any
     ) -> Generation:
         """Generate one object and wait for it.
 
         Args:
-            prompt: the prompt, or a whole request.
+            prompt: the prompt, which may be left out with a picture, or a whole request.
             timeout_s: seconds for everything, from the connection to the last byte; then the request is stopped.
             options: fields of GenerationRequest.
 
@@ -122,7 +122,7 @@ class Client:
         raise AssertionError("a stream ends with Finished or raises")
 
     def stream(
-        self, prompt: str | GenerationRequest, *, timeout_s: float | None = None, **options: Any
+        self, prompt: str | GenerationRequest = "", *, timeout_s: float | None = None, **options: Any
     ) -> GenerationStream:
         """Generate one object and follow it; arguments and errors as of `generate`.
 

@@ -2,17 +2,18 @@
 
 The client builds requests from it, the stages of the server read them with it, and a test holds every `config.pbtxt`
 against it. A request travels twice: as one small tensor per option from the client to `encode`, and from there on as
-one JSON tensor (`REQUEST`) in which every default has been filled in.
+one JSON tensor (`REQUEST`) in which every default has been filled in, and which leaves the pictures out.
 """
 
 from typing import NamedTuple
 
-CONTRACT_VERSION = 1  # raised whenever an old client could not talk to a new server, or the other way round
+CONTRACT_VERSION = 2  # raised whenever an old client could not talk to a new server, or the other way round
 
 ENSEMBLE = "diffsplat"
 STOP_MODEL = "denoise"  # the stage that a STOP is sent to
 SCHEDULERS = ("ddim", "dpmsolver++", "sde-dpmsolver++", "edm", "flow")
 FORMATS = ("raw", "ply")
+CONTROL_TYPES = ("depth", "normal", "canny")
 
 # What an error message of a stage starts with, before a colon -> the same in gRPC's words. The code travels in the text
 # since Triton 2.51 crashes now and then when a stream asks for status codes (header `triton_grpc_error`) and fails.
@@ -59,7 +60,12 @@ REQUEST_TENSORS = (
     # optional on the wire alone: Triton only counts inputs, and an ensemble that lacks one never ends; encode checks
     TensorSpec("PROMPT", "BYTES", (1,)),
     TensorSpec("NEGATIVE_PROMPT", "BYTES", (1,)),
+    TensorSpec("IMAGE", "BYTES", (1,)),  # a whole PNG, JPEG or WebP file
+    TensorSpec("CONTROL_IMAGE", "BYTES", (1,)),  # a whole PNG, JPEG or WebP file
+    TensorSpec("REMOVE_BACKGROUND", "BOOL", (1,)),
+    TensorSpec("BORDER_RATIO", "FP32", (1,)),
     TensorSpec("ELEVATION_DEG", "FP32", (1,)),
+    TensorSpec("ESTIMATE_ELEVATION", "BOOL", (1,)),
     TensorSpec("DISTANCE", "FP32", (1,)),
     TensorSpec("SEED", "INT64", (1,)),
     TensorSpec("STEPS", "INT32", (1,)),
@@ -68,6 +74,13 @@ REQUEST_TENSORS = (
     TensorSpec("GUIDANCE_SCALE", "FP32", (1,)),
     TensorSpec("TRIANGLE_GUIDANCE", "BOOL", (1,)),
     TensorSpec("MIN_GUIDANCE_SCALE", "FP32", (1,)),
+    TensorSpec("CONTROL_TYPE", "BYTES", (1,)),
+    TensorSpec("CONTROL_SCALE", "FP32", (1,)),
+    TensorSpec("GUESS_MODE", "BOOL", (1,)),
+    TensorSpec("EXTRACT_CANNY", "BOOL", (1,)),
+    TensorSpec("INIT_STD", "FP32", (1,)),
+    TensorSpec("INIT_NOISE_STRENGTH", "FP32", (1,)),
+    TensorSpec("INIT_BACKGROUND", "FP32", (1,)),
     TensorSpec("OPACITY_THRESHOLD_RENDER", "FP32", (1,)),
     TensorSpec("OPACITY_THRESHOLD_ASSET", "FP32", (1,)),
     TensorSpec("FRAME_SIZE", "INT32", (1,)),
@@ -90,6 +103,8 @@ RESPONSE_TENSORS = (STATUS, GAUSSIANS, FRAMES, ASSET, *TIMING_TENSORS)
 # --- between the stages ---
 REQUEST = TensorSpec("REQUEST", "BYTES", (1,))  # JSON of a GenerationRequest without open defaults, plus warnings
 TEXT_EMBEDDINGS = TensorSpec("TEXT_EMBEDDINGS", "FP32", (2, -1, -1))  # (prompt, negative prompt) x tokens x width
+TEXT_MASK = TensorSpec("TEXT_MASK", "BOOL", (2, -1))  # False on padding that nothing attends to; left out: all True
+POOLED_TEXT = TensorSpec("POOLED_TEXT", "FP32", (2, -1))  # left out where a backbone has none
 LATENTS = TensorSpec("LATENTS", "FP32", (-1, -1, -1, -1))  # [V, C, h, w]
 RESOLVED_REQUEST = TensorSpec("RESOLVED_REQUEST", "BYTES", (1,))  # REQUEST, echoed by denoise for the later stages
 SPLATS = TensorSpec("SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))  # every decoded splat, before any opacity threshold
@@ -98,10 +113,11 @@ SPLATS = TensorSpec("SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))  # every decoded spl
 DECODED_REQUEST = TensorSpec("DECODED_REQUEST", "BYTES", (1,))
 STOP = TensorSpec("STOP", "BOOL", (1,))  # sent straight to `denoise` under the id of the request to stop
 
+TEXT_TENSORS = (TEXT_EMBEDDINGS, TEXT_MASK, POOLED_TEXT)
 STAGES = {
-    "encode": StageSpec(REQUEST_TENSORS, (REQUEST, TEXT_EMBEDDINGS)),
+    "encode": StageSpec(REQUEST_TENSORS, (REQUEST, *TEXT_TENSORS)),
     "denoise": StageSpec(
-        (REQUEST, TEXT_EMBEDDINGS, STOP), (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS), decoupled=True
+        (REQUEST, *TEXT_TENSORS, STOP), (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS), decoupled=True
     ),
     # behind `denoise` every input is optional: each progress message runs these stages with nothing in it
     "decode": StageSpec((LATENTS, RESOLVED_REQUEST), (SPLATS, DECODED_REQUEST, DECODE_TIMINGS)),

@@ -4,6 +4,7 @@ import numpy as np
 
 DEFAULT_ELEVATION_DEG = 10.0  # of every bundle made for text
 DEFAULT_DISTANCE = 1.4
+OWN_ELEVATION = float("nan")  # stands for the elevation of the generated views, which may not be known yet
 
 
 def four_views(elevation_deg: float = DEFAULT_ELEVATION_DEG, distance: float = DEFAULT_DISTANCE) -> np.ndarray:

@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from diffsplat_client.contract import FORMATS, POSE_COLUMNS, REQUEST_TENSORS, SCHEDULERS
+from diffsplat_client.contract import CONTROL_TYPES, FORMATS, POSE_COLUMNS, REQUEST_TENSORS, SCHEDULERS
 from diffsplat_client.errors import InvalidRequestError
-
-MAX_PROMPT_CHARACTERS = 2000
-MAX_FRAMES = 720
-MAX_FRAME_PIXELS = 100_000_000  # of all frames together; 300 MB of bytes on the wire
+from diffsplat_client.request_checks import (
+    check_choice,
+    check_file,
+    check_flag,
+    check_number,
+    check_poses,
+    check_text,
+    check_together,
+)
 
 
 def _option(
@@ -22,25 +27,39 @@ def _option(
     limits: tuple[float, float] | None = None,
     integer: bool = False,
     choices: tuple[str, ...] | None = None,
+    file: bool = False,
 ) -> Any:
     """One line of the field table: what the checks below and the command line know about a field."""
-    metadata = {"help": help, "limits": limits, "integer": integer, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"help": help, "limits": limits, "integer": integer, "choices": choices, "file": file}
+    return dataclasses.field(default=default, repr=not file, metadata=metadata)
 
 
 @dataclass(frozen=True, eq=False)
 class GenerationRequest:
-    """One generation. `None` leaves the choice to the served bundle; limits are inclusive.
+    """One generation, from a prompt, a picture or both.
+
+    `None` leaves the choice to the served bundle; limits are inclusive. `image` and `control_image` are the bytes of a
+    PNG, JPEG or WebP file.
 
     `frame_poses` is float32 [F, 4]: elevation above the horizon in degrees, azimuth in degrees, distance, factor on
-    the splats' size. The four generated views stand at azimuth 0, 90, 180, 270.
+    the splats' size. The four generated views stand at azimuth 0, 90, 180, 270. An elevation of NaN
+    (`poses.OWN_ELEVATION`) stands for theirs, for requests that leave it to the bundle or have it estimated.
     """
 
-    prompt: str
+    prompt: str = ""  # may be blank with a picture alone
     negative_prompt: str = _option("", "what the object should not be")
+    image: bytes | None = _option(None, "picture of the object from the front, for bundles made for images", file=True)
+    control_image: bytes | None = _option(
+        None, "depth, normal or canny map of the front view, for bundles with a ControlNet", file=True
+    )
+    remove_background: bool = _option(False, "cut the object out of its picture and centre it")
+    border_ratio: float = _option(
+        0.2, "share of the side that remove_background leaves free, both borders together", limits=(0.0, 0.9)
+    )
     elevation_deg: float | None = _option(
         None, "elevation of the generated views above the horizon, degrees", limits=(-89.0, 89.0)
     )
+    estimate_elevation: bool = _option(False, "estimate elevation_deg from the picture")
     distance: float | None = _option(None, "distance of the cameras from the object", limits=(0.5, 10.0))
     seed: int | None = _option(
         None, "seed of all noise; without one the server draws one and reports it", limits=(0, 2**63 - 1), integer=True
@@ -53,6 +72,19 @@ class GenerationRequest:
         False, "guidance rises from min_guidance_scale at the front view to guidance_scale at the back"
     )
     min_guidance_scale: float = _option(1.0, "guidance of the front view with triangle_guidance", limits=(0.0, 50.0))
+    control_type: str | None = _option(None, "what control_image shows", choices=CONTROL_TYPES)
+    control_scale: float = _option(1.0, "strength of control_image", limits=(0.0, 2.0))
+    guess_mode: bool = _option(False, "let control_image say what the object is; the prompt may be empty")
+    extract_canny: bool = _option(False, "control_image is a photo: its edges become the canny map")
+    init_std: float = _option(
+        0.0, "start from a dark blob as wide as this share of two views, not from noise; 0 is off", limits=(0.0, 2.0)
+    )
+    init_noise_strength: float = _option(
+        0.98, "with init_std: share of the steps that are taken, hence of the noise", limits=(0.0, 1.0)
+    )
+    init_background: float = _option(
+        0.0, "with init_std: grey that is subtracted from the white around the blob", limits=(0.0, 1.0)
+    )
     opacity_threshold_render: float = _option(
         0.0, "splats must be more opaque than this to be drawn in frames", limits=(0.0, 1.0)
     )
@@ -65,54 +97,37 @@ class GenerationRequest:
 
     def validate(self) -> "GenerationRequest":
         """Return self, or raise InvalidRequestError naming the first bad field, its value and what is allowed."""
-        for name in ("prompt", "negative_prompt"):
-            _check_text(name, getattr(self, name))
-        if not self.prompt.strip():
-            raise InvalidRequestError(
-                f"prompt = {self.prompt!r}: must contain at least one character that is not blank"
-            )
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is None and field.default is None:
-                continue
-            if choices := field.metadata.get("choices"):
-                if not isinstance(value, str) or value not in choices:
-                    raise InvalidRequestError(f"{field.name} = {_short(value)}: must be one of {', '.join(choices)}")
-            elif limits := field.metadata.get("limits"):
-                _check_number(field.name, value, *limits, integer=field.metadata["integer"])
-        if not isinstance(self.triangle_guidance, bool | np.bool_):
-            raise InvalidRequestError(f"triangle_guidance = {_short(self.triangle_guidance)}: must be true or false")
-        if self.frame_poses is not None:
-            self._check_frames()
+        self._check_fields()
+        check_together(self)
         return self
 
-    def _check_frames(self) -> None:
-        try:
-            poses = np.asarray(self.frame_poses)
-        except ValueError:  # rows of different lengths
-            raise InvalidRequestError("frame_poses is not a table: must be [F, 4] numbers") from None
-        if poses.ndim != 2 or poses.shape[1] != len(POSE_COLUMNS) or poses.dtype.kind not in "fiu":
-            raise InvalidRequestError(
-                f"frame_poses has shape {list(poses.shape)}, type {poses.dtype}: must be numbers [F, 4]"
-            )
-        if len(poses) > MAX_FRAMES:
-            raise InvalidRequestError(f"frame_poses asks for {len(poses)} frames: at most {MAX_FRAMES} are allowed")
-        pixels = len(poses) * self.frame_size**2
-        if pixels > MAX_FRAME_PIXELS:
-            raise InvalidRequestError(
-                f"frame_poses x frame_size asks for {len(poses)} x {self.frame_size} x {self.frame_size} = {pixels} "
-                f"pixels: at most {MAX_FRAME_PIXELS} are allowed"
-            )
-        for column, name in enumerate(POSE_COLUMNS):
-            low, high = POSE_RANGES[name]
-            bad = np.flatnonzero(~((poses[:, column] >= low) & (poses[:, column] <= high)))  # also catches NaN
-            if len(bad):
-                value = poses[bad[0], column]
-                raise InvalidRequestError(f"frame_poses[{bad[0]}] {name} = {value}: must be in {low:g} .. {high:g}")
+    def _check_fields(self) -> None:
+        """Each field alone."""
+        for name in ("prompt", "negative_prompt"):
+            check_text(name, getattr(self, name))
+        for field in dataclasses.fields(self):
+            value, about = getattr(self, field.name), field.metadata
+            if value is None and field.default is None:
+                continue
+            if about.get("choices"):
+                check_choice(field.name, value, about["choices"])
+            elif about.get("limits"):
+                check_number(field.name, value, *about["limits"], integer=about["integer"])
+            elif about.get("file"):
+                check_file(field.name, value)
+            elif isinstance(field.default, bool):
+                check_flag(field.name, value)
+        if self.frame_poses is not None:
+            check_poses(self.frame_poses, self.frame_size, POSE_RANGES)
 
     def with_defaults(self, **defaults: Any) -> "GenerationRequest":
-        """Fill the fields that are still None."""
-        return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+        """Fill the fields that are still None, and, once it is known, the elevation in poses that leave it open."""
+        filled = dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+        if filled.elevation_deg is None or filled.frame_poses is None:
+            return filled
+        poses = np.array(filled.frame_poses, np.float32).reshape(-1, len(POSE_COLUMNS))
+        poses[np.isnan(poses[:, 0]), 0] = filled.elevation_deg
+        return dataclasses.replace(filled, frame_poses=poses)
 
     # --- the two forms on the wire ---
 
@@ -124,7 +139,8 @@ class GenerationRequest:
             if value is None:
                 continue
             if spec.datatype == "BYTES":
-                tensors[spec.name] = np.array([value.encode()], dtype=np.object_)
+                data = value if isinstance(value, bytes) else value.encode()
+                tensors[spec.name] = np.array([data], dtype=np.object_)
             else:
                 array = np.asarray(value, dtype=_NUMPY[spec.datatype])
                 tensors[spec.name] = array.reshape(1) if spec.dims == (1,) else array
@@ -143,38 +159,49 @@ class GenerationRequest:
                 values[name] = tensor
             elif tensor.size != 1:
                 raise InvalidRequestError(f"{name} has shape {list(tensor.shape)}: must be [1]")
+            elif name in FILES:
+                values[name] = tensor.reshape(-1)[0]
             elif spec.datatype == "BYTES":
                 values[name] = _decode_text(name, tensor.reshape(-1)[0])
             else:
-                values[name] = tensor.reshape(-1)[0].item()
-        if "prompt" not in values:
+                values[name] = _decode_number(tensor.reshape(-1)[0])
+        if not {"prompt", *FILES} & set(values):
             raise InvalidRequestError("prompt is missing")
         return cls(**values).validate()
 
     def to_dict(self) -> dict[str, Any]:
-        """The request as plain JSON types."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """The request as plain JSON types, without its pictures; None for elevations of poses that are left open."""
+        values = {name: getattr(self, name) for name in OPTIONS if name not in FILES}
         values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
         if self.frame_poses is not None:
-            values["frame_poses"] = np.asarray(self.frame_poses, np.float32).tolist()
+            poses = np.asarray(self.frame_poses, np.float32).tolist()
+            values["frame_poses"] = [[None if number != number else number for number in pose] for pose in poses]
         return values
 
     def to_json(self) -> str:
-        """The request as one JSON object."""
+        """The request as one JSON object, without its pictures: what the stages behind `encode` need of it."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> "GenerationRequest":
-        """Read what `to_json` wrote; the same checks as for tensors, since each stage can be called directly."""
+        """Read what `to_json` wrote, with the checks of every field, since each stage can be called directly.
+
+        Whether options go together is not checked again: that depends on pictures, which this form leaves out, and
+        `encode` has seen them.
+        """
         try:
             values = json.loads(text)
             if values.get("frame_poses") is not None:
                 poses = np.asarray(values["frame_poses"], np.float32)
                 values["frame_poses"] = poses.reshape(0, len(POSE_COLUMNS)) if poses.shape == (0,) else poses
-            request = cls(**values)
-        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+            request = cls(values.pop("prompt"), **values)
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             raise InvalidRequestError("REQUEST is not the JSON form of a generation request") from None
-        return request.validate()
+        request._check_fields()
+        if request.elevation_deg is not None and request.frame_poses is not None:
+            if np.isnan(request.frame_poses[:, 0]).any():  # else a stage would draw from nowhere
+                raise InvalidRequestError("frame_poses leaves an elevation open: must be filled in by encode")
+        return request
 
 
 OPTIONS = {field.name: field for field in dataclasses.fields(GenerationRequest)}
@@ -185,6 +212,7 @@ RANGES: dict[str, tuple[float, float]] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     name: field.metadata["choices"] for name, field in OPTIONS.items() if field.metadata.get("choices")
 }
+FILES = tuple(name for name, field in OPTIONS.items() if field.metadata.get("file"))
 POSE_RANGES: dict[str, tuple[float, float]] = {
     "elevation_deg": RANGES["elevation_deg"],
     "azimuth_deg": (-3600.0, 3600.0),
@@ -194,32 +222,16 @@ POSE_RANGES: dict[str, tuple[float, float]] = {
 _NUMPY: dict[str, Any] = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _check_text(name: str, text: Any) -> None:
-    if not isinstance(text, str):
-        raise InvalidRequestError(f"{name} = {_short(text)}: must be text")
-    if len(text) > MAX_PROMPT_CHARACTERS:
-        raise InvalidRequestError(f"{name} has {len(text)} characters: at most {MAX_PROMPT_CHARACTERS} are allowed")
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone half of a surrogate pair, which JSON can carry
-        raise InvalidRequestError(f"{name} = {_short(text)}: must be valid Unicode text") from None
-
-
-def _check_number(name: str, value: Any, low: float, high: float, *, integer: bool) -> None:
-    kind = (int, np.integer) if integer else (int, float, np.integer, np.floating)
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise InvalidRequestError(f"{name} = {_short(value)}: must be {'an integer' if integer else 'a number'}")
-    if not low <= value <= high:  # also catches NaN
-        raise InvalidRequestError(f"{name} = {_short(value)}: must be in {low} .. {high}")
-
-
 def _decode_text(name: str, raw: Any) -> str:
     try:
         return raw.decode() if isinstance(raw, bytes) else str(raw)
     except UnicodeDecodeError:
         raise InvalidRequestError(f"{name} is not valid UTF-8 text") from None
+
+
+def _decode_number(value: Any) -> Any:
+    """A scalar tensor's value; of FP32 the shortest decimal that it stands for.
+
+    So 0.9 is 0.9 again, not 0.8999999762: int(20 * 0.9) steps are 18.
+    """
+    return float(str(value)) if isinstance(value, np.float32) else value.item()

@@ -1,20 +1,22 @@
-"""`encode`: a client's request -> a request without open defaults, and the text embeddings."""
+"""`encode`: a client's request -> a request without open defaults, and the text that the denoiser reads."""
 
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
-from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.bundle import TOKENIZER, Bundle, BundleError
+from diffsplat.backbones.text import TEXT_ENCODER
+from diffsplat.bundle import Bundle, BundleError, tokenizer_files
 from diffsplat.runtime import ExportRecord, Graph, bundle_graph, load_graph
 from diffsplat.serving.envelope import Envelope
-from diffsplat.tokenizer import TokenBatch, Tokenizer
+from diffsplat.text_features import PromptEncoder, TextFeatures
+from diffsplat.tokenizer import Tokenizer
 
 DRAWN_SEED_LIMIT = 2**32  # short enough to be typed again
 
@@ -23,41 +25,37 @@ class EncodeResult(NamedTuple):
     """What `denoise` needs."""
 
     envelope: Envelope
-    text_embeddings: Tensor  # [2, L, D] float32: prompt, negative prompt
+    text: TextFeatures  # two rows: prompt, negative prompt
 
 
 class EncodeStage:
     """Fills in what a request leaves open and encodes its texts."""
 
-    def __init__(self, spec: BackboneSpec, text_encoder: Graph, tokenizer: Tokenizer) -> None:
+    def __init__(self, spec: BackboneSpec, text_encoders: Sequence[Graph], tokenizers: Sequence[Tokenizer]) -> None:
         self.spec = spec
-        self.text_encoder = text_encoder
-        self.tokenizer = tokenizer
+        self.prompts = PromptEncoder(spec.text, tokenizers, text_encoders)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], threads: int | None = None) -> "EncodeStage":
         """From a version folder. BundleError names a file that is missing or damaged."""
         spec = ExportRecord.read(folder).spec
-        path = Path(folder) / TOKENIZER
-        if not path.is_file():
-            raise BundleError(f"{path}: missing")
-        tokenizer = Tokenizer.from_json(path, spec.text_encoder.max_tokens)
-        return cls(spec, load_graph(folder, "text_encoder", threads), tokenizer)
+        graphs = [load_graph(folder, name, threads) for name in spec.text.numbered(TEXT_ENCODER)]
+        return cls(spec, graphs, _tokenizers(spec, Path(folder)))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "EncodeStage":
         """Straight from a bundle, run by torch."""
-        tokenizer = Tokenizer.from_json(bundle.tokenizer_path, bundle.spec.text_encoder.max_tokens)
-        return cls(bundle.spec, bundle_graph(bundle, "text_encoder"), tokenizer)
+        graphs = [bundle_graph(bundle, name) for name in bundle.spec.text.numbered(TEXT_ENCODER)]
+        return cls(bundle.spec, graphs, _tokenizers(bundle.spec, bundle.root))
 
     def run(self, request: GenerationRequest) -> EncodeResult:
         """Encode one request. InvalidRequestError names the bad field, its value and what is allowed."""
         started = perf_counter()
         request = self.resolve(request)
-        tokens = self.tokenizer.encode([request.prompt, request.negative_prompt])
-        embeddings = self.text_encoder(tokens.input_ids)
-        envelope = Envelope(request, self._warnings(tokens))
-        return EncodeResult(envelope.with_timing("encode", (perf_counter() - started) * 1e3), embeddings)
+        features, told = self.prompts.encode([request.prompt, request.negative_prompt or None])
+        fields = zip(("prompt", "negative_prompt"), told, strict=True)
+        envelope = Envelope(request, tuple(f"{field}: {warning}" for field, warnings in fields for warning in warnings))
+        return EncodeResult(envelope.with_timing("encode", (perf_counter() - started) * 1e3), features)
 
     def resolve(self, request: GenerationRequest) -> GenerationRequest:
         """The request with every open field filled from the bundle, and a seed drawn if it names none."""
@@ -67,17 +65,15 @@ class EncodeStage:
         check_scheduler(request, self.spec)
         return request
 
-    def _warnings(self, tokens: TokenBatch) -> tuple[str, ...]:
-        warnings = []
-        for name, cut, unknown in zip(
-            ("prompt", "negative_prompt"), tokens.truncated, tokens.unknown_words, strict=True
-        ):
-            if cut:
-                warnings.append(f"{name}: its end was cut, the text encoder reads {self.tokenizer.max_tokens} tokens")
-            if unknown:
-                words = ", ".join(repr(word[:40]) for word in unknown[:8]) + (" ..." if len(unknown) > 8 else "")
-                warnings.append(f"{name}: the text encoder does not know {words}")
-        return tuple(warnings)
+
+def _tokenizers(spec: BackboneSpec, folder: Path) -> list[Tokenizer]:
+    """One for each text encoder; BundleError names a missing file."""
+    tokenizers = []
+    for name, encoder in zip(tokenizer_files(spec), spec.text.encoders, strict=True):
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder / name}: missing")
+        tokenizers.append(Tokenizer.for_encoder(folder / name, encoder))
+    return tokenizers
 
 
 def check_scheduler(request: GenerationRequest, spec: BackboneSpec) -> None:

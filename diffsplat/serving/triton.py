@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from diffsplat_client.contract import REQUEST_TENSORS
+from diffsplat_client.contract import POOLED_TEXT, REQUEST_TENSORS, TEXT_EMBEDDINGS, TEXT_MASK
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
 
@@ -92,7 +92,7 @@ class StageModel:
 
 
 class EncodeModel(StageModel):
-    """REQUEST tensors of a client -> REQUEST, TEXT_EMBEDDINGS."""
+    """REQUEST tensors of a client -> REQUEST, and what the text encoders say."""
 
     name = "encode"
 
@@ -110,14 +110,15 @@ class EncodeModel(StageModel):
         """Encode one request."""
         inputs = {spec.name: array for spec in REQUEST_TENSORS if (array := read_array(request, spec.name)) is not None}
         result = self.stage.run(GenerationRequest.from_tensors(inputs))
+        texts = zip((TEXT_EMBEDDINGS, TEXT_MASK, POOLED_TEXT), result.text, strict=True)
         return [
             text_tensor("REQUEST", result.envelope.to_json()),
-            array_tensor("TEXT_EMBEDDINGS", result.text_embeddings.numpy()),
+            *(array_tensor(spec.name, values.numpy()) for spec, values in texts if values.numel()),
         ]
 
 
 class DenoiseModel(StageModel):
-    """REQUEST, TEXT_EMBEDDINGS -> a stream of STATUS, and LATENTS at its end. STOP ends the request of the same id."""
+    """REQUEST and text features -> a stream of STATUS, and LATENTS at its end. STOP ends the request of the same id."""
 
     name = "denoise"
 
@@ -133,12 +134,18 @@ class DenoiseModel(StageModel):
         import torch
 
         from diffsplat.serving.denoise import DenoiseWork
+        from diffsplat.text_features import TextFeatures
 
         spec = self.stage.spec
         request = GenerationRequest(_TINY_PROMPT).with_defaults(**{**spec.request_defaults, "steps": 1, "seed": 0})
-        embeddings = torch.zeros(2, spec.text_encoder.max_tokens, spec.text_encoder.config["hidden_size"])
+        tokens = spec.text.tokens
+        text = TextFeatures(
+            torch.zeros(2, tokens, spec.text.width),
+            torch.ones(2, tokens, dtype=torch.bool),
+            torch.zeros(2, spec.text.pooled_width),
+        )
         for size in {1, self.policy.max_batch}:
-            self.stage.step([self.stage.start(DenoiseWork(Envelope(request), embeddings)) for _ in range(size)])
+            self.stage.step([self.stage.start(DenoiseWork(Envelope(request), text)) for _ in range(size)])
         self.engine: Engine[DenoiseWork, DenoiseJob] = Engine(self.stage, self.policy)
         _log.info("denoise engine: %s", self.policy)
 
@@ -172,9 +179,17 @@ class DenoiseModel(StageModel):
 
     def _read_work(self, request: Any) -> "DenoiseWork":
         from diffsplat.serving.denoise import DenoiseWork
+        from diffsplat.text_features import TextFeatures
 
         envelope = Envelope.from_json(required_text(request, "REQUEST"))
-        work = DenoiseWork(envelope, to_torch(required_array(request, "TEXT_EMBEDDINGS")))
+        embeddings = required_array(request, TEXT_EMBEDDINGS.name)
+        mask, pooled = (read_array(request, spec.name) for spec in (TEXT_MASK, POOLED_TEXT))
+        text = [
+            embeddings,
+            np.ones(embeddings.shape[:2], bool) if mask is None else mask,
+            np.zeros((len(embeddings), 0), np.float32) if pooled is None else pooled,
+        ]
+        work = DenoiseWork(envelope, TextFeatures(*map(to_torch, text)))
         self.stage.check(work)
         return work
 

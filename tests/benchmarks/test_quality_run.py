@@ -18,8 +18,9 @@ from benchmarks.quality.measure import SWEEPS, Plan
 from benchmarks.quality.ruler import RulerSize
 from benchmarks.quality.sheets import write_turntables
 from benchmarks.quality.truth import EVALUATION_SEED, bundle_config
+from diffsplat.backbones import TextSpec
 from diffsplat.bundle import Bundle, open_bundle, write_bundle
-from diffsplat.networks import NETWORKS
+from diffsplat.networks import network_builders
 from diffsplat.pipeline import Pipeline
 from diffsplat.tokenizer import Tokenizer, train_tokenizer
 from training.data.held_out import HELD_OUT
@@ -38,21 +39,21 @@ def rich_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
     """As `tiny_bundle`, with the rich vocabulary and a lineage that says so."""
     max_tokens = 24
     tokenizer = train_tokenizer(vocabulary(RICH_CONFIG), max_tokens)
-    text = tiny_bundle.spec.text_encoder
+    (text,) = tiny_bundle.spec.text.encoders
     config = {**text.config, "vocab_size": Tokenizer.from_json(tokenizer).vocab_size}
     config["max_position_embeddings"] = max_tokens
     spec = dataclasses.replace(
         tiny_bundle.spec,
         name="tiny-rich",
         steps=2,
-        text_encoder=dataclasses.replace(text, max_tokens=max_tokens, config=config),
+        text=TextSpec((dataclasses.replace(text, max_tokens=max_tokens, config=config),)),
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        networks = {name: build(spec) for name, build in NETWORKS.items()}
+        networks = {name: build() for name, build in network_builders(spec).items()}
     data = {"kind": "procedural", "grammar": "rich", "seed": 0, "objects": 1}
     folder = tmp_path_factory.mktemp("bundles") / "tiny-rich"
-    return write_bundle(folder, spec, networks, tokenizer, {"stages": {"diffusion": {"data": data}}})
+    return write_bundle(folder, spec, networks, [tokenizer], {"stages": {"diffusion": {"data": data}}})
 
 
 def with_data(bundle: Bundle, **data: Any) -> Bundle:

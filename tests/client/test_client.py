@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from diffsplat_client import (
+    CONTRACT_VERSION,
     Client,
     ContractMismatchError,
     DiffSplatError,
@@ -152,7 +153,11 @@ def test_a_dead_server_is_asked_again_who_it_is(fakes) -> None:
         ({"ready": TransportError("DEADLINE_EXCEEDED", "")}, ServerUnavailableError, "no answer from host:1 within 5"),
         ({"ready": TransportError("UNIMPLEMENTED", "")}, ServerError, "not as a Triton server"),
         ({"config": TransportError("NOT_FOUND", "unknown model")}, ServerUnavailableError, "does not serve the model"),
-        ({"config": {"contract_version": "999"}}, ContractMismatchError, "version 999, this client 1: install"),
+        (
+            {"config": {"contract_version": "999"}},
+            ContractMismatchError,
+            f"version 999, this client {CONTRACT_VERSION}: install",
+        ),
         ({"config": {}}, ContractMismatchError, "version unknown"),
     ],
 )
@@ -298,8 +303,19 @@ def test_status_and_close(fakes) -> None:
     fake = fakes.transport()
     with Client(transport=fake) as client:
         status = client.status()
-        assert status.ready and status.contract_version == 1 and len(status.models) == 2
+        assert status.ready and status.contract_version == CONTRACT_VERSION and len(status.models) == 2
         fake.ready = False
         status = client.status()
         assert not status.ready and status.contract_version is None
     assert fake.closed
+
+
+def test_a_picture_needs_no_prompt_and_travels_whole(fakes) -> None:
+    fake = fakes.transport(fakes.finished())
+    picture = b"\x89PNG\0\0\xff" * 100_000 + b"\0"
+    with Client(transport=fake) as client:
+        result = client.generate(image=picture, estimate_elevation=True)
+    ((_, tensors, _, _),) = fake.calls
+    assert tensors["IMAGE"].tolist() == [picture] and tensors["PROMPT"].tolist() == [b""]
+    assert tensors["ESTIMATE_ELEVATION"].tolist() == [True] and "CONTROL_IMAGE" not in tensors
+    assert result.request.image == picture

@@ -1,15 +1,17 @@
 """A request survives both of its forms on the wire, and nothing out of range gets past `validate`."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 from diffsplat_client import GenerationRequest, InvalidRequestError, four_views, turntable
 from diffsplat_client.contract import REQUEST_TENSORS
-from diffsplat_client.request import CHOICES, MAX_PROMPT_CHARACTERS, OPTIONS, RANGES
+from diffsplat_client.poses import OWN_ELEVATION
+from diffsplat_client.request import CHOICES, FILES, OPTIONS, RANGES
+from diffsplat_client.request_checks import MAX_IMAGE_BYTES, MAX_PROMPT_CHARACTERS
 
-# no value equals its default, so that a field lost on the way shows; all numbers are exact in float32
+PICTURE = bytes(range(256)) + b"\0"  # the client does not look inside
+# no value of these two equals its default, so that a field lost on the way shows
 FULL = GenerationRequest(
     prompt="ein roter Würfel 🟥",
     negative_prompt="blue",
@@ -24,39 +26,87 @@ FULL = GenerationRequest(
     min_guidance_scale=1.75,
     opacity_threshold_render=0.125,
     opacity_threshold_asset=0.25,
+    init_std=0.1,
+    init_noise_strength=0.9,
+    init_background=0.3,
     frame_size=64,
     frame_poses=np.array([[10, 0, 1.5, 1], [20, 350, 2, 0.5]], np.float32),
     format="ply",
 )
 
 
-def assert_same(a: GenerationRequest, b: GenerationRequest) -> None:
-    for field in dataclasses.fields(GenerationRequest):
-        left, right = getattr(a, field.name), getattr(b, field.name)
-        assert type(left) is type(right), field.name
-        assert np.array_equal(left, right), field.name
+CONTROLLED = GenerationRequest(
+    control_image=PICTURE,
+    remove_background=True,
+    border_ratio=0.15,
+    estimate_elevation=True,
+    control_type="canny",
+    control_scale=0.7,
+    guess_mode=True,
+    extract_canny=True,
+)
 
 
-def test_the_full_example_uses_no_default() -> None:
+CONTROL = {"control_image": PICTURE, "control_type": "depth"}
+
+
+def assert_same(a: GenerationRequest, b: GenerationRequest, but: tuple[str, ...] = ()) -> None:
+    for name in set(OPTIONS) - set(but):
+        left, right = getattr(a, name), getattr(b, name)
+        assert type(left) is type(right), name
+        assert np.array_equal(left, right), name
+
+
+def test_the_full_examples_use_no_default() -> None:
     for name, field in OPTIONS.items():
-        if name != "prompt":
-            assert not np.array_equal(getattr(FULL, name), field.default), name
+        if name not in ("prompt", "image"):
+            values = [getattr(request, name) for request in (FULL, CONTROLLED)]
+            assert not all(np.array_equal(value, field.default) for value in values), name
 
 
 def test_every_field_has_a_tensor_and_a_check() -> None:
     assert {spec.name.lower() for spec in REQUEST_TENSORS} == set(OPTIONS)
-    own_tests = {"prompt", "negative_prompt", "triangle_guidance", "frame_poses"}
-    assert set(OPTIONS) - set(RANGES) - set(CHOICES) == own_tests
+    flags = {name for name, field in OPTIONS.items() if isinstance(field.default, bool)}
+    own_tests = {"prompt", "negative_prompt", "frame_poses"}
+    assert set(OPTIONS) - set(RANGES) - set(CHOICES) - set(FILES) - flags == own_tests
 
 
-@pytest.mark.parametrize("request_", [FULL, GenerationRequest("x")], ids=["full", "defaults"])
+REQUESTS = {
+    "full": FULL,
+    "controlled": CONTROLLED,
+    "image": GenerationRequest(image=PICTURE, elevation_deg=20.0),
+    "defaults": GenerationRequest("x"),
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 def test_round_trips(request_: GenerationRequest) -> None:
     tensors = request_.validate().to_tensors()
     assert_same(GenerationRequest.from_tensors(tensors), request_)
-    assert_same(GenerationRequest.from_json(request_.to_json()), request_)
+    assert_same(GenerationRequest.from_json(request_.to_json()), request_, but=FILES)  # pictures stay with `encode`
     for spec in REQUEST_TENSORS:  # as declared
         if spec.name in tensors and spec.dims == (1,):
             assert tensors[spec.name].shape == (1,)
+
+
+def test_json_has_no_pictures_and_takes_none() -> None:
+    for request in (CONTROLLED, REQUESTS["image"]):
+        values = json.loads(request.to_json())
+        assert not set(FILES) & set(values) and not set(FILES) & set(request.to_dict())
+        for name in FILES:
+            with pytest.raises(InvalidRequestError, match=f"{name} = 'abc': must be the bytes"):
+                GenerationRequest.from_json(json.dumps({**values, name: "abc"}))
+
+
+def test_a_picture_does_not_flood_a_log() -> None:
+    assert "control_image" not in repr(CONTROLLED)
+
+
+def test_decimals_survive_float32() -> None:
+    """0.9 in float32 is a little less: int(20 * 0.9) steps would be 17."""
+    for number in np.linspace(0, 1, 101).round(2).tolist():
+        tensors = GenerationRequest("x", init_noise_strength=number).to_tensors()
+        assert GenerationRequest.from_tensors(tensors).init_noise_strength == number
 
 
 def test_what_is_left_open_is_not_sent() -> None:
@@ -67,6 +117,23 @@ def test_what_is_left_open_is_not_sent() -> None:
 def test_with_defaults_fills_only_what_is_open() -> None:
     request = GenerationRequest("x", steps=5).with_defaults(steps=20, eta=1.0)
     assert (request.steps, request.eta, request.seed) == (5, 1.0, None)
+
+
+def test_an_elevation_left_open_in_poses_becomes_the_views_own() -> None:
+    poses = np.concatenate([four_views(OWN_ELEVATION), turntable(3, 5.0)])
+    request = GenerationRequest("x", frame_poses=poses).validate()
+    received = GenerationRequest.from_tensors(request.to_tensors())
+    np.testing.assert_array_equal(received.with_defaults(steps=5).frame_poses, poses)  # nobody knows it yet
+    resolved = received.with_defaults(elevation_deg=-17.5)
+    assert resolved.frame_poses[:, 0].tolist() == [-17.5] * 4 + [5.0] * 3
+    assert np.isnan(request.frame_poses[:4, 0]).all()  # left as it was
+    assert_same(GenerationRequest.from_json(resolved.to_json()), resolved)
+
+    given = GenerationRequest("x", elevation_deg=30.0, frame_poses=poses).validate()
+    assert given.with_defaults(elevation_deg=10.0).frame_poses[0, 0] == 30
+    json.loads(given.to_json(), parse_constant=pytest.fail)  # JSON proper knows no NaN
+    with pytest.raises(InvalidRequestError, match="frame_poses leaves an elevation open"):
+        GenerationRequest.from_json(given.to_json())  # a stage behind encode would draw from nowhere
 
 
 def test_numpy_numbers_become_json() -> None:
@@ -95,7 +162,8 @@ def test_bad_numbers_are_named(name: str, value: object) -> None:
 def test_limits_are_inclusive(name: str) -> None:
     for value in RANGES[name]:
         number = int(value) if OPTIONS[name].metadata["integer"] else value
-        GenerationRequest("x", **{name: number}).validate()
+        picture = CONTROL if name == "control_scale" else {}
+        GenerationRequest("x", **{name: number}, **picture).validate()
 
 
 @pytest.mark.parametrize(
@@ -115,11 +183,59 @@ def test_limits_are_inclusive(name: str) -> None:
         ({"frame_size": None}, "frame_size = None: must be an integer"),
         ({"steps": 2.5}, "steps = 2.5: must be an integer"),
         ({"triangle_guidance": 1}, "triangle_guidance = 1: must be true or false"),
+        ({"guess_mode": None}, "guess_mode = None: must be true or false"),
+        ({"control_type": "edges"}, "control_type = 'edges': must be one of depth, normal, canny"),
+        ({"image": "photo.png"}, "image = 'photo.png': must be the bytes of a PNG, JPEG or WebP file"),
+        ({"image": bytearray(b"x")}, "image = bytearray.*must be the bytes"),
+        ({"image": b""}, "image has 0 bytes: must be a PNG, JPEG or WebP file"),
+        ({"control_image": bytes(MAX_IMAGE_BYTES + 1)}, "control_image has 33554433 bytes: at most 33554432"),
     ],
 )
 def test_other_bad_fields_are_named(fields: dict, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         GenerationRequest(**{"prompt": "x", **fields}).validate()
+
+
+TOGETHER = [
+    ({"image": PICTURE, **CONTROL}, "image and control_image exclude each other: a ControlNet belongs to a text model"),
+    ({"control_type": "depth"}, "control_type = 'depth' needs control_image"),
+    ({"control_image": PICTURE}, "control_image needs control_type: .* one of depth, normal, canny"),
+    ({"control_scale": 0.5}, "control_scale = 0.5 needs control_image"),
+    ({"guess_mode": True}, "guess_mode = True needs control_image"),
+    ({"extract_canny": True}, "extract_canny = True needs control_image"),
+    ({"extract_canny": True, "image": PICTURE}, "extract_canny = True needs control_image"),
+    ({"extract_canny": True, **CONTROL}, "extract_canny = True and control_type = 'depth': must be 'canny'"),
+    ({"estimate_elevation": True}, "estimate_elevation = True needs image or control_image"),
+    ({"remove_background": True}, "remove_background = True needs image or control_image"),
+    (
+        {"estimate_elevation": True, "elevation_deg": 0.0, "image": PICTURE},
+        "estimate_elevation = True and elevation_deg = 0.0 exclude each other",
+    ),
+    ({"init_std": 0.1, "image": PICTURE}, "init_std = 0.1 and image exclude each other"),
+    ({"prompt": " \n\t"}, r"prompt = ' .n.t': must contain .* or come with image or control_image"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), TOGETHER, ids=lambda value: "-".join(value)[:60])
+def test_options_that_do_not_go_together_are_named(fields: dict, message: str) -> None:
+    request = GenerationRequest(**{"prompt": "x", **fields})
+    with pytest.raises(InvalidRequestError, match=f"^{message}"):
+        request.validate()
+    with pytest.raises(InvalidRequestError, match=f"^{message}"):
+        GenerationRequest.from_tensors(request.to_tensors())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image": PICTURE, "prompt": "x", "remove_background": True, "estimate_elevation": True},
+        {"image": PICTURE, "elevation_deg": 20.0, "negative_prompt": "blue"},
+        {"init_std": 0.1, **CONTROL},
+        {"image": bytes(MAX_IMAGE_BYTES)},
+    ],
+)
+def test_options_that_go_together(fields: dict) -> None:
+    GenerationRequest(**fields).validate()
 
 
 @pytest.mark.parametrize(
@@ -158,6 +274,9 @@ def test_poses_of_the_client_are_valid() -> None:
     ("tensors", "message"),
     [
         ({}, "prompt is missing"),
+        ({"STEPS": np.array([3], np.int32)}, "prompt is missing"),
+        ({"IMAGE": np.array(["text"], np.object_)}, "image = 'text': must be the bytes"),
+        ({"IMAGE": np.array([b"a", b"b"], np.object_)}, r"image has shape \[2\]: must be \[1\]"),
         ({"PROMPT": np.array([b"\xff"], np.object_)}, "prompt is not valid UTF-8"),
         ({"PROMPT": np.array([b"a", b"b"], np.object_)}, r"prompt has shape \[2\]: must be \[1\]"),
         ({"PROMPT": np.array([b"a"], np.object_), "STEPS": np.zeros((0,), np.int32)}, r"steps has shape \[0\]"),

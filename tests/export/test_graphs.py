@@ -38,7 +38,7 @@ def graph(request: pytest.FixtureRequest, tiny_bundle: Bundle) -> GraphSpec:
 def test_both_back_ends_are_equal_at_any_size(
     graph: GraphSpec, onnx_repository: Path, torch_repository: Path, rows: int, tokens: int
 ) -> None:
-    inputs = graph.sample_inputs({graph.batch_axis: rows, "tokens": tokens}, seed=rows)
+    inputs = graph.sample_inputs({"tokens": tokens, graph.batch_axis: rows}, seed=rows)
     by_onnx = load_graph(onnx_repository / graph.stage / VERSION, graph.name, threads=1)
     by_torch = load_graph(torch_repository / graph.stage / VERSION, graph.name, threads=1)
     assert (by_onnx.backend, by_torch.backend) == ("onnxruntime", "torch")
@@ -55,7 +55,7 @@ def test_a_served_torch_graph_is_the_bundle_s(graph: GraphSpec, tiny_bundle: Bun
 def test_rows_do_not_depend_on_their_neighbours(onnx_repository: Path, tiny_bundle: Bundle) -> None:
     graph = next(graph for graph in graph_specs(tiny_bundle.spec) if graph.name == "denoiser")
     run = load_graph(onnx_repository / "denoise" / VERSION, "denoiser", threads=1)
-    inputs = graph.sample_inputs({"rows": 3, "tokens": graph.tokens})
+    inputs = graph.sample_inputs({**graph.serving_sizes, "rows": 3})
     together = run(*inputs)
     for row in range(3):
         alone = run(*(tensor[row : row + 1] for tensor in inputs))
@@ -69,7 +69,7 @@ def test_graphs_answer_for_every_axis(graph: GraphSpec, onnx_repository: Path) -
         value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
         for value in (*model.input, *model.output)
     }
-    assert found == {tensor.name: tensor.axes for tensor in (*graph.inputs, graph.output)}
+    assert found == {tensor.name: tensor.axes for tensor in (*graph.inputs, *graph.outputs)}
 
 
 def test_wrong_inputs_are_refused_in_words(onnx_repository: Path) -> None:

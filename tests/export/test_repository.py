@@ -68,7 +68,7 @@ def test_every_stage_is_there_and_tells_what_it_serves(exported_repository: Path
             model = f"{stage}/{VERSION}/model.py"
             assert (exported_repository / model).read_bytes() == (TEMPLATES / model).read_bytes()
     tokenizer = exported_repository / "encode" / VERSION / "tokenizer.json"
-    assert tokenizer.read_bytes() == tiny_bundle.tokenizer_path.read_bytes()
+    assert tokenizer.read_bytes() == tiny_bundle.tokenizer_paths[0].read_bytes()
 
 
 def test_the_faster_back_end_is_chosen_and_recorded(exported_repository: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffsplat.backbones import SD15
 from diffsplat.cameras import generated_view_cameras, latent_plucker, plucker_rays
 from diffsplat.controlnet import ControlledDenoiserStep, ControlStep, HintEncoder, control_scales, controlnet_config
+from diffsplat.denoiser import size_numbers
 from diffsplat.image_vae import ImageEncoder
 from diffsplat.instant3d import blob_views, late_start
 from diffsplat.multiview import DenoiserStep, TextContext, set_multiview_attention
@@ -26,7 +27,7 @@ from diffsplat.samplers import (
     needs_noise,
     sampler_step,
 )
-from diffsplat.step_view import AddedEmbedding, size_numbers
+from diffsplat.step_view import AddedEmbedding
 from diffsplat.views import stock_config
 
 PARTS = ("pipe_sd_text", "pipe_sd_image", "pipe_sdxl_text", "pipe_controlnet", "pipe_sd_instant3d_init")

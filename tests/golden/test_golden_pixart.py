@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from diffsplat.pixart import PixArtStep, build_pixart, pixart_condition_views
-from diffsplat.pixart_text import PixArtTextContext, drop_masked_tokens
+from diffsplat.pixart import PixArtStep, build_network, pixart_condition_views
+from diffsplat.pixart_text import PixArtTextContext
+from diffsplat.text_features import drop_masked_tokens
 from diffsplat.views import PLUCKER_CHANNELS, split_views, stack_views, stock_config
 
 PARTS = ["pixart_alpha", "pixart_sigma"]
@@ -15,7 +16,7 @@ def test_transformer(golden, assert_close, part):
     file = golden(part)
     config = stock_config(file.config["transformer"])
     views = file.config["num_views"]
-    transformer = build_pixart(config, views).eval().requires_grad_(False)
+    transformer = build_network(config, views).eval().requires_grad_(False)
     transformer.load_state_dict(file.weights("transformer"))  # strict
     condition = pixart_condition_views(transformer)
     context_graph, step_graph = PixArtTextContext(transformer), PixArtStep(transformer, views)

@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL
 from diffsplat.backbones import SD15
 from diffsplat.cameras import generated_view_cameras, latent_plucker, plucker_rays
 from diffsplat.image_vae import ImageEncoder
-from diffsplat.pixart import PixArtStep, build_pixart
-from diffsplat.pixart_text import PixArtTextContext, batch_contexts
+from diffsplat.pixart import PixArtStep, build_network
+from diffsplat.pixart_text import PixArtTextContext
 from diffsplat.samplers import (
     build_sampler,
     guidance_scales,
@@ -20,6 +20,7 @@ from diffsplat.samplers import (
     needs_noise,
     sampler_step,
 )
+from diffsplat.text_features import batch_contexts
 from diffsplat.views import split_views, stock_config
 
 PARTS = ["pipe_pixart_alpha_text", "pipe_pixart_sigma_text", "pipe_pixart_sigma_image"]
@@ -30,7 +31,7 @@ def test_sampling(golden, assert_close, noise_schedule, part):
     file = golden(part)
     config = file.config
     views = config["num_views"]
-    transformer = build_pixart(stock_config(config["net"]), views).eval().requires_grad_(False)
+    transformer = build_network(stock_config(config["net"]), views).eval().requires_grad_(False)
     transformer.load_state_dict(file.weights("transformer"))  # strict
     inputs = []
     transformer.pos_embed.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))

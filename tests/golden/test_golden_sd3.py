@@ -3,7 +3,7 @@
 import pytest
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
-from diffsplat.sd3 import SD3Context, SD3Step, sd3_condition_views, set_multiview_patches
+from diffsplat.sd3 import SD3Context, SD3Modulations, SD3Step, sd3_condition_views, set_multiview_patches
 from diffsplat.views import PLUCKER_CHANNELS, split_views, stack_views, stock_config
 
 PARTS = ["sd3m", "sd35m"]
@@ -17,7 +17,7 @@ def test_transformer(part, golden, assert_close):
     views = file.config["num_views"]
     set_multiview_patches(transformer, views)
     transformer.load_state_dict(file.weights("transformer"))  # strict
-    context_graph, step_graph = SD3Context(transformer), SD3Step(transformer, views)
+    step_graph = SD3Step(transformer, views)
     channels = transformer.config.out_channels
     for case in file.cases:
         given = file.case_in(case)
@@ -28,8 +28,9 @@ def test_transformer(part, golden, assert_close):
         whole = transformer(stack_views(seen), text, pooled, times).sample
         assert_close(split_views(whole, views + skipped), expected, f"{case}: in one piece")
 
-        context, modulations = context_graph(text, pooled, times[:, None])  # every row has a schedule of its own
+        context = SD3Context(transformer)(text)
+        modulations = SD3Modulations(transformer)(pooled, times[:, None])  # every row has a schedule of its own
         latents, plucker = (seen[:, skipped:, a:b] for a, b in ((0, channels), (channels, channels + PLUCKER_CHANNELS)))
         condition = (seen[:, 0, :channels],) if skipped else ()
         prediction = step_graph(latents, plucker, modulations[:, 0], context, *condition)
-        assert_close(prediction, expected[:, skipped:], f"{case}: in two graphs")
+        assert_close(prediction, expected[:, skipped:], f"{case}: in three graphs")

@@ -18,7 +18,7 @@ from diffsplat.samplers import (
     needs_noise,
     sampler_step,
 )
-from diffsplat.sd3 import SD3Context, SD3Step, build_sd3
+from diffsplat.sd3 import SD3Context, SD3Modulations, SD3Step, build_network
 from diffsplat.views import network_input, stock_config
 
 PARTS = ["pipe_sd3_text", "pipe_sd3_image"]
@@ -29,9 +29,9 @@ def test_sampling(part, golden, assert_close, noise_schedule):
     file = golden(part)
     config = file.config
     views = config["num_views"]
-    transformer = build_sd3(stock_config(config["net"]), views).eval().requires_grad_(False)
+    transformer = build_network(stock_config(config["net"]), views).eval().requires_grad_(False)
     transformer.load_state_dict(file.weights("transformer"))  # strict
-    context_graph, step_graph = SD3Context(transformer), SD3Step(transformer, views)
+    step_graph = SD3Step(transformer, views)
     geometry = replace(SD15.geometry, grid_size=config["plucker_res"])
     schedule = noise_schedule(config["scheduler_config_of_base_model"])
     for case in file.cases:
@@ -66,7 +66,7 @@ def test_sampling(part, golden, assert_close, noise_schedule):
                 ("negative_pooled_prompt_embeds", "pooled_prompt_embeds")[-branches:],
             )
         )
-        context, modulations = context_graph(text, pooled, table.timesteps)
+        context, modulations = SD3Context(transformer)(text), SD3Modulations(transformer)(pooled, table.timesteps)
 
         x, x0 = first * table.init_sigma, None
         assert_close(x.flatten(0, 1), out["initial_latents"], f"{case} initial latents")

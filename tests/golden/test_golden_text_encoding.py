@@ -8,7 +8,7 @@ import tokenizers
 import torch
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 
-from diffsplat.backbones_text import TEXTS, TextEncoderSpec, TextSpec
+from diffsplat.backbones.text import TEXTS, TextEncoderSpec, TextSpec
 from diffsplat.text import build_encoder
 from diffsplat.text_features import EncodedPrompts, PromptEncoder
 from diffsplat.text_official import from_official

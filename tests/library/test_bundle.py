@@ -16,15 +16,14 @@ from diffsplat import weights
 from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.bundle import (
     MANIFEST,
-    TOKENIZER,
     Bundle,
     BundleError,
     open_bundle,
     replace_folder,
     write_bundle,
 )
-from diffsplat.networks import NETWORKS
-from diffsplat.text import build_text_encoder
+from diffsplat.networks import network_builders
+from diffsplat.text import build_encoder
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def test_every_spec_survives_json(spec: BackboneSpec) -> None:
 
 
 def test_networks_come_back_in_float32_and_frozen(tiny_bundle: Bundle) -> None:
-    for name in NETWORKS:
+    for name in network_builders(tiny_bundle.spec):
         stored = load_file(tiny_bundle.root / f"{name}.safetensors")
         network = tiny_bundle.load(name)
         state = network.state_dict()
@@ -55,18 +54,18 @@ def test_networks_come_back_in_float32_and_frozen(tiny_bundle: Bundle) -> None:
 
 
 def test_full_precision_round_trip_is_exact(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    spec, tokenizer = tiny_bundle.spec, tiny_bundle.tokenizer_path.read_text()
-    network = build_text_encoder(spec)
+    spec, tokenizer = tiny_bundle.spec, [path.read_text() for path in tiny_bundle.tokenizer_paths]
+    network = build_encoder(spec.text.encoders[0])
     lineage = {"seed": 7}
     written = write_bundle(tmp_path / "full", spec, {"text_encoder": network}, tokenizer, lineage, torch.float32)
     opened = open_bundle(tmp_path / "full")
     assert opened == written and opened.spec == spec and opened.lineage == lineage
-    assert opened.tokenizer_path.read_text() == tokenizer
+    assert [path.read_text() for path in opened.tokenizer_paths] == tokenizer
     for key, value in network.state_dict().items():
         assert torch.equal(opened.load("text_encoder").state_dict()[key], value)
 
 
-@pytest.mark.parametrize("name", ["denoiser.safetensors", "text_encoder.safetensors", TOKENIZER])
+@pytest.mark.parametrize("name", ["denoiser.safetensors", "text_encoder.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "tampered"])
 def test_a_damaged_file_is_refused_by_name(copied: Path, name: str, damage: str) -> None:
     path = copied / name
@@ -125,23 +124,23 @@ def test_weights_that_do_not_fit_the_spec_are_refused(copied: Path) -> None:
 
 
 def test_a_network_that_is_not_there_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / "empty", tiny_bundle.spec, {}, "{}", {})
+    bundle = write_bundle(tmp_path / "empty", tiny_bundle.spec, {}, ["{}"], {})
     with pytest.raises(BundleError, match="has no network 'gsvae'"):
         bundle.load("gsvae")
 
 
 def test_the_digest_follows_content_and_nothing_else(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    spec, tokenizer = tiny_bundle.spec, tiny_bundle.tokenizer_path.read_text()
+    spec, tokenizer = tiny_bundle.spec, [path.read_text() for path in tiny_bundle.tokenizer_paths]
     networks: dict[str, nn.Module] = {"denoiser": tiny_bundle.load("denoiser")}
 
-    def digest(name: str, spec: BackboneSpec = spec, tokenizer: str = tokenizer, lineage: str = "a") -> str:
+    def digest(name: str, spec: BackboneSpec = spec, tokenizer: list[str] = tokenizer, lineage: str = "a") -> str:
         return write_bundle(tmp_path / name, spec, networks, tokenizer, {"run": lineage}).digest
 
     first = digest("first")
     assert digest("moved") == first
     assert digest("lineage", lineage="b") == first
     assert digest("spec", spec=dataclasses.replace(spec, steps=spec.steps + 1)) != first
-    assert digest("tokenizer", tokenizer=tokenizer + "\n") != first
+    assert digest("tokenizer", tokenizer=[tokenizer[0] + "\n"]) != first
     with torch.no_grad():
         next(networks["denoiser"].parameters()).view(-1)[0] += 1
     assert digest("weight") != first
@@ -152,10 +151,10 @@ def test_writing_replaces_a_bundle_and_nothing_else(tiny_bundle: Bundle, tmp_pat
     precious.mkdir()
     (precious / "letter.txt").write_text("dear")
     with pytest.raises(BundleError, match="refusing to replace"):
-        write_bundle(precious, tiny_bundle.spec, {}, "{}", {})
+        write_bundle(precious, tiny_bundle.spec, {}, ["{}"], {})
     assert (precious / "letter.txt").read_text() == "dear"
-    write_bundle(tmp_path / "twice", tiny_bundle.spec, {}, "{}", {"run": 1})
-    assert write_bundle(tmp_path / "twice", tiny_bundle.spec, {}, "{}", {"run": 2}).lineage == {"run": 2}
+    write_bundle(tmp_path / "twice", tiny_bundle.spec, {}, ["{}"], {"run": 1})
+    assert write_bundle(tmp_path / "twice", tiny_bundle.spec, {}, ["{}"], {"run": 2}).lineage == {"run": 2}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["documents", "twice"]
 
 
@@ -163,14 +162,14 @@ def test_interrupted_writing_leaves_the_old_bundle(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "bundle"
-    write_bundle(root, tiny_bundle.spec, {}, "{}", {"run": 1})
+    write_bundle(root, tiny_bundle.spec, {}, ["{}"], {"run": 1})
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(weights, "save_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(root, tiny_bundle.spec, {"denoiser": nn.Linear(1, 1)}, "{}", {"run": 2})
+        write_bundle(root, tiny_bundle.spec, {"denoiser": nn.Linear(1, 1)}, ["{}"], {"run": 2})
     assert open_bundle(root).lineage == {"run": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 

@@ -10,8 +10,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffsplat.backbones import PICO, SD15
-from diffsplat.backbones_unet import image_conditioned
+from diffsplat.backbones import PICO, SD15, image_conditioned
 from diffsplat.controlnet import (
     ControlledDenoiserStep,
     ControlStep,
@@ -23,8 +22,9 @@ from diffsplat.controlnet import (
     residual_shapes,
     unpack_residuals,
 )
+from diffsplat.denoiser import size_numbers
 from diffsplat.multiview import DenoiserStep, TextContext, set_multiview_attention
-from diffsplat.step_view import AddedEmbedding, size_numbers
+from diffsplat.step_view import AddedEmbedding
 
 VIEWS, SIZE, TEXT, POOLED = 4, 6, 12, 10  # an odd size after one level
 SD: dict[str, Any] = {
@@ -222,7 +222,7 @@ def test_build_controlnet():
                 list(value) if isinstance(value, tuple) else value
             ), name
     assert not any(layer.weight.any() for layer in controlnet.controlnet_down_blocks)
-    with pytest.raises(ValueError, match="backbone 'sd15': a ControlNet needs a UNet without a condition view"):
+    with pytest.raises(ValueError, match="backbone 'sd15_image': a ControlNet needs a UNet without a condition view"):
         build_controlnet(image_conditioned(SD15))
     with pytest.raises(ValueError, match="in_channels = 11: a ControlNet has no condition view"):
         image = UNet2DConditionModel(**{**SD, "in_channels": 11})

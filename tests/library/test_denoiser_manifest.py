@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
-from diffsplat.backbones import SD15, BackboneSpec
-from diffsplat.backbones_unet import SD21, SDXL, image_conditioned
+from diffsplat.backbones import BACKBONES, SD15, SD21
 from diffsplat.controlnet import build_controlnet
-from diffsplat.multiview import build_denoiser
+from diffsplat.denoiser import STEP, build_denoiser, denoiser_graph, request_graphs
 from diffsplat.views import stock_config
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
-SDXL_TEXT = replace(SD15, **SDXL)
 
 
 def shapes(network: nn.Module) -> dict[str, list[int]]:
@@ -33,26 +30,38 @@ def load(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "spec", "count"),
+    ("name", "backbone", "count"),
     [
-        ("unet_ema_sd15_text", SD15, 859_538_244),
-        ("unet_ema_sd15_image", image_conditioned(SD15), 859_541_124),
-        ("unet_ema_sdxl_text", SDXL_TEXT, 2_567_480_964),
-        ("unet_ema_sdxl_image", image_conditioned(SDXL_TEXT), 2_567_483_844),
+        ("unet_ema_sd15_text", "sd15", 859_538_244),
+        ("unet_ema_sd15_image", "sd15_image", 859_541_124),
+        ("unet_ema_sdxl_text", "sdxl", 2_567_480_964),
+        ("unet_ema_sdxl_image", "sdxl_image", 2_567_483_844),
+        ("transformer_ema_pixart_alpha_512_text", "pixart_alpha", 610_883_744),
+        ("transformer_ema_pixart_alpha_512_image", "pixart_alpha_image", 610_888_352),
+        ("transformer_ema_pixart_sigma_512_text", "pixart_sigma", 610_883_744),
+        ("transformer_ema_pixart_sigma_512_image", "pixart_sigma_image", 610_888_352),
+        ("transformer_ema_sd3m_text", "sd3", 2_028_364_864),
+        ("transformer_ema_sd3m_image", "sd3_image", 2_028_371_008),
+        ("transformer_ema_sd35m_text", "sd35", 2_243_208_384),
+        ("transformer_ema_sd35m_image", "sd35_image", 2_243_214_528),
     ],
 )
-def test_unet_matches_the_official_manifest(name: str, spec: BackboneSpec, count: int) -> None:
-    manifest = load(name)
+def test_denoiser_matches_the_official_manifest(name: str, backbone: str, count: int) -> None:
+    manifest, spec = load(name), BACKBONES[backbone]
     with torch.device("meta"):
-        unet = build_denoiser(spec)
-        from_official_config = UNet2DConditionModel(**stock_config(manifest["config"]))
-    for network in (unet, from_official_config):
+        denoiser = build_denoiser(spec)
+        official = build_denoiser(replace(spec, denoiser=stock_config(manifest["config"])))
+    for network in (denoiser, official):
         assert shapes(network) == manifest["state_dict"]
-    assert parameters(unet) == manifest["num_parameters"] == count
+    assert parameters(denoiser) == manifest["num_parameters"] == count
     # what shapes do not show: head counts, epsilons, activations
-    ours, official = dict(unet.config), dict(from_official_config.config)
-    differing = {key for key in official if not key.startswith("_") and _plain(ours[key]) != _plain(official[key])}
+    ours, theirs = dict(denoiser.config), dict(official.config)
+    differing = {key for key in theirs if not key.startswith("_") and _plain(ours[key]) != _plain(theirs[key])}
     assert differing <= {"upcast_attention"}  # null in the file, false by default
+    assert spec.is_image_conditioned == name.endswith("_image")
+    with torch.device("meta"):  # and it can be cut into its graphs
+        for graph in (*request_graphs(spec), STEP):
+            denoiser_graph(graph, spec, denoiser)
 
 
 def _plain(value: Any) -> Any:
@@ -70,5 +79,5 @@ def test_controlnet_matches_the_official_manifest() -> None:
 def test_sd21_is_sd15_with_wider_text_and_linear_projections() -> None:
     """No manifest exists. The base UNet has 865,910,724 parameters, six Pluecker channels add 320 * 6 * 9."""
     with torch.device("meta"):
-        unet = build_denoiser(replace(SD15, **SD21))
+        unet = build_denoiser(SD21)
     assert parameters(unet) == 865_910_724 + 320 * 6 * 9

@@ -1,7 +1,6 @@
 """Full-size networks have the parameters of the official checkpoints: every name, every shape, nothing else."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffsplat.backbones import SD15, BackboneSpec
+from diffsplat.backbones import BACKBONES, SD15
 from diffsplat.gsrecon import build_gsrecon
 from diffsplat.gsvae import build_gsvae
 
@@ -31,23 +30,18 @@ def test_gsrecon():
         assert_matches(build_gsrecon(SD15), load("gsrecon"))
 
 
-def with_gsvae(manifest: dict[str, Any]) -> BackboneSpec:
-    config = manifest["config"]
-    vae = {name: value for name, value in config["vae"].items() if name not in ("in_channels", "out_channels")}
-    tiny = {"num_blocks": config["tiny"]["num_decoder_blocks"]}
-    tiny["block_out_channels"] = config["tiny"]["decoder_block_out_channels"]
-    return replace(SD15, gsvae={**vae, "tiny_decoder": tiny})
-
-
-@pytest.mark.parametrize("name", ["gsvae_sd", "gsvae_sdxl_fp16", "gsvae_sd3"])
-def test_gsvae(name):
-    manifest = load(name)
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [("gsvae_sd", "sd15"), ("gsvae_sd", "pixart_alpha"), ("gsvae_sdxl_fp16", "sdxl"),
+     ("gsvae_sdxl_fp16", "pixart_sigma"), ("gsvae_sd3", "sd3"), ("gsvae_sd3", "sd35_image")],
+)  # fmt: skip
+def test_gsvae(name: str, backbone: str):
+    """With the tiny decoder; what shapes do not show stands in the manifest's config."""
+    manifest, spec = load(name), BACKBONES[backbone]
     with torch.device("meta"):
-        assert_matches(build_gsvae(with_gsvae(manifest)), manifest)
-
-
-def test_gsvae_of_the_sd15_entry_is_the_official_one_without_tiny_decoder():
-    state = load("gsvae_sd")["state_dict"]
-    with torch.device("meta"):
-        ours = {name: list(tensor.shape) for name, tensor in build_gsvae(SD15).state_dict().items()}
-    assert ours == {name: shape for name, shape in state.items() if not name.startswith("tiny_decoder.")}
+        gsvae = build_gsvae(spec)
+    assert_matches(gsvae, manifest)
+    ends = ("in_channels", "out_channels", "sample_size")
+    official = {key: value for key, value in manifest["config"]["vae"].items() if key not in ends}
+    ours = {key: list(value) if isinstance(value, tuple) else value for key, value in gsvae.vae.config.items()}
+    assert {key: ours[key] for key in official} == official

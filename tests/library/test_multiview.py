@@ -10,11 +10,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from diffsplat.backbones import PICO
+from diffsplat.denoiser import build_denoiser
 from diffsplat.multiview import (
     DenoiserStep,
     JointViewAttention,
     TextContext,
-    build_denoiser,
     expand_input_channels,
     set_multiview_attention,
 )

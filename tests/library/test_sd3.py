@@ -1,6 +1,5 @@
 """Multi-view SD3 on the stock transformer: what it joins, what is computed once per request, and the two graphs."""
 
-import json
 from pathlib import Path
 
 import onnx
@@ -11,10 +10,10 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffsplat.backbones_sd3 import SD3_DEFAULTS, SD3_DENOISERS, SD3_SCHEDULE
+from diffsplat import backbones
 from diffsplat.samplers import build_sampler
-from diffsplat.sd3 import SD3Context, SD3Step, build_sd3, set_multiview_patches
-from diffsplat.views import network_input, split_views, stack_views, stock_config
+from diffsplat.sd3 import SD3Context, SD3Modulations, SD3Step, build_network, set_multiview_patches
+from diffsplat.views import network_input, split_views, stack_views
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 VIEWS, CHANNELS, SIZE, WIDTH = 4, 3, 6, 16
@@ -43,7 +42,12 @@ every_network = pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORK
 
 def network(config: dict = NETWORKS["sd35-text"], views: int = VIEWS) -> SD3Transformer2DModel:
     torch.manual_seed(0)
-    return build_sd3(config, views).eval()
+    return build_network(config, views).eval()
+
+
+def request_work(transformer: SD3Transformer2DModel, embeddings: Tensor, pooled: Tensor, timesteps: Tensor):
+    """Context and modulations: what a request computes once."""
+    return SD3Context(transformer)(embeddings), SD3Modulations(transformer)(pooled, timesteps)
 
 
 class Inputs:
@@ -70,39 +74,21 @@ def assert_near(actual: Tensor, expected: Tensor, bound: float = 1e-5) -> None:
     assert (actual - expected).abs().max() <= bound * expected.abs().max()
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("sd3m_text", 2_028_364_864),
-        ("sd3m_image", 2_028_371_008),
-        ("sd35m_text", 2_243_208_384),
-        ("sd35m_image", 2_243_214_528),
-    ],
-)
-def test_full_size_networks_match_the_official_manifests(name, parameters):
-    manifest = json.loads((MANIFESTS / f"transformer_ema_{name}.json").read_text())
-    for config in (SD3_DENOISERS[name], stock_config(manifest["config"])):
-        with torch.device("meta"):
-            transformer = build_sd3(config, VIEWS)
-        assert {key: list(tensor.shape) for key, tensor in transformer.state_dict().items()} == manifest["state_dict"]
-        assert sum(p.numel() for p in transformer.parameters()) == manifest["num_parameters"] == parameters
-
-
 def test_full_size_step_holds_a_third_less():
     """Full-size SD3.5 on the meta device: which weights a step no longer reads, and how long a request's rows are."""
     with torch.device("meta"):
-        transformer = build_sd3(SD3_DENOISERS["sd35m_text"], VIEWS)
-        context, step = SD3Context(transformer), SD3Step(transformer, VIEWS)
-        modulations = context(torch.empty(2, 333, 4096), torch.empty(2, 2048), torch.empty(28)).modulations
+        transformer = build_network(backbones.SD35.denoiser, VIEWS)
+        context, modulate, step = SD3Context(transformer), SD3Modulations(transformer), SD3Step(transformer, VIEWS)
+        modulations = modulate(torch.empty(2, 2048), torch.empty(28))
     assert modulations.shape == (2, 28, (13 * 9 + 11 * 6 + 23 * 6 + 2 + 2) * 1536)
-    parts = [sum(p.numel() for p in part.parameters()) for part in (transformer, context, step)]
-    assert parts[0] == parts[1] + parts[2]
-    assert sum(p.numel() for p in context.layers.parameters()) == 767_270_400
+    parts = [sum(p.numel() for p in part.parameters()) for part in (transformer, context, modulate, step)]
+    assert parts[0] == sum(parts[1:])
+    assert sum(p.numel() for p in modulate.layers.parameters()) == 767_270_400
     assert {id(p) for p in step.parameters()} < {id(p) for p in transformer.parameters()}, "weights are shared"
 
 
 def test_defaults_of_a_request_are_possible():
-    table = build_sampler(SD3_SCHEDULE, SD3_DEFAULTS["scheduler"], SD3_DEFAULTS["steps"], eta=0.0)
+    table = build_sampler(backbones.SD3.schedule, backbones.SD3.scheduler, backbones.SD3.steps, eta=0.0)
     assert len(table.timesteps) == 28 and table.timesteps[0] == 1000
 
 
@@ -163,14 +149,14 @@ def test_positions_are_the_centre_of_the_checkpoints_table():
 def test_two_graphs_equal_the_whole_network(config):
     """Rows at different steps, each step's modulations taken from the whole schedule's: the same prediction."""
     transformer, given = network(config), Inputs(3, config)
-    schedule = build_sampler(SD3_SCHEDULE, "flow", 5, eta=0.0).timesteps
-    context, modulations = SD3Context(transformer)(given.embeddings, given.pooled, schedule)
+    schedule = build_sampler(backbones.SD3.schedule, "flow", 5, eta=0.0).timesteps
+    context, modulations = request_work(transformer, given.embeddings, given.pooled, schedule)
     step = SD3Step(transformer, VIEWS)
     at = torch.tensor([0, 3, 4])
     rows = modulations[torch.arange(3), at]
     prediction = step(given.latents, given.plucker, rows, context, given.condition)
     assert_near(prediction, given.whole(transformer, schedule[at])[:, -VIEWS:])
-    own = SD3Context(transformer)(given.embeddings, given.pooled, schedule[at][:, None]).modulations[:, 0]
+    own = request_work(transformer, given.embeddings, given.pooled, schedule[at][:, None])[1][:, 0]
     assert_near(own, rows)
 
 
@@ -178,7 +164,7 @@ def test_two_graphs_equal_the_whole_network(config):
 @every_network
 def test_batched_rows_equal_single_rows(config):
     transformer, given = network(config), Inputs(3, config)
-    context, modulations = SD3Context(transformer)(given.embeddings, given.pooled, torch.tensor([900.0, 500.0, 20.0]))
+    context, modulations = request_work(transformer, given.embeddings, given.pooled, torch.tensor([900.0, 500.0, 20.0]))
     step, at = SD3Step(transformer, VIEWS), torch.arange(3)
     batched = step(given.latents, given.plucker, modulations[at, at], context, given.condition)
     for r in range(3):
@@ -205,7 +191,7 @@ class Calls:
 def test_request_work_is_done_once_for_all_steps():
     """Counted over a guided request of 6 steps: layer calls, and every FLOP that is gone."""
     transformer, given, rows = network(), Inputs(2), 2
-    schedule = build_sampler(SD3_SCHEDULE, "flow", 6, eta=0.0).timesteps
+    schedule = build_sampler(backbones.SD3.schedule, "flow", 6, eta=0.0).timesteps
     steps, tokens = len(schedule), given.embeddings.shape[1]
     linears = [module.linear for name, module in transformer.named_modules() if hasattr(module, "silu")]
     assert len(linears) == 2 * TEXT["num_layers"] + 1
@@ -226,7 +212,7 @@ def test_request_work_is_done_once_for_all_steps():
 
     step_graph = SD3Step(transformer, VIEWS)
     with FlopCounterMode(display=False) as once:
-        context, modulations = SD3Context(transformer)(given.embeddings, given.pooled, schedule)
+        context, modulations = request_work(transformer, given.embeddings, given.pooled, schedule)
     assert [c.calls for c in counters] == [len(linears), 1, 1, 1]
     assert [c.rows for c in counters] == [len(linears) * rows * steps, rows * tokens, rows, steps]
     with FlopCounterMode(display=False) as repeated:
@@ -251,7 +237,7 @@ def test_request_work_is_done_once_for_all_steps():
 def test_gradients_reach_every_weight():
     """Through the two graphs as through the whole network."""
     transformer, given, times = network(NETWORKS["sd35-image"]).train(), Inputs(2, IMAGE), torch.tensor([20.0, 700.0])
-    context, modulations = SD3Context(transformer)(given.embeddings, given.pooled, times[:, None])
+    context, modulations = request_work(transformer, given.embeddings, given.pooled, times[:, None])
     step = SD3Step(transformer, VIEWS)
     step(given.latents, given.plucker, modulations[:, 0], context, given.condition).square().mean().backward()
     cut = {name: parameter.grad for name, parameter in transformer.named_parameters()}
@@ -273,7 +259,7 @@ def test_condition_view_stands_in_front_and_is_thrown_away():
 
     transformer = network(IMAGE)
     step = SD3Step(transformer, VIEWS)
-    context, modulations = SD3Context(transformer)(given.embeddings, given.pooled, torch.tensor([500.0]))
+    context, modulations = request_work(transformer, given.embeddings, given.pooled, torch.tensor([500.0]))
     inputs = (given.latents, given.plucker, modulations[:, 0], context)
     with_image = step(*inputs, given.condition)
     assert with_image.shape == given.latents.shape
@@ -298,9 +284,14 @@ def test_wrong_networks_are_refused():
 def test_onnx_graphs_take_any_number_of_rows_tokens_and_steps(tmp_path: Path):
     config = {**NETWORKS["sd35-image"], "pos_embed_max_size": 40}
     transformer = network(config).requires_grad_(False)
-    modules = {"context": SD3Context(transformer), "step": SD3Step(transformer, VIEWS)}
+    modules = {
+        "context": SD3Context(transformer),
+        "modulations": SD3Modulations(transformer),
+        "step": SD3Step(transformer, VIEWS),
+    }
     axes = {
-        "context": {"embeddings": {0: "rows", 1: "tokens"}, "pooled": {0: "rows"}, "timesteps": {0: "steps"}},
+        "context": {"embeddings": {0: "rows", 1: "tokens"}},
+        "modulations": {"pooled": {0: "rows"}, "timesteps": {0: "steps"}},
         "step": {
             "latents": {0: "rows"},
             "plucker": {0: "rows"},
@@ -312,10 +303,11 @@ def test_onnx_graphs_take_any_number_of_rows_tokens_and_steps(tmp_path: Path):
 
     def samples(rows: int, tokens: int, steps: int) -> dict[str, tuple[Tensor, ...]]:
         given = Inputs(rows, config, tokens)
-        request = (given.embeddings, given.pooled, torch.linspace(1000, 10, steps))
-        context, modulations = modules["context"](*request)
+        time = (given.pooled, torch.linspace(1000, 10, steps))
+        context, modulations = modules["context"](given.embeddings), modules["modulations"](*time)
         return {
-            "context": request,
+            "context": (given.embeddings,),
+            "modulations": time,
             "step": (given.latents, given.plucker, modulations[:, -1], context, given.condition),
         }
 
@@ -331,12 +323,9 @@ def test_onnx_graphs_take_any_number_of_rows_tokens_and_steps(tmp_path: Path):
         weights = {tuple(tensor.dims) for tensor in onnx.load(path).graph.initializer}
         assert not any(40 in dims or 1600 in dims for dims in weights), "the graph carries the whole position table"
         modulation_weights = {(WIDTH, 9 * WIDTH), (9 * WIDTH, WIDTH), (WIDTH, 6 * WIDTH), (6 * WIDTH, WIDTH)}
-        assert bool(weights & modulation_weights) == (name == "context")
+        assert bool(weights & modulation_weights) == (name == "modulations")
     for sizes in ((1, 5, 4), (3, 9, 2)):
         for name, example in samples(*sizes).items():
             feeds = {key: tensor.numpy() for key, tensor in zip(axes[name], example, strict=True)}
-            expected = modules[name](*example)
-            for ours, theirs in zip(
-                sessions[name].run(None, feeds), expected if name == "context" else (expected,), strict=True
-            ):
-                assert_near(torch.from_numpy(ours), theirs)
+            (ours,) = sessions[name].run(None, feeds)
+            assert_near(torch.from_numpy(ours), modules[name](*example))

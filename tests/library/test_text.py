@@ -10,8 +10,8 @@ import torch
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextModel
 
-from diffsplat.backbones import PICO, BackboneSpec
-from diffsplat.text import TextEncoder, build_text_encoder
+from diffsplat.backbones import PICO, TextEncoderSpec
+from diffsplat.text import TextEncoder, build_encoder
 from diffsplat.tokenizer import Tokenizer, train_tokenizer
 
 CAPTIONS = ["a red cube", "two Blue_spheres, stacked.", "A small green cone"]
@@ -24,14 +24,14 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_json(train_tokenizer(CAPTIONS, max_tokens=8))
 
 
-def spec_with_vocabulary(size: int) -> BackboneSpec:
-    config = {**PICO.text_encoder.config, "vocab_size": size}
-    return replace(PICO, text_encoder=replace(PICO.text_encoder, config=config))
+def spec_with_vocabulary(size: int) -> TextEncoderSpec:
+    (spec,) = PICO.text.encoders
+    return replace(spec, config={**spec.config, "vocab_size": size})
 
 
 def encoder(size: int = 13) -> TextEncoder:
     torch.manual_seed(0)
-    return build_text_encoder(spec_with_vocabulary(size)).eval().requires_grad_(False)
+    return build_encoder(spec_with_vocabulary(size)).eval().requires_grad_(False)
 
 
 def test_trained_tokenizer(tokenizer):
@@ -136,7 +136,7 @@ def test_official_names(tokenizer):
     ids = tokenizer.encode(CAPTIONS).input_ids
     for state in (own, old_style, new_style):
         torch.manual_seed(1)
-        other = build_text_encoder(spec_with_vocabulary(13)).eval()
+        other = build_encoder(spec_with_vocabulary(13)).eval()
         other.load_state_dict(state)  # strict
         assert torch.equal(other(ids), model(ids))
     with pytest.raises(RuntimeError, match="Unexpected key"):
@@ -145,7 +145,7 @@ def test_official_names(tokenizer):
 
 def test_open_vocabulary_is_refused():
     with pytest.raises(ValueError, match="vocab_size"):
-        build_text_encoder(PICO)
+        build_encoder(PICO.text.encoders[0])
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from diffsplat.backbones import SD15
-from diffsplat.backbones_pixart import PIXART_ALPHA, PIXART_SIGMA
-from diffsplat.backbones_sd3 import SD3_DENOISERS
-from diffsplat.backbones_text import TEXTS, TextEncoderSpec, TextSpec, one_encoder
-from diffsplat.backbones_unet import SD21, SDXL, SDXL_POOLED_WIDTH
+from diffsplat.backbones import BACKBONES, BackboneSpec
+from diffsplat.backbones.text import TEXTS, TextEncoderSpec, TextSpec
 from diffsplat.text import PooledText, T5TextEncoder, build_encoder
 from diffsplat.text_official import to_transformers
 
@@ -183,37 +180,26 @@ def test_official_sizes(backbone: str, counts: list[int]):
     assert [parameters(encoder) for encoder in TEXTS[backbone].encoders] == counts
 
 
-@pytest.mark.parametrize(
-    ("backbone", "tokens", "width", "pooled"),
-    [
-        ("sd15", 77, SD15.denoiser["cross_attention_dim"], 0),
-        ("sd21", 77, SD21["denoiser"]["cross_attention_dim"], 0),
-        ("sdxl", 77, SDXL["denoiser"]["cross_attention_dim"], SDXL_POOLED_WIDTH),
-        ("pixart_alpha", 120, PIXART_ALPHA["denoiser"]["caption_channels"], 0),
-        ("pixart_sigma", 300, PIXART_SIGMA["denoiser"]["caption_channels"], 0),
-        *(
-            (name, tokens, SD3_DENOISERS[config]["joint_attention_dim"], SD3_DENOISERS[config]["pooled_projection_dim"])
-            for name, config, tokens in (
-                ("sd3", "sd3m_text", 77 + 256),
-                ("sd3_no_t5", "sd3m_text", 77 + 77),
-                ("sd35", "sd35m_image", 77 + 256),
-                ("sd35_no_t5", "sd35m_text", 77 + 77),
-            )
-        ),
-    ],
-)
-def test_texts_fit_their_denoisers(backbone: str, tokens: int, width: int, pooled: int):
-    text = TEXTS[backbone]
-    assert (text.tokens, text.width, text.pooled_width) == (tokens, width, pooled)
+@pytest.mark.parametrize("spec", [spec for spec in BACKBONES.values() if spec.name not in ("pico", "nano")])
+def test_texts_fit_their_denoisers(spec: BackboneSpec):
+    """Tokens by the fact pages; widths are what the denoiser takes."""
+    tokens = {"unet": 77, "sd3": 77 + 256}.get(spec.family) or {"alpha": 120, "sigma": 300}[spec.name.split("_")[1]]
+    config = spec.denoiser
+    width = config[
+        {"unet": "cross_attention_dim", "pixart": "caption_channels", "sd3": "joint_attention_dim"}[spec.family]
+    ]
+    assert (spec.text.tokens, spec.text.width) == (tokens, width)
+    if spec.family == "sd3":
+        assert spec.text.pooled_width == config["pooled_projection_dim"]
+    if config.get("addition_embed_type"):
+        sizes = 6 * config["addition_time_embed_dim"]
+        assert spec.text.pooled_width + sizes == config["projection_class_embeddings_input_dim"]
 
 
-def test_one_table():
-    """The tables of backbones name the same encoders."""
-    assert one_encoder(SD15.text_encoder) == TEXTS["sd15"]
-    assert SD21["text_encoder"].config == TEXTS["sd21"].encoders[0].config
-    for backbone in (PIXART_ALPHA, PIXART_SIGMA):
-        (encoder,) = TEXTS[backbone["name"]].encoders
-        assert backbone["text_encoder"] == {"kind": "t5", "max_tokens": encoder.max_tokens, "config": encoder.config}
+@pytest.mark.parametrize("name", ["sd3", "sd35"])
+def test_without_t5_zero_rows_stand_in(name: str):
+    full, short = TEXTS[name], TEXTS[f"{name}_no_t5"]
+    assert (short.tokens, short.width, short.pooled_width) == (77 + 77, full.width, full.pooled_width)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import tokenizers
 import torch
 from tokenizers import models, pre_tokenizers, processors
 
-from diffsplat.backbones_text import TEXTS, TextEncoderSpec, TextSpec
+from diffsplat.backbones.text import TEXTS, TextEncoderSpec, TextSpec
 from diffsplat.text import build_encoder
 from diffsplat.text_features import PromptEncoder
 from diffsplat.tokenizer import Tokenizer, train_tokenizer

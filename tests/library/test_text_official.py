@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from diffsplat.backbones_text import TextEncoderSpec
+from diffsplat.backbones.text import TextEncoderSpec
 from diffsplat.text import build_encoder
 from diffsplat.text_official import from_official, load_official_encoder, to_transformers
 from diffsplat.tokenizer import Tokenizer

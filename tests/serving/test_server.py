@@ -158,7 +158,10 @@ class TestLife:
             while running.running:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-        assert not group_members(pid) and not regions(prefix)
+        while members := group_members(pid):  # they were told to end; a busy machine takes its time
+            assert time.monotonic() < deadline, members
+            time.sleep(0.05)
+        assert not regions(prefix)
 
     def test_a_model_that_does_not_load_is_the_servers_error(self, light_repository: Path) -> None:
         model = light_repository / "diffsplat" / "1" / "model.py"

@@ -14,11 +14,13 @@ from diffsplat_client.formats.ply import decode_ply
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.bundle import Bundle, BundleError
+from diffsplat.denoiser import STEP
 from diffsplat.pipeline import Pipeline
 from diffsplat.serving.decode import DecodeStage
 from diffsplat.serving.denoise import DenoiseJob, DenoiseStage, DenoiseWork
 from diffsplat.serving.encode import EncodeStage
 from diffsplat.serving.envelope import Envelope
+from diffsplat.text_features import TextFeatures
 
 
 def run_job(pipeline: Pipeline, request: GenerationRequest) -> DenoiseJob:
@@ -29,11 +31,12 @@ def run_job(pipeline: Pipeline, request: GenerationRequest) -> DenoiseJob:
 
 
 def test_encode_fills_every_open_field_and_draws_a_seed(pipeline: Pipeline) -> None:
-    envelope, embeddings = pipeline.encode.run(GenerationRequest("a red cube"))
+    envelope, text = pipeline.encode.run(GenerationRequest("a red cube"))
     spec = pipeline.encode.spec
     for name, value in spec.request_defaults.items():
         assert getattr(envelope.request, name) == value
-    assert embeddings.shape == (2, spec.text_encoder.max_tokens, spec.text_encoder.config["hidden_size"])
+    assert text.embeddings.shape == (2, spec.text.tokens, spec.text.width)
+    assert text.mask.all() and text.pooled.shape == (2, 0)
     assert envelope.timings_ms["encode"] > 0 and envelope.warnings == ()
     assert len({pipeline.encode.resolve(GenerationRequest("x")).seed for _ in range(8)}) == 8
     assert pipeline.encode.resolve(GenerationRequest("x", seed=5, steps=3)).seed == 5
@@ -113,18 +116,18 @@ def test_guidance_of_one_costs_no_unconditional_row(pipeline: Pipeline) -> None:
 
 def test_a_failed_step_changes_nothing(pipeline: Pipeline) -> None:
     """So the engine can try the requests of a failed batch one by one."""
-    stage = DenoiseStage(pipeline.denoise.spec, pipeline.denoise.context, pipeline.denoise.denoiser)
+    stage = DenoiseStage(pipeline.denoise.spec, pipeline.denoise.graphs)
     request = GenerationRequest("a red cube", seed=3, steps=2, scheduler="sde-dpmsolver++")
     job = stage.start(DenoiseWork(*pipeline.encode.run(request)))
-    denoiser = stage.denoiser
+    denoiser = stage.graphs[STEP]
 
     def broken(*inputs: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
-    stage.denoiser = broken  # type: ignore[assignment]
+    stage.graphs = {**stage.graphs, STEP: broken}  # type: ignore[dict-item]
     with pytest.raises(RuntimeError, match="out of memory"):
         stage.step([job])
-    stage.denoiser = denoiser
+    stage.graphs = {**stage.graphs, STEP: denoiser}
     while job.step < job.steps:
         stage.step([job])
     assert torch.equal(job.latents, run_job(pipeline, request).latents)
@@ -235,7 +238,8 @@ class TestDirectCalls:
         self, pipeline: Pipeline, envelope: Envelope, shape: tuple[int, ...]
     ) -> None:
         with pytest.raises(InvalidRequestError, match=r"TEXT_EMBEDDINGS has shape .*: must be \[2, 1 \.\. 16, 96\]"):
-            pipeline.denoise.check(DenoiseWork(envelope, torch.zeros(shape)))
+            mask, pooled = torch.ones(shape[:2], dtype=torch.bool), torch.zeros(2, 0)
+            pipeline.denoise.check(DenoiseWork(envelope, TextFeatures(torch.zeros(shape), mask, pooled)))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from diffsplat_client.request import GenerationRequest
 from safetensors.torch import load_file
 
-from diffsplat.backbones import BACKBONES, PICO
+from diffsplat.backbones import BACKBONES, PICO, TextSpec
 from diffsplat.bundle import Bundle
 from diffsplat.pipeline import Pipeline
 from training.checkpoint import CheckpointError, read_finished
@@ -37,11 +37,12 @@ STEPS = 20
 DATA = Data(objects=24, validation_objects=4, batch_size=4, views=6, pool_size=2)
 OPTIM = Optim(steps=STEPS, lr=3e-3, warmup_steps=2)
 CADENCE = Cadence(log_every=1, evaluate_every=10, save_every=8)
+(_ENCODER,) = PICO.text.encoders
 TINY = dataclasses.replace(
     PICO,
     name="tiny",
-    text_encoder=dataclasses.replace(
-        PICO.text_encoder, config={**PICO.text_encoder.config, "hidden_size": 16, "intermediate_size": 32}
+    text=TextSpec(
+        (dataclasses.replace(_ENCODER, config={**_ENCODER.config, "hidden_size": 16, "intermediate_size": 32}),)
     ),
     denoiser={**PICO.denoiser, "block_out_channels": [16, 16], "norm_num_groups": 4, "cross_attention_dim": 16},
     gsvae={**PICO.gsvae, "block_out_channels": [8, 8, 16], "norm_num_groups": 4},

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffsplat.backbones import BackboneSpec
 from diffsplat.cameras import Cameras, generated_view_cameras
+from diffsplat.denoiser import build_denoiser
 from diffsplat.gaussians import grid_to_gaussians
 from diffsplat.gsrecon import GSRecon, build_gsrecon
 from diffsplat.gsvae import GSVAE, build_gsvae
-from diffsplat.multiview import DenoiserStep, TextContext, build_denoiser
+from diffsplat.multiview import DenoiserStep, TextContext
 from diffsplat.render import render
-from diffsplat.text import build_text_encoder
+from diffsplat.text import build_encoder
 from diffsplat.tokenizer import Tokenizer, train_tokenizer
 from training.checkpoint import load_finished, read_finished, save_finished
 from training.config import DiffusionConfig, to_plain
@@ -44,16 +46,18 @@ class DiffusionStage:
         self.parents = {"recon": read_finished(config.recon), "vae": read_finished(config.vae)}
         if self.parents["vae"]["recon"] != self.parents["recon"]["files"]:
             raise ValueError(f"vae = {config.vae} was trained on another recon stage than {config.recon}")
-        words = vocabulary(CONFIGS[config.data.grammar])
-        self.tokenizer_json = train_tokenizer(words, spec.text_encoder.max_tokens)
-        self.tokenizer = Tokenizer.from_json(self.tokenizer_json)
-        text_config = {**spec.text_encoder.config, "vocab_size": self.tokenizer.vocab_size}
+        if spec.family != "unet" or len(spec.text.encoders) != 1:
+            raise ValueError(f"backbone = {spec.name!r}: this stage trains UNets with one text encoder")
+        (encoder,) = spec.text.encoders
+        self.tokenizer_json = train_tokenizer(vocabulary(CONFIGS[config.data.grammar]), encoder.max_tokens)
+        self.tokenizer = Tokenizer.for_encoder(self.tokenizer_json, encoder)
+        encoder = dataclasses.replace(encoder, config={**encoder.config, "vocab_size": self.tokenizer.vocab_size})
         self.spec = dataclasses.replace(
             spec,
             gsvae={**spec.gsvae, **self.parents["vae"]["latent_scale"]},
-            text_encoder=dataclasses.replace(spec.text_encoder, config=text_config),
+            text=dataclasses.replace(spec.text, encoders=(encoder,)),
         )
-        if config.start is not None and self.spec.to_dict() != read_finished(config.start)["spec"]:
+        if config.start is not None and self.spec != BackboneSpec.from_dict(read_finished(config.start)["spec"]):
             raise ValueError(
                 f"start = {config.start} was trained with another spec than {spec.name} on {config.vae} has"
             )
@@ -64,7 +68,7 @@ class DiffusionStage:
         """Denoiser and text encoder, freshly initialised or from an earlier run, beside frozen GSRecon and GSVAE."""
         device = self.config.run.device
         self.denoiser = build_denoiser(self.spec)
-        self.text_encoder = build_text_encoder(self.spec)
+        self.text_encoder = build_encoder(self.spec.text.encoders[0])
         gsrecon = load_finished(self.config.recon, "gsrecon", build_gsrecon(self.spec)).to(device)
         gsvae = load_finished(self.config.vae, "gsvae", build_gsvae(self.spec)).to(device)
         assert isinstance(gsrecon, GSRecon) and isinstance(gsvae, GSVAE)

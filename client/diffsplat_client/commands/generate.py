@@ -19,7 +19,8 @@ from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.events import Finished, Progress, Queued
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import DEFAULT_DISTANCE, DEFAULT_ELEVATION_DEG, four_views, turntable
-from diffsplat_client.request import MAX_FRAMES, OPTIONS, GenerationRequest
+from diffsplat_client.request import OPTIONS, GenerationRequest
+from diffsplat_client.request_checks import MAX_FRAMES
 
 STAGES = ("encode", "queued", "denoise", "decode", "rasterize", "package", "total")
 _NOT_OPTIONS = ("prompt", "frame_poses")

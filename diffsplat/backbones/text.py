@@ -3,12 +3,12 @@
 Imports nothing of the library, so that the table of backbones can hold these types.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 EncoderKind = Literal["clip", "clip_projection", "t5"]
+TEXT_ENCODER = "text_encoder"  # network, graph and file of the first encoder; the next is text_encoder_2
 ClipLayer = Literal["last", "second_to_last"]
 
 
@@ -94,11 +94,6 @@ class TextSpec:
     def numbered(self, name: str) -> tuple[str, ...]:
         """NAME, NAME_2, NAME_3 ..., one for every encoder: official folders, networks, graphs and files of a bundle."""
         return tuple(name if index == 1 else f"{name}_{index}" for index in range(1, len(self.encoders) + 1))
-
-
-def one_encoder(encoder: Any) -> TextSpec:
-    """The text of a backbone that has one encoder: any dataclass with fields of `TextEncoderSpec`."""
-    return TextSpec((TextEncoderSpec(**dataclasses.asdict(encoder)),))
 
 
 def _clip(width: int, layers: int, heads: int, activation: str) -> dict[str, Any]:

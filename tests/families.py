@@ -1,0 +1,104 @@
+"""Very small backbones of every family, with random weights: what is served does not depend on how large they are."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import models, pre_tokenizers, processors
+
+from diffsplat.backbones import BACKBONES, PICO, BackboneSpec, SplatGeometry, TextEncoderSpec, image_conditioned
+from diffsplat.bundle import Bundle, write_bundle
+from diffsplat.networks import network_builders
+from diffsplat.tokenizer import Tokenizer, train_tokenizer
+
+CAPTIONS = ["a small red cube", "two blue spheres on a large green cone"]
+CLIP_TOKENS, T5_TOKENS = 12, 20
+GRID, LATENT = 32, 8
+
+_SMALL_UNET = {
+    "sample_size": LATENT,
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+}
+_SMALL_TRANSFORMER = {"sample_size": LATENT, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2}
+
+
+def family_spec(name: str) -> BackboneSpec:
+    """A backbone of the table, shrunken: same family, same text recipe, same noise process, official geometry."""
+    base = BACKBONES[name.removesuffix("_image")]
+    text = dataclasses.replace(base.text, encoders=tuple(_small_encoder(encoder) for encoder in base.text.encoders))
+    text = dataclasses.replace(text, min_width=0)
+    spec = dataclasses.replace(
+        base,
+        name=f"tiny_{base.name}",
+        latent_size=LATENT,
+        geometry=SplatGeometry(grid_size=GRID, scale_min=0.004, scale_max=0.16),
+        text=text,
+        denoiser=_small_denoiser(base, text.width, text.pooled_width),
+        gsvae={
+            **PICO.gsvae,
+            **{key: value for key, value in base.gsvae.items() if key.startswith("use_") or key.endswith("_factor")},
+            "latent_channels": base.latent_channels,
+            "block_out_channels": [8, 8, 16],
+            "norm_num_groups": 4,
+        },
+        gsrecon={**PICO.gsrecon, "dim": 16, "num_blocks": 1, "num_heads": 2},
+        steps=3,
+    )
+    return image_conditioned(spec) if name.endswith("_image") else spec
+
+
+def _small_encoder(encoder: TextEncoderSpec) -> TextEncoderSpec:
+    small: dict[str, Any]
+    if encoder.kind == "t5":
+        small = {"d_model": 40, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3}
+        tokens = T5_TOKENS
+    else:
+        small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        small |= {"max_position_embeddings": CLIP_TOKENS, "projection_dim": 12}
+        tokens = CLIP_TOKENS
+    tokenizer = Tokenizer.for_encoder(tokenizer_json(encoder.kind), dataclasses.replace(encoder, max_tokens=tokens))
+    config = {**encoder.config, **small, "vocab_size": tokenizer.vocab_size}
+    return dataclasses.replace(encoder, max_tokens=tokens, config=config)
+
+
+def _small_denoiser(base: BackboneSpec, width: int, pooled: int) -> dict[str, Any]:
+    if base.family == "unet":
+        config = {**base.denoiser, **_SMALL_UNET, "cross_attention_dim": width, "attention_head_dim": [2, 2]}
+        if "transformer_layers_per_block" in config:
+            config |= {"transformer_layers_per_block": [1, 2], "addition_time_embed_dim": 4}
+            config["projection_class_embeddings_input_dim"] = pooled + 6 * 4
+        return config
+    config = {**base.denoiser, **_SMALL_TRANSFORMER}
+    if base.family == "pixart":
+        return {**config, "cross_attention_dim": 16, "caption_channels": width}
+    config |= {"joint_attention_dim": width, "caption_projection_dim": 16, "pooled_projection_dim": pooled}
+    config |= {"pos_embed_max_size": 24}
+    return {**config, "dual_attention_layers": [0]} if base.denoiser.get("dual_attention_layers") else config
+
+
+def tokenizer_json(kind: str) -> str:
+    """Our word-level tokenizer for CLIPs; one of T5's kind, unigrams with an end token alone, for T5."""
+    if kind != "t5":
+        return train_tokenizer(CAPTIONS, CLIP_TOKENS)
+    words = sorted({f"▁{word}" for caption in CAPTIONS for word in caption.split()})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), *((word, -1.0) for word in words), ("▁", -2.0)]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer.to_str()
+
+
+def write_family_bundle(folder: Path, name: str, seed: int = 0) -> Bundle:
+    """A bundle of `family_spec` with random weights."""
+    spec = family_spec(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        networks = {network: build() for network, build in network_builders(spec).items()}
+    texts = [tokenizer_json(encoder.kind) for encoder in spec.text.encoders]
+    return write_bundle(folder, spec, networks, texts, {"seed": seed}, dtype=torch.float32)

@@ -1,0 +1,102 @@
+"""Every family through the stages: prompts to splats, batched like alone, exported like torch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffsplat_client.request import GenerationRequest
+
+from diffsplat.bundle import Bundle
+from diffsplat.denoiser import STEP
+from diffsplat.pipeline import Pipeline
+from diffsplat.runtime import TorchGraph
+from diffsplat.serving.denoise import DenoiseJob, DenoiseWork
+from export.repository import export_repository
+from tests.families import write_family_bundle
+
+FAMILIES = ["sd15", "sd21", "sdxl", "pixart_alpha", "pixart_sigma", "sd3", "sd35"]
+SHORT = GenerationRequest("a red cube", seed=1)
+LONG = GenerationRequest("two blue spheres on a large green cone", seed=2, steps=5, negative_prompt="small")
+PLAIN = GenerationRequest("a large cone", seed=3, guidance_scale=1.0)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_family_bundle(tmp_path_factory.mktemp("families") / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def pipeline(bundle: Bundle) -> Pipeline:
+    return Pipeline.from_bundle(bundle)
+
+
+def started(pipeline: Pipeline, request: GenerationRequest) -> DenoiseJob:
+    work = DenoiseWork(*pipeline.encode.run(request))
+    pipeline.denoise.check(work)
+    return pipeline.denoise.start(work)
+
+
+def finished(pipeline: Pipeline, request: GenerationRequest) -> torch.Tensor:
+    job = started(pipeline, request)
+    while job.step < job.steps:
+        pipeline.denoise.step([job])
+    return job.latents
+
+
+def test_requests_do_not_depend_on_their_neighbours(pipeline: Pipeline) -> None:
+    """Prompts and schedules of different lengths, one without guidance, joining at different steps."""
+    alone = [finished(pipeline, request) for request in (SHORT, LONG, PLAIN)]
+    jobs = [started(pipeline, request) for request in (SHORT, LONG, PLAIN)]
+    pipeline.denoise.step(jobs[1:2])
+    while active := [job for job in jobs if job.step < job.steps]:
+        pipeline.denoise.step(active)
+    for job, expected in zip(jobs, alone, strict=True):
+        assert (job.latents - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_prompts_of_different_lengths_make_one_batch(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    step = pipeline.denoise.graphs[STEP]
+    counted = {**pipeline.denoise.graphs, STEP: lambda *inputs: rows.append(len(inputs[0])) or step(*inputs)}
+    monkeypatch.setattr(pipeline.denoise, "graphs", counted)
+    jobs = [started(pipeline, request) for request in (SHORT, LONG, PLAIN)]
+    pipeline.denoise.step(jobs)
+    assert rows == [5]  # guided rows count twice
+
+
+def test_what_a_request_computes_once_is_computed_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: dict[str, int] = {}
+
+    def counted(name: str, graph: TorchGraph):
+        def run(*inputs: torch.Tensor) -> torch.Tensor:
+            calls[name] = calls.get(name, 0) + 1
+            return graph(*inputs)
+
+        return run
+
+    graphs = {name: counted(name, graph) for name, graph in pipeline.denoise.graphs.items()}
+    monkeypatch.setattr(pipeline.denoise, "graphs", graphs)
+    finished(pipeline, LONG)
+    assert calls.pop(STEP) == 5
+    assert calls and set(calls.values()) == {1}
+
+
+def test_the_prompt_the_negative_prompt_and_the_seed_matter(pipeline: Pipeline) -> None:
+    base = finished(pipeline, SHORT)
+    for changed in (
+        GenerationRequest("a blue cone", seed=1),
+        GenerationRequest("a red cube", seed=2),
+        GenerationRequest("a red cube", seed=1, negative_prompt="green spheres"),
+    ):
+        assert not torch.allclose(finished(pipeline, changed), base)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_the_exported_stages_equal_the_bundle(bundle: Bundle, pipeline: Pipeline, tmp_path: Path, runtime: str) -> None:
+    exported = Pipeline.load(export_repository(bundle.root, tmp_path / "repository", runtime).folder, threads=1)
+    assert {graph.backend for graph in exported.denoise.graphs.values()} == {runtime}
+    expected, actual = (side.generate(LONG).splats for side in (pipeline, exported))
+    assert expected.shape == (4 * 32 * 32, 14)
+    # position and colour; a canonical quaternion may flip where two scales are nearly the same
+    assert np.abs(actual[:, :6] - expected[:, :6]).max() <= 1e-3 * np.abs(expected[:, :6]).max()
