@@ -83,6 +83,14 @@ def load_network(folder: Path, listed: Collection[str], network: str, spec: Back
 
 def open_bundle(root: str | os.PathLike[str]) -> Bundle:
     """Read and verify a bundle. Raises BundleError naming the file that is missing, truncated or tampered with."""
+    bundle = read_manifest(root)
+    for name, expected in bundle.files.items():
+        verify_file(bundle.root, MANIFEST, name, expected)
+    return bundle
+
+
+def read_manifest(root: str | os.PathLike[str]) -> Bundle:
+    """What a bundle says of itself, its files NOT verified: to be listed, not to be loaded. Raises BundleError."""
     root = Path(root)
     manifest_path = root / MANIFEST
     if not manifest_path.is_file():
@@ -102,8 +110,6 @@ def open_bundle(root: str | os.PathLike[str]) -> Bundle:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{manifest_path}: not a valid manifest ({type(error).__name__}: {error})") from None
-    for name, expected in files.items():
-        verify_file(root, MANIFEST, name, expected)
     return Bundle(root, spec, files, lineage)
 
 
@@ -141,15 +147,37 @@ def write_bundle(
             (staging / file).write_text(text)
         for name, module in networks.items():
             write_weights(staging, name, module, dtype, max_file_bytes)
-        manifest = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "spec": spec.to_dict(),
-            "files": {path.name: describe_file(path) for path in sorted(staging.iterdir())},
-            "lineage": lineage,
-        }
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        replace_folder(staging, root)
+        return assemble_bundle(staging, root, spec, lineage)
+
+
+def assemble_bundle(
+    staging: Path,
+    root: Path,
+    spec: BackboneSpec,
+    lineage: dict[str, Any],
+    known: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Bundle:
+    """Make a bundle of the files that lie in a folder, which then takes the place of `root`.
+
+    Args:
+        staging: holds tokenizers and weights, under their names in a bundle, and nothing else; on the same file system
+            as `root`.
+        root: as in `write_bundle`, checked by the caller.
+        spec: what the networks were built from.
+        lineage: where the weights come from, plain JSON.
+        known: what `describe_file` said of some of the files; they are not read again for it.
+    """
+    known = known or {}
+    names = sorted(path.name for path in staging.iterdir() if path.name != MANIFEST)
+    manifest = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "spec": spec.to_dict(),
+        "files": {name: known.get(name) or describe_file(staging / name) for name in names},
+        "lineage": lineage,
+    }
+    (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    replace_folder(staging, root)
     return open_bundle(root)
 
 

@@ -21,6 +21,7 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
+from diffsplat.control import residual_shapes
 from diffsplat.multiview import TEXT_IS_PACKED, DenoiserStep, check_multiview_attention, set_multiview_attention
 from diffsplat.step_view import per_view, step_view, takes_added_embedding
 
@@ -34,7 +35,7 @@ def controlnet_config(unet_config: Mapping[str, Any], hint_channels: tuple[int, 
     return {**config, "conditioning_embedding_out_channels": hint_channels}
 
 
-def build_controlnet(spec: BackboneSpec) -> ControlNetModel:
+def build_controlnet(spec: BackboneSpec) -> Any:
     """The ControlNet of a text backbone, random weights and zero residuals; official state-dict names.
 
     Raises:
@@ -45,36 +46,6 @@ def build_controlnet(spec: BackboneSpec) -> ControlNetModel:
     controlnet = ControlNetModel(**controlnet_config(spec.denoiser))
     set_multiview_attention(controlnet, spec.geometry.views)
     return controlnet
-
-
-def control_scales(residuals: int, scale: float, guess_mode: bool) -> Tensor:
-    """Factor of every residual, the mid block's last: [N] float32.
-
-    In guess mode they rise from 0.1 to 1 times `scale`, and the ControlNet is run for the conditional rows alone: the
-    residuals of the unconditional ones are zeros.
-    """
-    if guess_mode:
-        return torch.logspace(-1, 0, residuals) * scale
-    return torch.full((residuals,), float(scale))
-
-
-def residual_shapes(config: Mapping[str, Any], height: int, width: int) -> list[tuple[int, int, int]]:
-    """(channels, height, width) of every residual of a view: the input, all down layers, the mid block.
-
-    Args:
-        config: of the UNet or of its ControlNet.
-        height: of the latents.
-        width: of the latents.
-    """
-    channels, layers = config["block_out_channels"], config["layers_per_block"]
-    layers = [layers] * len(channels) if isinstance(layers, int) else layers
-    shapes = [(channels[0], height, width)]
-    for i, (width_out, count) in enumerate(zip(channels, layers, strict=True)):
-        shapes += [(width_out, height, width)] * count
-        if i < len(channels) - 1:
-            height, width = (height + 1) // 2, (width + 1) // 2
-            shapes.append((width_out, height, width))
-    return [*shapes, (channels[-1], height, width)]
 
 
 def pack_residuals(residuals: list[Tensor], num_views: int) -> Tensor:

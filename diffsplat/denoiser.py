@@ -57,7 +57,7 @@ def step_input_names(spec: BackboneSpec) -> tuple[str, ...]:
         names += ("condition_latents",)
     if spec.family == "unet" and takes_pooled_text(spec):
         names += ("added",)
-    return names
+    return (*names, "residuals") if spec.controls else names
 
 
 def build_denoiser(spec: BackboneSpec) -> nn.Module:
@@ -67,6 +67,10 @@ def build_denoiser(spec: BackboneSpec) -> nn.Module:
 
 def denoiser_graph(name: str, spec: BackboneSpec, network: nn.Module) -> nn.Module:
     """One of the graphs of a network of `build_denoiser`, sharing its weights."""
+    if name == STEP and spec.controls:
+        from diffsplat.controlnet import ControlledDenoiserStep
+
+        return ControlledDenoiserStep(network, spec.geometry.views)
     made = _family(spec).GRAPHS[name]
     return made(network, spec.geometry.views) if name == STEP else made(network)
 
@@ -77,16 +81,32 @@ def _family(spec: BackboneSpec) -> Any:
 
 
 def prepare(
-    spec: BackboneSpec, graphs: Mapping[str, Graph], features: TextFeatures, timesteps: Tensor
+    spec: BackboneSpec,
+    graphs: Mapping[str, Graph],
+    features: TextFeatures,
+    timesteps: Tensor,
+    condition_latents: Tensor | None = None,
 ) -> RequestInputs:
-    """Everything about text and time that does not change from step to step.
+    """Everything about text, time and condition image that does not change from step to step.
 
     Args:
         spec: the backbone.
         graphs: those of `request_graphs`.
         features: of the request's rows.
         timesteps: [T] of its schedule.
+        condition_latents: [C, h, w] of the image; the unconditional row gets zeros. For image models alone.
     """
+    inputs = _of_text_and_time(spec, graphs, features, timesteps)
+    if condition_latents is not None:
+        rows = torch.zeros(len(features.embeddings), *condition_latents.shape)
+        rows[-1] = condition_latents
+        inputs.constant["condition_latents"] = rows
+    return inputs
+
+
+def _of_text_and_time(
+    spec: BackboneSpec, graphs: Mapping[str, Graph], features: TextFeatures, timesteps: Tensor
+) -> RequestInputs:
     embeddings, mask, pooled = features
     if spec.family == "sd3":
         modulations = graphs[MODULATIONS](pooled, timesteps.float())  # [R, T, M]

@@ -6,8 +6,9 @@ Axes: B images, L patches, T tokens (class, registers, patches), D width, K bins
 State-dict names are those of the official checkpoint.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -269,6 +270,15 @@ def elevation_losses(
         F.mse_loss(offset, internal_elevation_deg - network.lower_bounds[bins]),
         error,
     )
+
+
+def elevest_config(values: Mapping[str, Any]) -> ElevEstConfig:
+    """From plain JSON types; `backbone` is a dict. ValueError names an unknown field."""
+    try:
+        backbone = DinoConfig(**values.get("backbone", {}))
+        return ElevEstConfig(**{**values, "backbone": backbone})
+    except TypeError as error:
+        raise ValueError(f"spec.elevest: {error}") from None
 
 
 def build_elevest(config: ElevEstConfig | None = None) -> ElevEst:

@@ -6,7 +6,10 @@ Not the GSVAE: three channels of colour instead of twelve of splats. Axes: B ima
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
+
+from diffsplat.backbones import BackboneSpec
 
 
 class ImageEncoder(nn.Module):
@@ -33,3 +36,23 @@ class ImageEncoder(nn.Module):
     def _moments(self, images: Tensor) -> Tensor:
         hidden = self.encoder(2 * images - 1)
         return hidden if self.quant_conv is None else self.quant_conv(hidden)
+
+
+class ImageMoments(nn.Module):
+    """The exported graph: both moments of the posterior, since Instant3D's start is drawn from it."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] in [0, 1] -> mean and standard deviation [B, C, h, w], both scaled."""
+        mean, log_variance = self.encoder._moments(images).chunk(2, dim=1)
+        scale = self.encoder.scaling_factor
+        return scale * mean, scale * torch.exp(0.5 * log_variance.clamp(-30, 20))
+
+
+def build_image_encoder(spec: BackboneSpec) -> ImageEncoder:
+    """The base image VAE's encoder: of the GSVAE's architecture, with three channels. Random weights."""
+    config = {name: value for name, value in spec.gsvae.items() if name != "tiny_decoder"}
+    return ImageEncoder(AutoencoderKL(**config, in_channels=3, out_channels=3))

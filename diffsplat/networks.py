@@ -13,9 +13,15 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backbones.text import TEXT_ENCODER
-from diffsplat.denoiser import STEP, build_denoiser, denoiser_graph, request_graphs
+from diffsplat.control import control_graphs
+from diffsplat.controlnet import ControlStep, HintEncoder, build_controlnet
+from diffsplat.denoiser import STEP, build_denoiser, denoiser_graph, request_graphs, takes_pooled_text
+from diffsplat.elevest import ElevationEstimator, build_elevest, elevest_config
 from diffsplat.gsrecon import build_gsrecon
 from diffsplat.gsvae import GSVAE, build_gsvae
+from diffsplat.image_vae import ImageMoments, build_image_encoder
+from diffsplat.multiview import TextContext
+from diffsplat.step_view import AddedEmbedding
 from diffsplat.text import build_encoder
 
 
@@ -26,6 +32,9 @@ def network_builders(spec: BackboneSpec) -> dict[str, Callable[[], nn.Module]]:
         **{name: partial(build_encoder, encoder, f"{spec.name}, {name}") for name, encoder in texts},
         "denoiser": partial(build_denoiser, spec),
         "gsvae": partial(build_gsvae, spec),
+        **({"image_encoder": partial(build_image_encoder, spec)} if spec.image_encoder else {}),
+        **({"elevest": partial(build_elevest, elevest_config(spec.elevest))} if spec.elevest is not None else {}),
+        **{f"controlnet_{kind}": partial(build_controlnet, spec) for kind in spec.controls},
         "gsrecon": partial(build_gsrecon, spec),
     }
 
@@ -58,7 +67,26 @@ def graph_modules(spec: BackboneSpec) -> dict[str, GraphModule]:
             name: GraphModule("denoiser", partial(denoiser_graph, name, spec)) for name in (*request_graphs(spec), STEP)
         },
         "decoder": GraphModule("gsvae", SplatDecoder),
+        **({"image_encoder": GraphModule("image_encoder", ImageMoments)} if spec.image_encoder else {}),
+        **({"elevation": GraphModule("elevest", _estimator(spec))} if spec.elevest is not None else {}),
+        **{name: graph for kind in spec.controls for name, graph in _control_modules(spec, kind).items()},
     }
+
+
+def _estimator(spec: BackboneSpec) -> Callable[[Any], nn.Module]:
+    assert spec.elevest is not None
+    return partial(ElevationEstimator, input_size=elevest_config(spec.elevest).input_size)
+
+
+def _control_modules(spec: BackboneSpec, kind: str) -> dict[str, GraphModule]:
+    """The graphs of a ControlNet."""
+    views = spec.geometry.views
+    wraps: tuple[Callable[[Any], nn.Module], ...] = (partial(HintEncoder, num_views=views), TextContext)
+    if takes_pooled_text(spec):
+        wraps += (AddedEmbedding,)
+    wraps += (partial(ControlStep, num_views=views),)
+    names = control_graphs(spec, kind)
+    return {name: GraphModule(f"controlnet_{kind}", wrap) for name, wrap in zip(names, wraps, strict=True)}
 
 
 def build_graph_module(name: str, spec: BackboneSpec, network: nn.Module) -> nn.Module:

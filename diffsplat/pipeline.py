@@ -97,9 +97,10 @@ class Pipeline:
         Raises:
             InvalidRequestError: naming the bad field, its value and what is allowed.
         """
-        envelope, text = self.encode.run(request)
+        encoded = self.encode.run(request)
+        envelope = encoded.envelope
         started = perf_counter()
-        work = DenoiseWork(envelope, text)
+        work = DenoiseWork(*encoded)
         self.denoise.check(work)
         job = self.denoise.start(work)
         while job.step < job.steps:

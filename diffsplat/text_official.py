@@ -80,7 +80,7 @@ def load_official_encoder(
     from diffsplat.text import build_encoder
 
     folder = Path(folder)
-    _check_config(folder, encoder)
+    check_official_config(folder, encoder)
     files = official_weight_files(folder, variant)  # before a large module is built for nothing
     with no_init_weights():
         module = build_encoder(encoder, folder.name)
@@ -130,7 +130,7 @@ def _fill(module: nn.Module, folder: Path, files: Iterable[str]) -> None:
         raise ValueError(f"{folder}: does not fit: {', '.join(problems)}")
 
 
-def _check_config(folder: Path, encoder: TextEncoderSpec) -> None:
+def check_official_config(folder: Path, encoder: TextEncoderSpec) -> None:
     """What shapes do not show, such as heads and activations, must be the same; absent keys mean the defaults."""
     from transformers import CLIPTextConfig, T5Config
 

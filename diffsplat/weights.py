@@ -60,8 +60,14 @@ def write_weights(
         part = {key: state[key].to(stored[key].dtype).contiguous().cpu() for key in keys}
         save_file(part, folder / file)
     if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / _index_name(network)).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        write_index(folder, network, split.tensor_to_filename, split.metadata["total_size"])
+
+
+def write_index(folder: Path, network: str, weight_map: Mapping[str, str], total_bytes: int) -> str:
+    """Write the index of a network's shards, key -> name of the shard that holds it; returns its file name."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}
+    (folder / _index_name(network)).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return _index_name(network)
 
 
 def _header_bytes(tensors: Mapping[str, Tensor]) -> int:

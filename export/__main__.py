@@ -1,4 +1,9 @@
-"""`python -m export BUNDLE --out DIR`: the command line of the export room."""
+"""The command line of the export room.
+
+python -m export BUNDLE --out DIR                          bundle -> served repository
+python -m export import --backbone sd15 SOURCE OUT         official checkpoints -> bundle
+python -m export models FOLDER ...                         what was imported and exported
+"""
 
 import argparse
 import signal
@@ -17,8 +22,35 @@ TIMED: tuple[Backend, ...] = ("onnxruntime", "torch")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, export, print; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m export", description="Bundle -> served Triton model repository.")
+    """Run one command; returns the exit code. A bundle in a folder called like a command is given as ./import."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["import"]:
+        try:
+            from export.importing_command import import_command  # here: an export that is up to date loads no network
+        except KeyboardInterrupt:  # it takes seconds
+            return 130
+        return import_command(arguments[1:])
+    if arguments[:1] == ["models"]:
+        return _list_models(arguments[1:])
+    return _export(arguments)
+
+
+def _list_models(arguments: list[str]) -> int:
+    from diffsplat.catalogue import add_arguments
+
+    parser = argparse.ArgumentParser(prog="python -m export models", description="List bundles and exports.")
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return int(options.run(options))
+
+
+def _export(arguments: list[str]) -> int:
+    """Parse, export, print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Bundle -> served Triton model repository.",
+        epilog="Other commands: `import --help`, official checkpoints -> bundle; `models --help`, what there is.",
+    )
     parser.add_argument("bundle", help="folder of the bundle, such as bundles/pico")
     parser.add_argument("--out", required=True, help="folder of the model repository to write")
     parser.add_argument(

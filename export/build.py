@@ -12,7 +12,8 @@ from diffsplat_client.contract import STAGES
 from diffsplat.bundle import Bundle, describe_file
 from diffsplat.runtime import Backend, Graph, GraphRecord, OnnxGraph, TorchGraph, available_cores
 from diffsplat.weights import weight_files
-from export.graphs import GraphSpec, graph_specs
+from export.graph_spec import GraphSpec
+from export.graphs import graph_specs
 from export.record import VERSION, Progress, RuntimeChoice
 from export.timing import choose_backend, median_ms
 from export.to_onnx import parity, write_onnx

@@ -1,4 +1,4 @@
-"""The graphs that are exported. Each answers: inputs, outputs, free axes, sample inputs, and the module behind it.
+"""The graphs that are exported, in the order in which a request meets them.
 
     stage    graph                   inputs                                          outputs
     encode   text_encoder (_2, _3)   input_ids [rows, tokens] (, mask)               embeddings [.., D] (, pooled)
@@ -6,95 +6,28 @@
     denoise  denoiser_added          pooled [rows, D'], sizes [rows, 6]              added [rows, E]            SDXL
     denoise  denoiser_modulations    pooled [rows, D'], timesteps [steps]            modulations [rows, steps, M]  SD3
     denoise  denoiser                `denoiser.step_input_names`                     prediction [rows, V, C, h, w]
+    encode   image_encoder           images [objects, 3, S, S]                       mean, std [.., C, h, w]
+    encode   elevation               images [objects, 3, S, S]                       elevation_deg [objects]
+    denoise  hints_TYPE, control_context_TYPE, (control_added_TYPE,) control_TYPE    see `diffsplat.control`
     decode   decoder                 latents [objects, V, C, h, w]                   grid [objects, V, 12, H, W]
 
 A row is one (request, guidance branch). Graphs in front of the denoiser: once per request; the denoiser: every step;
 the decoder: once per object.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
 import torch
-from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec, TextEncoderSpec
 from diffsplat.backbones.text import TEXT_ENCODER
-from diffsplat.bundle import Bundle
+from diffsplat.control import residual_numbers
 from diffsplat.denoiser import ADDED, CONTEXT, MODULATIONS, STEP, request_graphs, step_input_names
-from diffsplat.networks import build_graph_module, graph_modules, network_builders
+from diffsplat.networks import build_graph_module, network_builders
 from diffsplat.views import PLUCKER_CHANNELS
+from export.graph_spec import GraphSpec, TensorAxes
+from export.picture_graphs import controlnet_graphs, picture_graphs
 
 GRID_CHANNELS = 12
 _MANY_STEPS = 5  # sample length of a schedule; any other does as well
-
-
-class TensorAxes(NamedTuple):
-    """One tensor of a graph: its name and its axes, where a word stands for a free axis."""
-
-    name: str
-    axes: tuple[int | str, ...]
-    sample: Literal["normal", "token", "mask", "timestep"] = "normal"
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One graph of one backbone."""
-
-    name: str
-    stage: str
-    inputs: tuple[TensorAxes, ...]
-    outputs: tuple[TensorAxes, ...]
-    serving_sizes: dict[str, int]  # of the free axes while one request is served; the first one is the batch
-    token_range: int = 1  # token ids lie below this
-    timestep_range: int = 1
-
-    @property
-    def batch_axis(self) -> str:
-        """Name of the first axis, the batch."""
-        return next(iter(self.serving_sizes))
-
-    @property
-    def free_axes(self) -> dict[str, dict[int, str]]:
-        """Tensor name -> {axis: its name}, as exporters want it."""
-        return {
-            tensor.name: {i: axis for i, axis in enumerate(tensor.axes) if isinstance(axis, str)}
-            for tensor in (*self.inputs, *self.outputs)
-        }
-
-    @property
-    def parity_sizes(self) -> tuple[dict[str, int], ...]:
-        """Sizes of the free axes at which exported and original graph are compared; none is the traced one."""
-        served = self.serving_sizes
-        sizes = [{**served, self.batch_axis: 1}, {**served, self.batch_axis: 3}]
-        others = {axis: max(size // 2, 1) for axis, size in served.items() if axis != self.batch_axis}
-        return (*sizes, {self.batch_axis: 3, **others}) if others else tuple(sizes)
-
-    def sample_inputs(self, sizes: Mapping[str, int], seed: int = 0) -> tuple[Tensor, ...]:
-        """Inputs of the kind that serving sees, for given sizes of the free axes."""
-        generator = torch.Generator().manual_seed(seed)
-        samples = []
-        for tensor in self.inputs:
-            shape = [axis if isinstance(axis, int) else sizes[axis] for axis in tensor.axes]
-            if tensor.sample == "token":
-                samples.append(torch.randint(self.token_range, shape, generator=generator))
-            elif tensor.sample == "mask":  # the first token counts always, the last one seldom
-                ranks = torch.rand(shape, generator=generator) * shape[1]
-                samples.append((torch.arange(shape[1]) <= ranks).to(torch.int64))
-            elif tensor.sample == "timestep":
-                samples.append(torch.rand(shape, generator=generator) * (self.timestep_range - 1))
-            else:
-                samples.append(torch.randn(shape, generator=generator))
-        return tuple(samples)
-
-    def network(self, spec: BackboneSpec) -> str:
-        """The network of a bundle that it is made of."""
-        return graph_modules(spec)[self.name].network
-
-    def build(self, bundle: Bundle) -> nn.Module:
-        """The torch module with the bundle's weights."""
-        return build_graph_module(self.name, bundle.spec, bundle.load(self.network(bundle.spec)))
 
 
 def graph_specs(spec: BackboneSpec) -> tuple[GraphSpec, ...]:
@@ -112,7 +45,8 @@ def graph_specs(spec: BackboneSpec) -> tuple[GraphSpec, ...]:
         (TensorAxes("grid", ("objects", views, GRID_CHANNELS, grid, grid)),),
         {"objects": 1},
     )
-    return (*texts, *_denoiser_graphs(spec), decoder)
+    controls = [graph for kind in spec.controls for graph in controlnet_graphs(spec, kind)]
+    return (*texts, *picture_graphs(spec), *_denoiser_graphs(spec), *controls, decoder)
 
 
 def _text_encoder(name: str, encoder: TextEncoderSpec) -> GraphSpec:
@@ -162,6 +96,8 @@ def _denoiser_graphs(spec: BackboneSpec) -> list[GraphSpec]:
         "condition_latents": TensorAxes("condition_latents", ("rows", *latents)),
         "added": request_outputs[ADDED],
     }
+    if spec.controls:
+        step_inputs["residuals"] = TensorAxes("residuals", ("rows", residual_numbers(spec)))
     every_size = {"rows": 2, "tokens": spec.text.tokens, "steps": _MANY_STEPS}
 
     def graph(name: str, inputs: tuple[TensorAxes, ...], output: TensorAxes) -> GraphSpec:

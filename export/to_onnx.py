@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsplat.runtime import Graph, OnnxGraph
-from export.graphs import GraphSpec
+from export.graph_spec import GraphSpec
 from export.record import ExportError
 
 OPSET = 18

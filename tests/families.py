@@ -9,6 +9,7 @@ import torch
 from tokenizers import models, pre_tokenizers, processors
 
 from diffsplat.backbones import BACKBONES, PICO, BackboneSpec, SplatGeometry, TextEncoderSpec, image_conditioned
+from diffsplat.backbones.spec import ControlType
 from diffsplat.bundle import Bundle, write_bundle
 from diffsplat.networks import network_builders
 from diffsplat.tokenizer import Tokenizer, train_tokenizer
@@ -28,8 +29,20 @@ _SMALL_UNET = {
 _SMALL_TRANSFORMER = {"sample_size": LATENT, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2}
 
 
-def family_spec(name: str) -> BackboneSpec:
-    """A backbone of the table, shrunken: same family, same text recipe, same noise process, official geometry."""
+_ELEVEST = {
+    "backbone": {"image_size": 56, "dim": 16, "num_blocks": 1, "num_heads": 2, "num_registers": 2},
+    "input_size": 56,
+}
+
+
+def family_spec(name: str, controls: tuple[ControlType, ...] = (), pictures: bool = False) -> BackboneSpec:
+    """A backbone of the table, shrunken: same family, same text recipe, same noise process, official geometry.
+
+    Args:
+        name: of the table.
+        controls: ControlNets beside it.
+        pictures: with the base image VAE's encoder and ElevEst.
+    """
     base = BACKBONES[name.removesuffix("_image")]
     text = dataclasses.replace(base.text, encoders=tuple(_small_encoder(encoder) for encoder in base.text.encoders))
     text = dataclasses.replace(text, min_width=0)
@@ -48,6 +61,9 @@ def family_spec(name: str) -> BackboneSpec:
             "norm_num_groups": 4,
         },
         gsrecon={**PICO.gsrecon, "dim": 16, "num_blocks": 1, "num_heads": 2},
+        image_encoder=pictures or name.endswith("_image"),
+        elevest=_ELEVEST if pictures else None,
+        controls=controls,
         steps=3,
     )
     return image_conditioned(spec) if name.endswith("_image") else spec
@@ -94,9 +110,11 @@ def tokenizer_json(kind: str) -> str:
     return tokenizer.to_str()
 
 
-def write_family_bundle(folder: Path, name: str, seed: int = 0) -> Bundle:
+def write_family_bundle(
+    folder: Path, name: str, controls: tuple[ControlType, ...] = (), pictures: bool = False, seed: int = 0
+) -> Bundle:
     """A bundle of `family_spec` with random weights."""
-    spec = family_spec(name)
+    spec = family_spec(name, controls, pictures)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         networks = {network: build() for network, build in network_builders(spec).items()}

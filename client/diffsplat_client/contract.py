@@ -105,6 +105,9 @@ REQUEST = TensorSpec("REQUEST", "BYTES", (1,))  # JSON of a GenerationRequest wi
 TEXT_EMBEDDINGS = TensorSpec("TEXT_EMBEDDINGS", "FP32", (2, -1, -1))  # (prompt, negative prompt) x tokens x width
 TEXT_MASK = TensorSpec("TEXT_MASK", "BOOL", (2, -1))  # False on padding that nothing attends to; left out: all True
 POOLED_TEXT = TensorSpec("POOLED_TEXT", "FP32", (2, -1))  # left out where a backbone has none
+CONDITION_LATENTS = TensorSpec("CONDITION_LATENTS", "FP32", (-1, -1, -1))  # [C, h, w] of the condition image
+HINT = TensorSpec("HINT", "FP32", (3, -1, -1))  # control map of view 0 in [0, 1]
+START_MOMENTS = TensorSpec("START_MOMENTS", "FP32", (2, -1, -1, -1, -1))  # mean, deviation [V, C, h, w]; Instant3D
 LATENTS = TensorSpec("LATENTS", "FP32", (-1, -1, -1, -1))  # [V, C, h, w]
 RESOLVED_REQUEST = TensorSpec("RESOLVED_REQUEST", "BYTES", (1,))  # REQUEST, echoed by denoise for the later stages
 SPLATS = TensorSpec("SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))  # every decoded splat, before any opacity threshold
@@ -113,11 +116,14 @@ SPLATS = TensorSpec("SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))  # every decoded spl
 DECODED_REQUEST = TensorSpec("DECODED_REQUEST", "BYTES", (1,))
 STOP = TensorSpec("STOP", "BOOL", (1,))  # sent straight to `denoise` under the id of the request to stop
 
+PICTURE_TENSORS = (CONDITION_LATENTS, HINT, START_MOMENTS)  # each left out where a request has none
 TEXT_TENSORS = (TEXT_EMBEDDINGS, TEXT_MASK, POOLED_TEXT)
 STAGES = {
-    "encode": StageSpec(REQUEST_TENSORS, (REQUEST, *TEXT_TENSORS)),
+    "encode": StageSpec(REQUEST_TENSORS, (REQUEST, *TEXT_TENSORS, *PICTURE_TENSORS)),
     "denoise": StageSpec(
-        (REQUEST, *TEXT_TENSORS, STOP), (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS), decoupled=True
+        (REQUEST, *TEXT_TENSORS, *PICTURE_TENSORS, STOP),
+        (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS),
+        decoupled=True,
     ),
     # behind `denoise` every input is optional: each progress message runs these stages with nothing in it
     "decode": StageSpec((LATENTS, RESOLVED_REQUEST), (SPLATS, DECODED_REQUEST, DECODE_TIMINGS)),

@@ -18,6 +18,8 @@ MAX_FRAMES = 720
 MAX_FRAME_PIXELS = 100_000_000  # of all frames together; 300 MB of bytes on the wire
 MAX_IMAGE_BYTES = 32 * 2**20  # of a file; how many pixels it may have is for the server, which reads it
 
+ONE_PICTURE = "image and control_image exclude each other: a ControlNet belongs to a text model, which takes no image"
+
 
 def short(value: Any) -> str:
     """A value as messages show it."""
@@ -106,9 +108,7 @@ def check_together(request: "GenerationRequest") -> None:
     """
     has_image, has_control = request.image is not None, request.control_image is not None
     if has_image and has_control:
-        raise InvalidRequestError(
-            "image and control_image exclude each other: a ControlNet belongs to a text model, which takes no image"
-        )
+        raise InvalidRequestError(ONE_PICTURE)
     if not (request.prompt.strip() or has_image or has_control):
         raise InvalidRequestError(
             f"prompt = {short(request.prompt)}: must contain at least one character that is not blank, "

@@ -9,6 +9,7 @@ from diffsplat.backbones.text import TextSpec
 
 PixelRule = Literal["legacy", "pixel_centers"]
 Prediction = Literal["epsilon", "v_prediction", "velocity"]
+ControlType = Literal["depth", "normal", "canny"]
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,15 @@ class BackboneSpec:
     denoiser: dict[str, Any]  # constructor arguments of the family's stock diffusers class
     gsvae: dict[str, Any]  # constructor arguments of diffusers' AutoencoderKL
     gsrecon: dict[str, Any]  # fields of GSReconConfig
+    image_encoder: bool = False  # the base image VAE's encoder, which has the architecture of `gsvae`
+    controls: tuple[ControlType, ...] = ()  # types of ControlNets
+    elevest: dict[str, Any] | None = None  # fields of ElevEstConfig, its `backbone` a dict too
     # defaults of a request
     scheduler: str = "sde-dpmsolver++"
     steps: int = 20
     guidance_scale: float = 7.5
     eta: float = 1.0
-    elevation_deg: float = 10.0
+    elevation_deg: float | None = 10.0  # None: a request names or estimates it
     distance: float = 1.4
 
     @property
@@ -81,6 +85,13 @@ class BackboneSpec:
         """What a request leaves open."""
         names = ("scheduler", "steps", "guidance_scale", "eta", "elevation_deg", "distance")
         return {name: getattr(self, name) for name in names}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "controls", tuple(self.controls))  # a spec that comes from JSON
+        if self.controls and (self.family != "unet" or self.is_image_conditioned):
+            raise ValueError(f"controls = {self.controls}: ControlNets are for UNets without a condition view")
+        if self.is_image_conditioned and not self.image_encoder:
+            raise ValueError("image_encoder = False: an image-conditioned backbone needs it")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -114,5 +125,7 @@ def image_conditioned(spec: BackboneSpec) -> BackboneSpec:
         name=f"{spec.name}_image",
         denoiser={**spec.denoiser, "in_channels": spec.denoiser["in_channels"] + 1},
         schedule=replace(spec.schedule, prediction_type=prediction),
+        image_encoder=True,
+        elevation_deg=None,
         guidance_scale=2.0,  # recommended; the reference leaves it at the text model's default
     )

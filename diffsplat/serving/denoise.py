@@ -4,6 +4,7 @@ Axes: J jobs (requests), R rows of the network's batch (one per job, two where g
 V views, C latent channels, h w latent pixels.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ from typing import NamedTuple
 
 import torch
 from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.request import GenerationRequest
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle
 from diffsplat.cameras import generated_view_cameras, latent_plucker
+from diffsplat.control import ControlInputs, add_residuals, control_graphs, prepare_control
 from diffsplat.denoiser import STEP, RequestInputs, batch_key, join_rows, prepare, request_graphs, step_input_names
+from diffsplat.instant3d import LateStart, late_start
 from diffsplat.runtime import ExportRecord, Graph, TorchGraph, load_graph
 from diffsplat.samplers import (
     SamplerTable,
@@ -31,6 +35,7 @@ from diffsplat.samplers import (
 from diffsplat.serving.checks import check_range, check_shape
 from diffsplat.serving.encode import check_scheduler
 from diffsplat.serving.envelope import Envelope
+from diffsplat.serving.picture_features import PictureFeatures
 from diffsplat.text_features import TextFeatures
 
 
@@ -39,6 +44,7 @@ class DenoiseWork(NamedTuple):
 
     envelope: Envelope
     text: TextFeatures  # two rows: prompt, negative prompt
+    pictures: PictureFeatures = PictureFeatures()
 
 
 @dataclass(eq=False)
@@ -50,7 +56,8 @@ class DenoiseJob:
     guidance: Tensor  # [V]
     guided: bool  # two rows (unconditional, conditional) instead of the conditional one
     plucker: Tensor  # [rows, V, 6, h, w]
-    inputs: RequestInputs  # of text and time
+    inputs: RequestInputs  # of text, time and condition image
+    control: ControlInputs | None
     generator: torch.Generator
     latents: Tensor  # [V, C, h, w]
     x0_previous: Tensor  # [V, C, h, w]; zeros before the first step
@@ -91,7 +98,7 @@ class DenoiseStage:
     """Starts jobs and steps them together; the `StepModel` of the engine."""
 
     def __init__(self, spec: BackboneSpec, graphs: Mapping[str, Graph]) -> None:
-        """`graphs`: the step, and those of `denoiser.request_graphs`, by name."""
+        """`graphs`: those of `denoise_graphs`, by name."""
         self.spec = spec
         self.graphs = graphs
         self._step_inputs = step_input_names(spec)
@@ -101,19 +108,40 @@ class DenoiseStage:
     def load(cls, folder: str | os.PathLike[str], threads: int | None = None) -> "DenoiseStage":
         """From a version folder. BundleError names a file that is missing or damaged."""
         spec = ExportRecord.read(folder).spec
-        return cls(spec, {name: load_graph(folder, name, threads) for name in (*request_graphs(spec), STEP)})
+        return cls(spec, {name: load_graph(folder, name, threads) for name in denoise_graphs(spec)})
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "DenoiseStage":
-        """Straight from a bundle, run by torch; all graphs share one network."""
-        from diffsplat.networks import build_graph_module  # heavy: see there
+        """Straight from a bundle, run by torch; the graphs of a network share it."""
+        from diffsplat.networks import build_graph_module, graph_modules  # heavy: see there
 
-        network = bundle.load("denoiser")
-        names = (*request_graphs(bundle.spec), STEP)
-        return cls(
-            bundle.spec,
-            {name: TorchGraph(name, build_graph_module(name, bundle.spec, network)) for name in names},
+        owners = {name: graph_modules(bundle.spec)[name].network for name in denoise_graphs(bundle.spec)}
+        networks = {owner: bundle.load(owner) for owner in dict.fromkeys(owners.values())}
+        graphs = {
+            name: TorchGraph(name, build_graph_module(name, bundle.spec, networks[owner]))
+            for name, owner in owners.items()
+        }
+        return cls(bundle.spec, graphs)
+
+    def warm_up(self, requests: int) -> None:
+        """One step of some requests that use every graph."""
+        spec = self.spec
+        latents, tokens = (spec.latent_channels, spec.latent_size, spec.latent_size), spec.text.tokens
+        text = TextFeatures(
+            torch.zeros(2, tokens, spec.text.width),
+            torch.ones(2, tokens, dtype=torch.bool),
+            torch.zeros(2, spec.text.pooled_width),
         )
+        defaults = {**spec.request_defaults, "elevation_deg": 0.0, "steps": 1, "seed": 0}
+        request = GenerationRequest("warm up").with_defaults(**defaults)
+        pictures = PictureFeatures(torch.zeros(latents) if spec.is_image_conditioned else None)
+        works = [DenoiseWork(Envelope(request), text, pictures)]
+        for kind in spec.controls:
+            controlled = dataclasses.replace(request, control_type=kind)
+            hint = torch.zeros(3, 8 * spec.latent_size, 8 * spec.latent_size)
+            works.append(DenoiseWork(Envelope(controlled), text, PictureFeatures(hint=hint)))
+        for work in works:
+            self.step([self.start(work) for _ in range(requests)])
 
     def check(self, work: DenoiseWork) -> None:
         """Refuse bad input before it is queued. InvalidRequestError names tensor, value and what is allowed."""
@@ -126,13 +154,34 @@ class DenoiseStage:
             raise InvalidRequestError("TEXT_MASK: every row must keep at least one token")
         check_shape("POOLED_TEXT", pooled, (2, text.pooled_width))
         check_range("POOLED_TEXT", pooled)
+        self._check_pictures(work)
+
+    def _check_pictures(self, work: DenoiseWork) -> None:
+        spec, request = self.spec, work.envelope.request
+        latents = (spec.latent_channels, spec.latent_size, spec.latent_size)
+        pixels = 8 * spec.latent_size
+        wanted = {
+            "CONDITION_LATENTS": (work.pictures.condition_latents, spec.is_image_conditioned, latents),
+            "HINT": (work.pictures.hint, request.control_type is not None, (3, pixels, pixels)),
+            "START_MOMENTS": (work.pictures.start_moments, request.init_std > 0, (2, spec.geometry.views, *latents)),
+        }
+        for name, (values, is_wanted, shape) in wanted.items():
+            if (values is not None) != is_wanted:
+                raise InvalidRequestError(f"{name} is {'missing' if is_wanted else 'given, but nothing asks for it'}")
+            if values is not None:
+                check_shape(name, values, shape)
+                check_range(name, values)
+        if request.control_type is not None and request.control_type not in spec.controls:
+            raise InvalidRequestError(
+                f"control_type = {request.control_type!r}: must be one of {', '.join(spec.controls) or 'none'}"
+            )
 
     def start(self, work: DenoiseWork) -> DenoiseJob:
         """Everything that is computed once per request; draws the first noise."""
         request, geometry = work.envelope.request, self.spec.geometry
         assert request.scheduler and request.steps and request.seed is not None and request.eta is not None
         assert request.guidance_scale is not None and request.elevation_deg is not None and request.distance is not None
-        sampler = build_sampler(self.spec.schedule, request.scheduler, request.steps, request.eta)
+        sampler, begin = self._sampler(request)
         guidance = guidance_scales(
             request.guidance_scale, geometry.views, request.triangle_guidance, request.min_guidance_scale
         )
@@ -144,17 +193,39 @@ class DenoiseStage:
         generator = torch.Generator().manual_seed(request.seed)
         shape = (geometry.views, self.spec.latent_channels, self.spec.latent_size, self.spec.latent_size)
         latents = torch.randn(shape, generator=generator) * sampler.init_sigma
+        if begin is not None:  # the first draw is thrown away, as published
+            assert work.pictures.start_moments is not None
+            mean, std = work.pictures.start_moments
+            clean = mean + std * torch.randn(shape, generator=generator)
+            latents = begin.noised(clean, torch.randn(shape, generator=generator))
+        control = None
+        if work.pictures.hint is not None:
+            assert request.control_type is not None
+            control = prepare_control(
+                self.spec, self.graphs, request.control_type, text, work.pictures.hint, request.control_scale,
+                request.guess_mode,
+            )  # fmt: skip
         return DenoiseJob(
             envelope=work.envelope,
             sampler=sampler,
             guidance=guidance,
             guided=guided,
             plucker=plucker.expand(len(rows), *plucker.shape),
-            inputs=prepare(self.spec, self.graphs, text, sampler.timesteps),
+            inputs=prepare(self.spec, self.graphs, text, sampler.timesteps, work.pictures.condition_latents),
+            control=control,
             generator=generator,
             latents=latents,
             x0_previous=torch.zeros_like(latents),
         )
+
+    def _sampler(self, request: GenerationRequest) -> tuple[SamplerTable, LateStart | None]:
+        """The schedule; with Instant3D's start only its last steps."""
+        assert request.scheduler and request.steps and request.eta is not None
+        options = (self.spec.schedule, request.scheduler, request.steps, request.eta)
+        if not request.init_std > 0:
+            return build_sampler(*options), None
+        begin = late_start(*options, request.init_noise_strength)
+        return begin.table, begin
 
     def step(self, states: Sequence[DenoiseJob]) -> None:
         """One step of every job. Jobs whose texts fit together run as one batch."""
@@ -183,6 +254,9 @@ class DenoiseStage:
         }
         for name in jobs[0].inputs.stepwise:
             inputs[name] = torch.cat([job.inputs.stepwise[name][:, job.step] for job in jobs])
+        if self.spec.controls:
+            controls, counts = [job.control for job in jobs], [job.rows for job in jobs]
+            inputs["residuals"] = add_residuals(self.spec, self.graphs, controls, counts, inputs)
         predictions = self.graphs[STEP](*(inputs[name] for name in self._step_inputs))  # [R, V, C, h, w]
         prediction = predictions[constants.cond_rows]  # [J, V, C, h, w]
         if len(constants.guided_jobs):
@@ -190,6 +264,12 @@ class DenoiseStage:
             prediction[constants.guided_jobs] = guide(predictions[cond - 1], predictions[cond], constants.guidance)
         noise = torch.stack([job.next_noise() for job in jobs]) if needs_noise(coeffs) else None
         return sampler_step(latents, prediction, torch.stack([job.x0_previous for job in jobs]), noise, coeffs)
+
+
+def denoise_graphs(spec: BackboneSpec) -> tuple[str, ...]:
+    """Graphs of this stage."""
+    controls = (name for kind in spec.controls for name in control_graphs(spec, kind))
+    return (*request_graphs(spec), *controls, STEP)
 
 
 def _batch_constants(jobs: list[DenoiseJob]) -> _BatchConstants:

@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -15,6 +15,8 @@ from diffsplat.backbones.text import TEXT_ENCODER
 from diffsplat.bundle import Bundle, BundleError, tokenizer_files
 from diffsplat.runtime import ExportRecord, Graph, bundle_graph, load_graph
 from diffsplat.serving.envelope import Envelope
+from diffsplat.serving.picture_features import PictureFeatures
+from diffsplat.serving.pictures import PictureEncoder
 from diffsplat.text_features import PromptEncoder, TextFeatures
 from diffsplat.tokenizer import Tokenizer
 
@@ -26,36 +28,48 @@ class EncodeResult(NamedTuple):
 
     envelope: Envelope
     text: TextFeatures  # two rows: prompt, negative prompt
+    pictures: PictureFeatures
 
 
 class EncodeStage:
     """Fills in what a request leaves open and encodes its texts."""
 
-    def __init__(self, spec: BackboneSpec, text_encoders: Sequence[Graph], tokenizers: Sequence[Tokenizer]) -> None:
+    def __init__(self, spec: BackboneSpec, graphs: Mapping[str, Graph], tokenizers: Sequence[Tokenizer]) -> None:
+        """`graphs`: those of `encode_graphs`, by name."""
         self.spec = spec
-        self.prompts = PromptEncoder(spec.text, tokenizers, text_encoders)
+        texts = [graphs[name] for name in spec.text.numbered(TEXT_ENCODER)]
+        self.prompts = PromptEncoder(spec.text, tokenizers, texts)
+        self.pictures = PictureEncoder(spec, graphs)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], threads: int | None = None) -> "EncodeStage":
         """From a version folder. BundleError names a file that is missing or damaged."""
         spec = ExportRecord.read(folder).spec
-        graphs = [load_graph(folder, name, threads) for name in spec.text.numbered(TEXT_ENCODER)]
+        graphs = {name: load_graph(folder, name, threads) for name in encode_graphs(spec)}
         return cls(spec, graphs, _tokenizers(spec, Path(folder)))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "EncodeStage":
         """Straight from a bundle, run by torch."""
-        graphs = [bundle_graph(bundle, name) for name in bundle.spec.text.numbered(TEXT_ENCODER)]
+        graphs = {name: bundle_graph(bundle, name) for name in encode_graphs(bundle.spec)}
         return cls(bundle.spec, graphs, _tokenizers(bundle.spec, bundle.root))
 
     def run(self, request: GenerationRequest) -> EncodeResult:
         """Encode one request. InvalidRequestError names the bad field, its value and what is allowed."""
         started = perf_counter()
-        request = self.resolve(request)
+        looked_at = self.pictures.run(request.validate())
+        request = self.resolve(looked_at.request)
         features, told = self.prompts.encode([request.prompt, request.negative_prompt or None])
         fields = zip(("prompt", "negative_prompt"), told, strict=True)
-        envelope = Envelope(request, tuple(f"{field}: {warning}" for field, warnings in fields for warning in warnings))
-        return EncodeResult(envelope.with_timing("encode", (perf_counter() - started) * 1e3), features)
+        warnings = tuple(f"{field}: {warning}" for field, texts in fields for warning in texts)
+        envelope = Envelope(request, (*looked_at.warnings, *warnings))
+        timed = envelope.with_timing("encode", (perf_counter() - started) * 1e3)
+        return EncodeResult(timed, features, looked_at.features)
+
+    def warm_up(self) -> None:
+        """Run every graph once."""
+        self.prompts.encode(["warm up", None])
+        self.pictures.warm_up()
 
     def resolve(self, request: GenerationRequest) -> GenerationRequest:
         """The request with every open field filled from the bundle, and a seed drawn if it names none."""
@@ -64,6 +78,12 @@ class EncodeStage:
         )
         check_scheduler(request, self.spec)
         return request
+
+
+def encode_graphs(spec: BackboneSpec) -> tuple[str, ...]:
+    """Graphs of this stage."""
+    pictures = (("image_encoder", spec.image_encoder), ("elevation", spec.elevest is not None))
+    return (*spec.text.numbered(TEXT_ENCODER), *(name for name, is_there in pictures if is_there))
 
 
 def _tokenizers(spec: BackboneSpec, folder: Path) -> list[Tokenizer]:

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from diffsplat_client.contract import POOLED_TEXT, REQUEST_TENSORS, TEXT_EMBEDDINGS, TEXT_MASK
+from diffsplat_client.contract import (
+    PICTURE_TENSORS,
+    POOLED_TEXT,
+    REQUEST_TENSORS,
+    TEXT_EMBEDDINGS,
+    TEXT_MASK,
+    TEXT_TENSORS,
+)
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
 
@@ -103,17 +110,21 @@ class EncodeModel(StageModel):
         self.stage = EncodeStage.load(folder, self.threads)
 
     def warm_up(self) -> None:
-        """One prompt."""
-        self.stage.run(GenerationRequest(_TINY_PROMPT))
+        """One prompt, one picture."""
+        self.stage.warm_up()
 
     def answer(self, request: Any) -> list[Any]:
         """Encode one request."""
         inputs = {spec.name: array for spec in REQUEST_TENSORS if (array := read_array(request, spec.name)) is not None}
         result = self.stage.run(GenerationRequest.from_tensors(inputs))
-        texts = zip((TEXT_EMBEDDINGS, TEXT_MASK, POOLED_TEXT), result.text, strict=True)
+        features = [*zip(TEXT_TENSORS, result.text, strict=True), *zip(PICTURE_TENSORS, result.pictures, strict=True)]
         return [
             text_tensor("REQUEST", result.envelope.to_json()),
-            *(array_tensor(spec.name, values.numpy()) for spec, values in texts if values.numel()),
+            *(
+                array_tensor(spec.name, values.numpy())
+                for spec, values in features
+                if values is not None and values.numel()
+            ),
         ]
 
 
@@ -131,21 +142,8 @@ class DenoiseModel(StageModel):
 
     def warm_up(self) -> None:
         """One step for one request and for a full batch, then the engine starts."""
-        import torch
-
-        from diffsplat.serving.denoise import DenoiseWork
-        from diffsplat.text_features import TextFeatures
-
-        spec = self.stage.spec
-        request = GenerationRequest(_TINY_PROMPT).with_defaults(**{**spec.request_defaults, "steps": 1, "seed": 0})
-        tokens = spec.text.tokens
-        text = TextFeatures(
-            torch.zeros(2, tokens, spec.text.width),
-            torch.ones(2, tokens, dtype=torch.bool),
-            torch.zeros(2, spec.text.pooled_width),
-        )
-        for size in {1, self.policy.max_batch}:
-            self.stage.step([self.stage.start(DenoiseWork(Envelope(request), text)) for _ in range(size)])
+        for requests in {1, self.policy.max_batch}:
+            self.stage.warm_up(requests)
         self.engine: Engine[DenoiseWork, DenoiseJob] = Engine(self.stage, self.policy)
         _log.info("denoise engine: %s", self.policy)
 
@@ -179,6 +177,7 @@ class DenoiseModel(StageModel):
 
     def _read_work(self, request: Any) -> "DenoiseWork":
         from diffsplat.serving.denoise import DenoiseWork
+        from diffsplat.serving.picture_features import PictureFeatures
         from diffsplat.text_features import TextFeatures
 
         envelope = Envelope.from_json(required_text(request, "REQUEST"))
@@ -189,7 +188,12 @@ class DenoiseModel(StageModel):
             np.ones(embeddings.shape[:2], bool) if mask is None else mask,
             np.zeros((len(embeddings), 0), np.float32) if pooled is None else pooled,
         ]
-        work = DenoiseWork(envelope, TextFeatures(*map(to_torch, text)))
+        pictures = [read_array(request, spec.name) for spec in PICTURE_TENSORS]
+        work = DenoiseWork(
+            envelope,
+            TextFeatures(*map(to_torch, text)),
+            PictureFeatures(*(None if array is None else to_torch(array) for array in pictures)),
+        )
         self.stage.check(work)
         return work
 
@@ -279,7 +283,9 @@ class DecodeModel(_LaterStage):
         """Latents of zeros."""
         spec = self.stage.spec
         shape = (spec.geometry.views, spec.latent_channels, spec.latent_size, spec.latent_size)
-        request = GenerationRequest(_TINY_PROMPT).with_defaults(**spec.request_defaults, seed=0)
+        request = GenerationRequest(_TINY_PROMPT).with_defaults(
+            **{**spec.request_defaults, "elevation_deg": 0.0, "seed": 0}
+        )
         self.work(np.zeros(shape, np.float32), Envelope(request))
 
     def work(self, array: np.ndarray, envelope: Envelope) -> list[Any]:

@@ -11,7 +11,8 @@ import pytest
 from diffsplat_client import CONTRACT_VERSION, read_ply
 from diffsplat_client.cli import main
 from diffsplat_client.commands import artifacts
-from diffsplat_client.commands.artifacts import MAX_SLUG_CHARACTERS, slug, write_video
+from diffsplat_client.commands.artifacts import write_video
+from diffsplat_client.commands.jobs import MAX_SLUG_CHARACTERS, slug
 from diffsplat_client.transport import TransportError
 
 

@@ -101,7 +101,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 def server(fakes):
     servicer = Servicer(fakes)
     with ThreadPoolExecutor(4) as pool:
-        server = grpc.server(pool, options=[("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)])
+        unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]  # as Triton's
+        server = grpc.server(pool, options=[*unlimited, ("grpc.so_reuseport", 0)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
@@ -119,7 +120,9 @@ def client(server):
 
 def test_a_generation_crosses_the_wire(client, server) -> None:
     poses = np.zeros((0, 4), np.float32)
-    with client.stream("ü 🟥", seed=5, triangle_guidance=True, frame_poses=poses) as events:
+    picture = bytes(range(256)) * 20_000 + b"\0"  # 5 MB
+    options = {"seed": 5, "triangle_guidance": True, "image": picture}
+    with client.stream("ü 🟥", frame_poses=poses, **options) as events:
         progress, last = list(events)
     assert isinstance(progress, Progress) and isinstance(last, Finished)
     assert len(last.result.cloud) == 500_000  # 28 MB: more than gRPC's own limit of 4
@@ -128,6 +131,7 @@ def test_a_generation_crosses_the_wire(client, server) -> None:
     inputs = zip(request.inputs, request.raw_input_contents, strict=True)
     sent = {tensor.name: (tensor.datatype, list(tensor.shape), raw) for tensor, raw in inputs}
     assert sent["PROMPT"] == ("BYTES", [1], b"\x07\0\0\0" + "ü 🟥".encode())
+    assert sent["IMAGE"] == ("BYTES", [1], len(picture).to_bytes(4, "little") + picture)
     assert sent["SEED"] == ("INT64", [1], (5).to_bytes(8, "little"))
     assert sent["TRIANGLE_GUIDANCE"] == ("BOOL", [1], b"\1")
     assert sent["FRAME_POSES"] == ("FP32", [0, 4], b"")

@@ -5,11 +5,13 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from diffsplat_client.contract import CONTRACT_VERSION
 
 from diffsplat.bundle import Bundle, BundleError
 from diffsplat.multiview import DenoiserStep
 from diffsplat.runtime import ExportRecord, OnnxGraph, TorchGraph, bundle_graph, load_graph
-from export.graphs import GraphSpec, graph_specs
+from export.graph_spec import GraphSpec
+from export.graphs import graph_specs
 from export.record import ExportError
 from export.repository import VERSION, export_repository
 from export.timing import median_ms
@@ -117,7 +119,8 @@ def test_a_version_folder_tells_what_is_wrong_with_it(onnx_repository: Path, tmp
     with pytest.raises(BundleError, match="has no graph 'decoder', only text_encoder"):
         load_graph(onnx_repository / "encode" / VERSION, "decoder")
     record = (onnx_repository / "encode" / VERSION / "export.json").read_text()
-    (tmp_path / "export.json").write_text(record.replace('"contract_version": 1', '"contract_version": 99'))
+    old = f'"contract_version": {CONTRACT_VERSION}'
+    (tmp_path / "export.json").write_text(record.replace(old, '"contract_version": 99'))
     with pytest.raises(BundleError, match="contract version 99"):
         ExportRecord.read(tmp_path)
 

@@ -3,13 +3,12 @@
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
+from diffsplat.control import control_scales, residual_shapes
 from diffsplat.controlnet import (
     ControlledDenoiserStep,
     ControlStep,
     HintEncoder,
-    control_scales,
     controlnet_config,
-    residual_shapes,
     unpack_residuals,
 )
 from diffsplat.multiview import TextContext, set_multiview_attention

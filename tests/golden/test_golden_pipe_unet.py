@@ -13,7 +13,8 @@ from torch import Tensor
 
 from diffsplat.backbones import SD15
 from diffsplat.cameras import generated_view_cameras, latent_plucker, plucker_rays
-from diffsplat.controlnet import ControlledDenoiserStep, ControlStep, HintEncoder, control_scales, controlnet_config
+from diffsplat.control import control_scales
+from diffsplat.controlnet import ControlledDenoiserStep, ControlStep, HintEncoder, controlnet_config
 from diffsplat.denoiser import size_numbers
 from diffsplat.image_vae import ImageEncoder
 from diffsplat.instant3d import blob_views, late_start

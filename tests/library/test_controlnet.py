@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffsplat.backbones import PICO, SD15, image_conditioned
+from diffsplat.control import control_scales, residual_shapes
 from diffsplat.controlnet import (
     ControlledDenoiserStep,
     ControlStep,
     HintEncoder,
     build_controlnet,
-    control_scales,
     controlnet_config,
     pack_residuals,
-    residual_shapes,
     unpack_residuals,
 )
 from diffsplat.denoiser import size_numbers

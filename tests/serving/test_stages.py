@@ -31,7 +31,7 @@ def run_job(pipeline: Pipeline, request: GenerationRequest) -> DenoiseJob:
 
 
 def test_encode_fills_every_open_field_and_draws_a_seed(pipeline: Pipeline) -> None:
-    envelope, text = pipeline.encode.run(GenerationRequest("a red cube"))
+    envelope, text, _ = pipeline.encode.run(GenerationRequest("a red cube"))
     spec = pipeline.encode.spec
     for name, value in spec.request_defaults.items():
         assert getattr(envelope.request, name) == value

@@ -1,10 +1,8 @@
-"""The files of one generation: splats.ply, views.png, turntable.mp4, viewer.html, generation.json."""
+"""The files of one generation: splats.ply, views.png, turntable.mp4 or .gif, viewer.html, generation.json."""
 
 import hashlib
 import json
 import os
-import re
-import unicodedata
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,24 +13,26 @@ from diffsplat_client.contract import CONTRACT_VERSION
 from diffsplat_client.formats.ply import write_ply
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import DEFAULT_DISTANCE
+from diffsplat_client.request import FILES
 from diffsplat_client.viewer import check_viewer, write_viewer
 
 VIEWS = 4  # the first frames of a request of the command line
 FRAMES_PER_SECOND = 30
-MAX_SLUG_CHARACTERS = 60
+VIDEOS = ("mp4", "gif", "fancy-mp4", "fancy-gif")  # fancy: two turns, the splats grow during the first
 
 
-def slug(prompt: str) -> str:
-    """A folder name from the words of a prompt: letters and digits of any script, dashes between them."""
-    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", prompt).lower()).strip("-")
-    if words and len(words) <= MAX_SLUG_CHARACTERS:
-        return words
-    digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]  # keeps prompts with the same beginning apart
-    return f"{words[: MAX_SLUG_CHARACTERS - 9].strip('-')}-{digest}".lstrip("-")
+def write_artifacts(
+    generation: Generation, server: Mapping[str, str], folder: Path, viewer: bool = True, video: str = "mp4"
+) -> list[str]:
+    """Write all files into an empty folder; returns their names, the description last.
 
-
-def write_artifacts(generation: Generation, server: Mapping[str, str], folder: Path, viewer: bool = True) -> list[str]:
-    """Write all files, viewer.html if wanted, into an empty folder; returns their names, the description last."""
+    Args:
+        generation: its frames are the four views, then the film.
+        server: the parameters that the server told.
+        folder: where to.
+        viewer: whether viewer.html is wanted.
+        video: kind of film, one of VIDEOS; how the splats grow is the frames' own affair.
+    """
     names = ["splats.ply"]
     if generation.request.format == "ply" and generation.asset is not None:
         (folder / "splats.ply").write_bytes(generation.asset)
@@ -43,15 +43,15 @@ def write_artifacts(generation: Generation, server: Mapping[str, str], folder: P
         names.append("views.png")
         write_views(folder / "views.png", frames[:VIEWS])
         if len(frames) > VIEWS:
-            names.append("turntable.mp4")
-            write_video(folder / "turntable.mp4", frames[VIEWS:])
+            names.append("turntable.gif" if video.endswith("gif") else "turntable.mp4")
+            write = write_gif if video.endswith("gif") else write_video
+            write(folder / names[-1], frames[VIEWS:])
     if viewer:
         names.append("viewer.html")
         request = generation.request
         distance = DEFAULT_DISTANCE if request.distance is None else request.distance
-        write_viewer(
-            folder / "viewer.html", generation.cloud, request.prompt, generation.elevation_deg, distance=distance
-        )
+        title = request.prompt.strip() or "Gaussian splats"
+        write_viewer(folder / "viewer.html", generation.cloud, title, generation.elevation_deg, distance=distance)
     names.append("generation.json")
     description = describe(generation, server, names)
     (folder / "generation.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -59,9 +59,12 @@ def write_artifacts(generation: Generation, server: Mapping[str, str], folder: P
 
 
 def describe(generation: Generation, server: Mapping[str, str], names: list[str]) -> dict[str, object]:
-    """What was asked for, what came, and who made it."""
+    """What was asked for, what came, and who made it; pictures by their hash."""
+    request = generation.request
+    pictures = {name: data for name in FILES if (data := getattr(request, name)) is not None}
     return {
-        "request": generation.request.to_dict(),
+        "request": request.to_dict()
+        | {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in pictures.items()},
         "seed": generation.seed,
         "elevation_deg": generation.elevation_deg,
         "splats": len(generation.cloud),
@@ -104,20 +107,32 @@ def write_video(path: Path, frames: np.ndarray) -> None:
         writer.close()
 
 
-def check_tools(viewer: bool = True) -> None:
+def write_gif(path: Path, frames: np.ndarray) -> None:
+    """Frames [F, H, W, 3] as an endless GIF, 256 colours chosen for each frame; its unit of time is 10 ms."""
+    from PIL import Image
+
+    first, *others = (Image.fromarray(frame).quantize() for frame in frames)
+    duration_ms = round(1000 / FRAMES_PER_SECOND)
+    first.save(path, format="GIF", save_all=True, append_images=others, duration=duration_ms, loop=0)
+
+
+def check_tools(viewer: bool = True, film: bool = True) -> None:
     """Fail before the request is sent, not after minutes, when something that writes files is missing.
 
     Raises:
         ModuleNotFoundError: a package of the extra `cli` is not installed, or, if wanted, of `viewer`.
-        OSError: ffmpeg is not found.
+        OSError: an MP4 `film` is wanted and ffmpeg is not found.
     """
-    import imageio_ffmpeg
     import PIL.Image
     import rich.progress
 
     assert PIL.Image and rich.progress
     if viewer:
         check_viewer()
+    if not film:
+        return
+    import imageio_ffmpeg
+
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:

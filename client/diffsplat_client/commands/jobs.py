@@ -1,0 +1,134 @@
+"""What one command line of `diffsplat generate` asks for: one object, or one for each prompt and picture."""
+
+import argparse
+import hashlib
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.request_checks import MAX_IMAGE_BYTES, ONE_PICTURE
+
+MAX_SLUG_CHARACTERS = 60
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of a folder's pictures, in any case
+
+
+class Job(NamedTuple):
+    """One object to make."""
+
+    folder: str  # name of the folder that its files go to
+    prompt: str
+    field: str | None = None  # `image` or `control_image`
+    picture: Path | None = None  # the file for it
+
+    def pictures(self) -> dict[str, bytes]:
+        """Fields of the request that hold a picture, read from the disk now."""
+        if self.field is None or self.picture is None:
+            return {}
+        return {self.field: read_picture(self.picture)}
+
+
+def add_sources(parser: Any) -> None:
+    """Add the arguments that say what objects are made of."""
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument("prompt", metavar="PROMPT", nargs="?", help="may be left out with a picture")
+    texts.add_argument("--prompt-file", type=Path, metavar="FILE", help="an object for each line of a UTF-8 text file")
+    for field, what in (("image", "picture of the object"), ("control-image", "depth, normal or canny map, or photo")):
+        pictures = parser.add_mutually_exclusive_group()
+        pictures.add_argument(f"--{field}", type=Path, metavar="FILE", help=f"{what}: a PNG, JPEG or WebP file")
+        pictures.add_argument(
+            f"--{field}-dir", type=Path, metavar="DIR", help=f"--{field} for each picture of a folder"
+        )
+    parser.add_argument(
+        "--name-by-id",
+        action="store_true",
+        help="name folders by number, 000_002 for the first picture and third prompt, instead of by words",
+    )
+
+
+def is_batch(args: argparse.Namespace) -> bool:
+    """Whether there may be more than one object."""
+    return any((args.prompt_file, args.image_dir, args.control_image_dir))
+
+
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """Every picture with every prompt, pictures first; InvalidRequestError when there is nothing to make."""
+    field, pictures = _pictures(args)
+    if args.prompt_file:
+        prompts = read_prompts(args.prompt_file)
+    elif args.prompt is not None or field:
+        prompts = [args.prompt or ""]
+    else:
+        raise InvalidRequestError("nothing to make: give a PROMPT, --prompt-file, --image or --control-image")
+    jobs: list[Job] = []
+    taken: set[str] = set()
+    for i, picture in enumerate(pictures):
+        for j, prompt in enumerate(prompts):
+            words = f"{picture.stem} {prompt}" if picture else prompt
+            name = f"{i:03d}_{j:03d}" if args.name_by_id else slug(words)
+            folder = _unused(name, taken)
+            taken.add(folder)
+            jobs.append(Job(folder, prompt, field, picture))
+    return jobs
+
+
+def _pictures(args: argparse.Namespace) -> tuple[str | None, list[Path | None]]:
+    """The field of the request that pictures go to, and their files; (None, [None]) without any."""
+    given = {field: (getattr(args, field), getattr(args, f"{field}_dir")) for field in ("image", "control_image")}
+    given = {field: sources for field, sources in given.items() if any(sources)}
+    if not given:
+        return None, [None]
+    if len(given) > 1:
+        raise InvalidRequestError(ONE_PICTURE)
+    ((field, (file, folder)),) = given.items()
+    return field, [file] if file else [*list_pictures(folder)]
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """PNG, JPEG and WebP files of a folder, by name."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not files:
+        raise InvalidRequestError(f"{folder} holds no picture: must have files {', '.join(IMAGE_SUFFIXES)}")
+    return files
+
+
+def read_picture(path: Path) -> bytes:
+    """A file's bytes; never much more of it than a request may carry."""
+    with path.open("rb") as file:
+        data = file.read(MAX_IMAGE_BYTES + 1)
+    if not data or len(data) > MAX_IMAGE_BYTES:
+        size = f"more than {MAX_IMAGE_BYTES}" if data else "0"
+        raise InvalidRequestError(f"{path} has {size} bytes: must have 1 .. {MAX_IMAGE_BYTES}")
+    return data
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not blank."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise InvalidRequestError(f"{path} is not UTF-8 text: must hold one prompt per line") from None
+    if not any(lines):
+        raise InvalidRequestError(f"{path} holds no prompt: must hold one per line")
+    return [line for line in lines if line]
+
+
+def slug(words: str) -> str:
+    """A folder name: letters and digits of any script, dashes between them."""
+    name = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", words).lower()).strip("-")
+    if name and len(name) <= MAX_SLUG_CHARACTERS:
+        return name
+    digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[
+        :8
+    ]  # keeps words with the same beginning apart
+    return f"{name[: MAX_SLUG_CHARACTERS - 9].strip('-')}-{digest}".lstrip("-")
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """The name, or the name and a number."""
+    unused, count = name, 1
+    while unused in taken:
+        count += 1
+        unused = f"{name}-{count}"
+    return unused

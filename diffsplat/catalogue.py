@@ -1,0 +1,169 @@
+"""`diffsplat models FOLDER...`: the bundles and served repositories below some folders, and under which licence."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffsplat.backbones import BackboneSpec
+from diffsplat.bundle import MANIFEST, Bundle, BundleError, read_manifest
+from diffsplat.runtime import RECORD, ExportRecord
+
+# What the base models' own pages name; the terms may change, and DiffSplat's weights have terms of their own.
+_LICENCES = {
+    "sd15": "CreativeML OpenRAIL-M",
+    "sd21": "CreativeML Open RAIL++-M",
+    "sdxl": "CreativeML Open RAIL++-M",
+    "pixart_alpha": "OpenRAIL++",
+    "pixart_sigma": "OpenRAIL++",
+    "sd35": "Stability AI Community License",
+}
+_OTHER_LICENCE = "see the base model"
+_OWN = ("pico", "nano")  # trained here from nothing
+_MAX_DEPTH = 3
+_PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One line of the list."""
+
+    path: Path
+    kind: str  # bundle, or served
+    backbone: str
+    conditions: tuple[str, ...]
+    precision: str
+    nbytes: int
+    licence: str
+
+
+def licence_note(backbone: str) -> str:
+    """Licence of a backbone's base model, as far as it is known here."""
+    name = backbone.removesuffix("_image")
+    if name in _OWN:
+        return "-"
+    return _LICENCES.get(name, _OTHER_LICENCE)
+
+
+def conditions(spec: BackboneSpec) -> tuple[str, ...]:
+    """What steers a generation."""
+    return ("text", *(["image"] * spec.is_image_conditioned), *spec.controls)
+
+
+def describe_bundle(bundle: Bundle) -> ModelEntry:
+    """The line of a bundle; only headers of its files are read."""
+    return ModelEntry(
+        bundle.root,
+        "bundle",
+        bundle.spec.name,
+        conditions(bundle.spec),
+        ", ".join(_precisions(bundle)) or "-",
+        sum(file["bytes"] for file in bundle.files.values()),
+        licence_note(bundle.spec.name),
+    )
+
+
+def _precisions(bundle: Bundle) -> Iterable[str]:
+    """Precisions of the weights, the one with most bytes first."""
+    held: dict[str, int] = {}
+    for name in bundle.files:
+        path = bundle.root / name
+        if not name.endswith(".safetensors") or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for key, entry in header.items():
+            if key != "__metadata__" and entry["dtype"] in _PRECISIONS:
+                begin, end = entry["data_offsets"]
+                precision = _PRECISIONS[entry["dtype"]]
+                held[precision] = held.get(precision, 0) + end - begin
+    return sorted(held, key=lambda precision: -held[precision])
+
+
+def _describe_repository(root: Path) -> ModelEntry:
+    record = ExportRecord.read(next(iter(sorted(root.glob(f"*/*/{RECORD}")))).parent)
+    nbytes = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    spec = record.spec
+    return ModelEntry(root, "served", spec.name, conditions(spec), "-", nbytes, licence_note(spec.name))
+
+
+def list_models(folders: Sequence[str | Path]) -> tuple[list[ModelEntry], list[str]]:
+    """All bundles and exported repositories in some folders or a little below them, and what could not be read.
+
+    Raises:
+        NotADirectoryError: one of the folders is none.
+    """
+    entries, problems = [], []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder}: no such folder")
+        for root in _candidates(folder, _MAX_DEPTH):
+            try:
+                bundle = (root / MANIFEST).is_file()
+                entries.append(describe_bundle(read_manifest(root)) if bundle else _describe_repository(root))
+            except (BundleError, OSError, ValueError, KeyError, TypeError) as error:
+                problems.append(f"{root}: {error}")
+    return entries, problems
+
+
+def _candidates(folder: Path, depth: int) -> list[Path]:
+    """Folders that hold a manifest of a bundle, or the stages of an exported repository."""
+    if (folder / MANIFEST).is_file() or ((folder / RECORD).is_file() and any(folder.glob(f"*/*/{RECORD}"))):
+        return [folder]
+    if depth == 0:
+        return []
+    below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [found for path in below for found in _candidates(path, depth - 1)]
+
+
+def table_of(entries: Sequence[ModelEntry]) -> Any:
+    """A rich table."""
+    from rich.table import Column, Table
+
+    table = Table(
+        Column("folder", overflow="fold"), "kind", "backbone", "conditions", "precision", "GB", "base model's licence"
+    )
+    for entry in entries:
+        table.add_row(
+            str(entry.path),
+            entry.kind,
+            entry.backbone,
+            ", ".join(entry.conditions),
+            entry.precision,
+            f"{entry.nbytes / 1e9:.2f}",
+            entry.licence,
+        )
+    return table
+
+
+def models_command(subparsers: Any) -> None:
+    """Add the command to the client's command line (entry point `diffsplat_client.commands`)."""
+    parser: argparse.ArgumentParser = subparsers.add_parser("models", help="list bundles and served repositories")
+    parser.description = "List the bundles and the exported repositories in some folders."
+    add_arguments(parser)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command, and what runs it."""
+    parser.add_argument("folders", nargs="*", default=["."], metavar="FOLDER", help="default: this folder")
+    parser.set_defaults(run=_models)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    try:
+        entries, problems = list_models(arguments.folders)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if entries:
+        Console().print(table_of(entries))
+    else:
+        print(f"no bundles or exported repositories in {', '.join(map(str, arguments.folders))}")
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0

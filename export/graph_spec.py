@@ -1,0 +1,79 @@
+"""What one exported graph is: inputs, outputs, free axes, sample inputs, and the module behind it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffsplat.backbones import BackboneSpec
+from diffsplat.bundle import Bundle
+from diffsplat.networks import build_graph_module, graph_modules
+
+
+class TensorAxes(NamedTuple):
+    """One tensor of a graph: its name and its axes, where a word stands for a free axis."""
+
+    name: str
+    axes: tuple[int | str, ...]
+    sample: Literal["normal", "token", "mask", "timestep"] = "normal"
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph of one backbone."""
+
+    name: str
+    stage: str
+    inputs: tuple[TensorAxes, ...]
+    outputs: tuple[TensorAxes, ...]
+    serving_sizes: dict[str, int]  # of the free axes while one request is served; the first one is the batch
+    token_range: int = 1  # token ids lie below this
+    timestep_range: int = 1
+
+    @property
+    def batch_axis(self) -> str:
+        """Name of the first axis, the batch."""
+        return next(iter(self.serving_sizes))
+
+    @property
+    def free_axes(self) -> dict[str, dict[int, str]]:
+        """Tensor name -> {axis: its name}, as exporters want it."""
+        return {
+            tensor.name: {i: axis for i, axis in enumerate(tensor.axes) if isinstance(axis, str)}
+            for tensor in (*self.inputs, *self.outputs)
+        }
+
+    @property
+    def parity_sizes(self) -> tuple[dict[str, int], ...]:
+        """Sizes of the free axes at which exported and original graph are compared; none is the traced one."""
+        served = self.serving_sizes
+        sizes = [{**served, self.batch_axis: 1}, {**served, self.batch_axis: 3}]
+        others = {axis: max(size // 2, 1) for axis, size in served.items() if axis != self.batch_axis}
+        return (*sizes, {self.batch_axis: 3, **others}) if others else tuple(sizes)
+
+    def sample_inputs(self, sizes: Mapping[str, int], seed: int = 0) -> tuple[Tensor, ...]:
+        """Inputs of the kind that serving sees, for given sizes of the free axes."""
+        generator = torch.Generator().manual_seed(seed)
+        samples = []
+        for tensor in self.inputs:
+            shape = [axis if isinstance(axis, int) else sizes[axis] for axis in tensor.axes]
+            if tensor.sample == "token":
+                samples.append(torch.randint(self.token_range, shape, generator=generator))
+            elif tensor.sample == "mask":  # the first token counts always, the last one seldom
+                ranks = torch.rand(shape, generator=generator) * shape[1]
+                samples.append((torch.arange(shape[1]) <= ranks).to(torch.int64))
+            elif tensor.sample == "timestep":
+                samples.append(torch.rand(shape, generator=generator) * (self.timestep_range - 1))
+            else:
+                samples.append(torch.randn(shape, generator=generator))
+        return tuple(samples)
+
+    def network(self, spec: BackboneSpec) -> str:
+        """The network of a bundle that it is made of."""
+        return graph_modules(spec)[self.name].network
+
+    def build(self, bundle: Bundle) -> nn.Module:
+        """The torch module with the bundle's weights."""
+        return build_graph_module(self.name, bundle.spec, bundle.load(self.network(bundle.spec)))

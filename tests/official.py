@@ -1,0 +1,132 @@
+"""A bundle's networks in the layout that official checkpoints have on the hub; what an import must read back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTextConfig, T5Config
+
+from diffsplat.bundle import Bundle
+from diffsplat.networks import network_builders
+from diffsplat.text_official import to_transformers
+from export.importing import ImportOptions
+
+NEWEST, OLDER = "013020", "001000"
+TAGS = {
+    "gsvae": "gsvae_gobj265k_sd",
+    "gsrecon": "gsrecon_gobj265k_cnp_even4",
+    "elevest": "elevest_gobj265k_b_C25",
+    "denoiser": "gsdiff_gobj83k_sd15__render",
+    **{f"controlnet_{kind}": f"gsdiff_gobj83k_sd15__render__{kind}" for kind in ("depth", "normal", "canny")},
+}
+_OFFICIAL_CLASSES = {
+    "unet": "UNetMV2DConditionModel",
+    "pixart": "PixArtTransformerMV2DModel",
+    "sd3": "SD3TransformerMV2DModel",
+}
+_OLD_ATTENTION_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+
+def write_official(bundle: Bundle, root: Path, sharded: bool = False, base_variant: str | None = None) -> ImportOptions:
+    """Write `root/out` and `root/base`; returns the options that import them to `root/bundle`.
+
+    Args:
+        bundle: whose networks to write.
+        root: where to.
+        sharded: denoiser and text encoders in several files with an index.
+        base_variant: "fp16" writes the text encoders' variant of that name, in half precision.
+    """
+    spec, out, base = bundle.spec, root / "out", root / "base"
+    for name in network_builders(spec):
+        state = {key: tensor.clone() for key, tensor in bundle.load(name).state_dict().items()}
+        if name.startswith("text_encoder"):
+            _write_encoder(bundle, base / name, name, state, sharded, base_variant)
+        elif name == "image_encoder":
+            _write_vae(bundle, base / "vae", state)
+        elif name == "denoiser":
+            # an older iteration that must not be taken
+            for iteration, scale in ((OLDER, 0.0), (NEWEST, 1.0)):
+                part = "unet_ema" if spec.family == "unet" else "transformer_ema"
+                folder = iteration_folder(out, name, iteration) / part
+                write_weights(folder, "diffusion_pytorch_model", {k: scale * v for k, v in state.items()}, sharded)
+                (folder / "config.json").write_text(json.dumps(official_config(bundle)))
+        elif name.startswith("controlnet_"):
+            write_weights(iteration_folder(out, name) / "controlnet", "diffusion_pytorch_model", state)
+        else:
+            write_weights(iteration_folder(out, name), "model", state)
+    for path in bundle.tokenizer_paths:
+        (base / path.stem).mkdir(parents=True)
+        (base / path.stem / "tokenizer.json").write_text(path.read_text())
+    return ImportOptions(spec, str(out), str(base), root / "bundle", tags=TAGS)
+
+
+def iteration_folder(out: Path, network: str, iteration: str = NEWEST) -> Path:
+    return out / TAGS[network] / "checkpoints" / iteration
+
+
+def write_weights(
+    folder: Path, stem: str, state: dict[str, Tensor], sharded: bool = False, variant: str | None = None
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    dotted = f".{variant}" if variant else ""
+    if not sharded:
+        save_file(state, folder / f"{stem}{dotted}.safetensors", metadata={"format": "pt"})
+        return
+    total = sum(tensor.nbytes for tensor in state.values())
+    save_torch_state_dict(
+        state, folder, filename_pattern=f"{stem}{dotted}{{suffix}}.safetensors", max_shard_size=total // 3
+    )
+    if variant:  # transformers puts the variant elsewhere than the hub's library does
+        (index,) = folder.glob("*.index.json")
+        index.rename(folder / f"{stem}.safetensors.index{dotted}.json")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+
+
+def official_config(bundle: Bundle) -> dict[str, Any]:
+    """`config.json` of the denoiser, as the official classes write it."""
+    with torch.device("meta"):
+        config: dict[str, Any] = dict(network_builders(bundle.spec)["denoiser"]().config)
+
+    def official(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [official(entry) for entry in value]
+        return value.replace("2D", "MV2D") if isinstance(value, str) else value
+
+    for name in config:
+        if name.endswith(("block_type", "block_types")):
+            config[name] = official(config[name])
+    is_image = bundle.spec.is_image_conditioned
+    extra = {"view_concat_condition": is_image, "input_concat_plucker": True, "input_concat_binary_mask": is_image}
+    return {**config, **extra, "_class_name": _OFFICIAL_CLASSES[bundle.spec.family], "_diffusers_version": "0.32.0"}
+
+
+def _write_encoder(
+    bundle: Bundle, folder: Path, name: str, state: dict[str, Tensor], sharded: bool, variant: str | None
+) -> None:
+    encoder = dict(zip(bundle.spec.text.numbered("text_encoder"), bundle.spec.text.encoders, strict=True))[name]
+    official = {key: tensor.clone() for key, tensor in to_transformers(encoder.kind, state).items()}
+    if encoder.kind != "t5":  # a constant that old files hold
+        prefix = "" if encoder.kind == "clip" else "text_model."
+        official[f"{prefix}embeddings.position_ids"] = torch.arange(encoder.max_tokens)[None]
+    if variant == "fp16":
+        official = {key: value.half() if value.is_floating_point() else value for key, value in official.items()}
+    write_weights(folder, "model", official, sharded, variant)
+    config: Any = (T5Config if encoder.kind == "t5" else CLIPTextConfig)(**encoder.config)
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+
+
+def _write_vae(bundle: Bundle, folder: Path, state: dict[str, Tensor]) -> None:
+    """All of the autoencoder, its attention under the names of old files."""
+    config = {name: value for name, value in bundle.spec.gsvae.items() if name != "tiny_decoder"}
+    vae: Any = AutoencoderKL(**config, in_channels=3, out_channels=3)
+    official = {**vae.state_dict(), **state}
+    for new, old in _OLD_ATTENTION_NAMES.items():
+        official = {name.replace(new, old): tensor for name, tensor in official.items()}
+    write_weights(folder, "diffusion_pytorch_model", official)
+    (folder / "config.json").write_text(json.dumps({**dict(vae.config), "_class_name": "AutoencoderKL"}))

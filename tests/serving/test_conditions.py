@@ -1,0 +1,161 @@
+"""Images, control maps, estimated elevation and Instant3D's start through the stages, on very small backbones."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.request import GenerationRequest
+from PIL import Image
+
+from diffsplat.bundle import Bundle
+from diffsplat.pipeline import Pipeline
+from diffsplat.serving.denoise import DenoiseJob, DenoiseWork
+from tests.families import GRID, LATENT, write_family_bundle
+
+IMAGE_FAMILIES = ["sd15_image", "sdxl_image", "pixart_sigma_image", "sd3_image", "sd35_image"]
+CONTROL_FAMILIES = ["sd15", "sdxl"]
+
+
+def picture(seed: int, size: int = 48) -> bytes:
+    """A PNG file of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipeline]:
+    """Pipelines by family, each made once."""
+    made: dict[tuple[object, ...], Pipeline] = {}
+
+    def get(name: str, controls: tuple[str, ...] = (), pictures: bool = False) -> Pipeline:
+        key = (name, controls, pictures)
+        if key not in made:
+            bundle: Bundle = write_family_bundle(tmp_path_factory.mktemp("conditions") / name, name, controls, pictures)
+            made[key] = Pipeline.from_bundle(bundle)
+            for graph_name, graph in made[key].denoise.graphs.items():
+                if graph_name.startswith(("control_", "hints_")):  # they start silent, and must be heard
+                    for parameter in graph.module.parameters():
+                        if not parameter.any():
+                            torch.nn.init.normal_(parameter, std=0.1)
+        return made[key]
+
+    return get
+
+
+def start(pipeline: Pipeline, request: GenerationRequest) -> DenoiseJob:
+    work = DenoiseWork(*pipeline.encode.run(request))
+    pipeline.denoise.check(work)
+    return pipeline.denoise.start(work)
+
+
+def finish(pipeline: Pipeline, *jobs: DenoiseJob) -> list[torch.Tensor]:
+    while active := [job for job in jobs if job.step < job.steps]:
+        pipeline.denoise.step(active)
+    return [job.latents for job in jobs]
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_an_image_steers_and_requests_stay_apart(make, family: str) -> None:
+    pipeline = make(family)
+    first = GenerationRequest("a red cube", image=picture(1), elevation_deg=10.0, seed=1)
+    other = GenerationRequest("", image=picture(2), elevation_deg=30.0, seed=1, steps=4, guidance_scale=1.0)
+    alone = [finish(pipeline, start(pipeline, request))[0] for request in (first, other)]
+    together = finish(pipeline, *(start(pipeline, request) for request in (first, other)))
+    for mine, expected in zip(together, alone, strict=True):
+        assert_near(mine, expected)
+    elsewhere = GenerationRequest("a red cube", image=picture(3), elevation_deg=10.0, seed=1)
+    assert not torch.allclose(finish(pipeline, start(pipeline, elsewhere))[0], alone[0])
+    assert pipeline.generate(first).splats.shape == (4 * GRID * GRID, 14)
+
+
+@pytest.mark.parametrize("family", CONTROL_FAMILIES)
+@pytest.mark.parametrize("guess_mode", [False, True])
+def test_a_control_map_steers_its_own_request_alone(make, family: str, guess_mode: bool) -> None:
+    pipeline = make(family, ("depth", "canny"))
+    plain = GenerationRequest("a red cube", seed=1)
+    depth = GenerationRequest(
+        "a red cube", seed=1, control_image=picture(1), control_type="depth", guess_mode=guess_mode, elevation_deg=10.0
+    )
+    canny = GenerationRequest(
+        "two blue spheres", seed=2, control_image=picture(2), control_type="canny", extract_canny=True,
+        control_scale=0.5, guidance_scale=1.0, elevation_deg=10.0,
+    )  # fmt: skip
+    requests = (plain, depth, canny)
+    alone = [finish(pipeline, start(pipeline, request))[0] for request in requests]
+    assert not torch.allclose(alone[0], alone[1])
+    for mine, expected in zip(finish(pipeline, *(start(pipeline, r) for r in requests)), alone, strict=True):
+        assert_near(mine, expected)
+    uncontrolled = make(family)  # the same seed of weights: a ControlNet beside it changes nothing
+    assert_near(alone[0], finish(uncontrolled, start(uncontrolled, plain))[0])
+
+
+def test_the_elevation_is_estimated_from_the_picture(make) -> None:
+    pipeline = make("sd15_image", pictures=True)
+    envelope = pipeline.encode.run(GenerationRequest("", image=picture(1), estimate_elevation=True)).envelope
+    assert envelope.request.elevation_deg is not None and -10.0 <= envelope.request.elevation_deg <= 40.0
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd35"])
+def test_instant3d_starts_late_from_a_blob(make, family: str) -> None:
+    pipeline = make(family, pictures=True)
+    request = GenerationRequest("a red cube", seed=1, steps=4, init_std=0.1, init_noise_strength=0.6)
+    job = start(pipeline, request)
+    assert job.steps == 2  # the last 60 % of 4, rounded down
+    generator = torch.Generator().manual_seed(1)
+    shape = job.latents.shape
+    draws = [torch.randn(shape, generator=generator) for _ in range(3)]
+    features = pipeline.encode.run(request).pictures
+    assert features.start_moments is not None
+    mean, std = features.start_moments
+    late = pipeline.denoise._sampler(pipeline.encode.run(request).envelope.request)[1]
+    assert late is not None
+    assert torch.equal(job.latents, late.noised(mean + std * draws[1], draws[2]))  # the first draw is thrown away
+    assert finish(pipeline, job)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "says"),
+    [
+        ("sd15_image", {}, "image is missing: the bundle 'tiny_sd15_image' is conditioned on an image"),
+        ("sd15_image", {"image": picture(1)}, "elevation_deg is open"),
+        (
+            "sd15_image",
+            {"image": picture(1), "estimate_elevation": True},
+            "estimate_elevation = True: the bundle 'tiny_sd15_image' has no elevation estimator",
+        ),
+        ("sd15_image", {"image": b"not a picture", "elevation_deg": 0.0}, "IMAGE"),
+        ("sd15", {"image": picture(1)}, "image is given: the bundle 'tiny_sd15' is conditioned on text alone"),
+        (
+            "sd15",
+            {"control_image": picture(1), "control_type": "normal"},
+            "control_type = 'normal': the bundle 'tiny_sd15' has the ControlNets: none",
+        ),
+        ("sd15", {"init_std": 0.2}, "init_std = 0.2: must be 0, the bundle 'tiny_sd15' has no image encoder"),
+    ],
+)
+def test_what_a_bundle_cannot_do_is_refused(make, family: str, options: dict[str, object], says: str) -> None:
+    with pytest.raises(InvalidRequestError, match=says):
+        make(family).encode.run(GenerationRequest("a red cube", **options))
+
+
+def test_denoise_refuses_pictures_that_do_not_belong(make) -> None:
+    pipeline = make("sd15_image")
+    encoded = pipeline.encode.run(GenerationRequest("x", image=picture(1), elevation_deg=0.0))
+    without = encoded.pictures._replace(condition_latents=None)
+    with pytest.raises(InvalidRequestError, match="CONDITION_LATENTS is missing"):
+        pipeline.denoise.check(DenoiseWork(encoded.envelope, encoded.text, without))
+    wrong = encoded.pictures._replace(condition_latents=torch.zeros(4, LATENT, LATENT + 1))
+    with pytest.raises(InvalidRequestError, match="CONDITION_LATENTS has shape"):
+        pipeline.denoise.check(DenoiseWork(encoded.envelope, encoded.text, wrong))
+    surplus = encoded.pictures._replace(hint=torch.zeros(3, 8 * LATENT, 8 * LATENT))
+    with pytest.raises(InvalidRequestError, match="HINT is given, but nothing asks for it"):
+        pipeline.denoise.check(DenoiseWork(encoded.envelope, encoded.text, surplus))
