@@ -1,7 +1,7 @@
 """One face for the denoisers of all families: their graphs, what a request computes once, what a step is given.
 
     text features, timesteps -> prepare -> RequestInputs                       once per request
-    requests, their steps -> step_inputs -> denoiser graph -> prediction       every step
+    requests, their steps -> join_rows -> denoiser graph -> prediction         every step
 
 Axes: R rows (request, guidance branch), V views, L text tokens, P width of the text context, T steps of a schedule.
 
@@ -15,6 +15,7 @@ An image model's step also takes `condition_latents`; a bundle with ControlNets 
 
 import importlib
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -132,13 +133,8 @@ def join_rows(requests: Sequence[RequestInputs]) -> dict[str, Tensor]:
     for name in requests[0].constant:
         parts = [request.constant[name] for request in requests]
         if name == "context" and "kept" in requests[0].constant:
-            kept = [request.constant["kept"] for request in requests]
-            rows = [
-                row[keep != 0]
-                for part, keeps in zip(parts, kept, strict=True)
-                for row, keep in zip(part, keeps, strict=True)
-            ]
-            text = batch_contexts(rows)
+            kept = chain.from_iterable(request.constant["kept"] for request in requests)
+            text = batch_contexts([row[keep != 0] for row, keep in zip(chain(*parts), kept, strict=True)])
             joined["context"], joined["kept"] = text.tokens, text.kept.float()
         elif name != "kept":
             joined[name] = torch.cat(parts)

@@ -26,16 +26,13 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Posterior mean, what a condition view is made of: [B, 3, H, W] in [0, 1] -> [B, C, h, w]."""
-        return self.scaling_factor * self._moments(images).chunk(2, dim=1)[0]
+        return self.moments(images)[0]
 
-    def sample(self, images: Tensor, noise: Tensor) -> Tensor:
-        """As `forward`, drawn from the posterior with `noise` [B, C, h, w], standard normal."""
-        mean, log_variance = self._moments(images).chunk(2, dim=1)
-        return self.scaling_factor * (mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise)
-
-    def _moments(self, images: Tensor) -> Tensor:
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the posterior, both scaled."""
         hidden = self.encoder(2 * images - 1)
-        return hidden if self.quant_conv is None else self.quant_conv(hidden)
+        mean, log_variance = (hidden if self.quant_conv is None else self.quant_conv(hidden)).chunk(2, dim=1)
+        return self.scaling_factor * mean, self.scaling_factor * torch.exp(0.5 * log_variance.clamp(-30, 20))
 
 
 class ImageMoments(nn.Module):
@@ -47,9 +44,7 @@ class ImageMoments(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] in [0, 1] -> mean and standard deviation [B, C, h, w], both scaled."""
-        mean, log_variance = self.encoder._moments(images).chunk(2, dim=1)
-        scale = self.encoder.scaling_factor
-        return scale * mean, scale * torch.exp(0.5 * log_variance.clamp(-30, 20))
+        return self.encoder.moments(images)
 
 
 def build_image_encoder(spec: BackboneSpec) -> ImageEncoder:

@@ -53,6 +53,11 @@ def blob_views(size: int, std: float, background: float) -> Tensor:
     return quarters.expand(-1, 3, -1, -1)
 
 
+def kept_steps(steps: int, strength: float) -> int:
+    """How many of a sampler's last steps are taken."""
+    return min(int(steps * strength), steps)
+
+
 def late_start(schedule: NoiseSchedule, scheduler: str, steps: int, eta: float, strength: float) -> LateStart:
     """The last `int(steps * strength)` steps of a sampler.
 
@@ -67,7 +72,7 @@ def late_start(schedule: NoiseSchedule, scheduler: str, steps: int, eta: float, 
         ValueError: as `build_sampler`, or no step is kept.
     """
     table = build_sampler(schedule, scheduler, steps, eta)
-    kept = min(int(steps * strength), steps)
+    kept = kept_steps(steps, strength)
     if kept < 1:
         raise ValueError(f"init_noise_strength = {strength}: keeps no step, must be in {1 / steps:g} .. 1")
     coeffs = table.coeffs[steps - kept :].clone()

@@ -9,6 +9,7 @@ on the CPU.
 import json
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -180,39 +181,59 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def bundle_graph(bundle: Bundle, name: str) -> TorchGraph:
+def bundle_graph(bundle: Bundle, name: str) -> Graph:
     """A graph straight from a bundle, run by torch: nothing needs to be exported."""
+    return bundle_graphs(bundle, [name])[name]
+
+
+def bundle_graphs(bundle: Bundle, names: Iterable[str]) -> dict[str, Graph]:
+    """Several graphs of a bundle; those of one network share its weights."""
     from diffsplat.networks import build_graph_module, graph_modules  # heavy: see there
 
-    network = bundle.load(graph_modules(bundle.spec)[name].network)
-    return TorchGraph(name, build_graph_module(name, bundle.spec, network))
+    owners = {name: graph_modules(bundle.spec)[name].network for name in names}
+    networks = {owner: bundle.load(owner) for owner in dict.fromkeys(owners.values())}
+    return {
+        name: TorchGraph(name, build_graph_module(name, bundle.spec, networks[owner])) for name, owner in owners.items()
+    }
 
 
 def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = None) -> Graph:
-    """Load a graph of a version folder with the back end that `export` chose for it.
+    """One graph of a version folder: see `load_graphs`."""
+    return load_graphs(folder, [name], threads)[name]
+
+
+def load_graphs(folder: str | os.PathLike[str], names: Iterable[str], threads: int | None = None) -> dict[str, Graph]:
+    """Load graphs of a version folder with the back ends that `export` chose; torch graphs of one network share it.
 
     Args:
         folder: version folder with `export.json`.
-        name: name of the graph, a key of `networks.graph_modules`.
+        names: of the graphs, keys of `networks.graph_modules`.
         threads: threads of one call, by default the available cores. For torch this sets the count of the process.
 
     Raises:
-        BundleError: the record or the graph's file is missing, truncated or tampered with; the message names the file.
+        BundleError: the record or a graph's file is missing, truncated or tampered with; the message names the file.
     """
     folder = Path(folder)
     record = ExportRecord.read(folder)
-    if name not in record.graphs:
-        raise BundleError(f"{folder / RECORD}: has no graph {name!r}, only {', '.join(record.graphs)}")
-    graph = record.graphs[name]
-    for file, expected in graph.files.items():
-        verify_file(folder, RECORD, file, expected)
     threads = threads or available_cores()
-    why = ", ".join(f"{backend} {ms:.2f} ms" for backend, ms in graph.ms.items()) or "forced"
-    _log.info("graph %s of %s: %s, %d threads (at export: %s)", name, record.bundle, graph.backend, threads, why)
-    if graph.backend == "onnxruntime":
-        return OnnxGraph(name, folder / graph.file, threads)
-    from diffsplat.networks import build_graph_module, graph_modules  # heavy: see there
+    graphs: dict[str, Graph] = {}
+    networks: dict[str, nn.Module] = {}
+    for name in names:
+        if name not in record.graphs:
+            raise BundleError(f"{folder / RECORD}: has no graph {name!r}, only {', '.join(record.graphs)}")
+        graph = record.graphs[name]
+        for file, expected in graph.files.items():
+            verify_file(folder, RECORD, file, expected)
+        why = ", ".join(f"{backend} {ms:.2f} ms" for backend, ms in graph.ms.items()) or "forced"
+        _log.info("graph %s of %s: %s, %d threads (at export: %s)", name, record.bundle, graph.backend, threads, why)
+        if graph.backend == "onnxruntime":
+            graphs[name] = OnnxGraph(name, folder / graph.file, threads)
+            continue
+        from diffsplat.networks import build_graph_module, graph_modules  # heavy: see there
 
-    torch.set_num_threads(threads)
-    network = load_network(folder, graph.files, graph_modules(record.spec)[name].network, record.spec)
-    return TorchGraph(name, build_graph_module(name, record.spec, network))
+        torch.set_num_threads(threads)
+        owner = graph_modules(record.spec)[name].network
+        if owner not in networks:
+            networks[owner] = load_network(folder, graph.files, owner, record.spec)
+        graphs[name] = TorchGraph(name, build_graph_module(name, record.spec, networks[owner]))
+    return graphs

@@ -35,13 +35,13 @@ def controlnet_graphs(spec: BackboneSpec, kind: str) -> list[GraphSpec]:
         network = network_builders(spec)[f"controlnet_{kind}"]()
         modules = {name: build_graph_module(name, spec, network) for name in names}
         context_width = modules[names[1]](torch.empty(1, 1, spec.text.width)).shape[-1]
-        hints = modules[names[0]](torch.empty(1, 3, 8 * size, 8 * size)).shape[2:]
+        hints = modules[names[0]](torch.empty(1, 3, spec.hint_size, spec.hint_size)).shape[2:]
         added = (
             modules[names[2]](torch.empty(1, spec.text.pooled_width), torch.empty(1, 6)) if len(names) == 4 else None
         )
     text = TensorAxes("embeddings", ("rows", "tokens", spec.text.width))
     context = TensorAxes("context", ("rows", "tokens", context_width))
-    maps = TensorAxes("hint", ("objects", 3, 8 * size, 8 * size))
+    maps = TensorAxes("hint", ("objects", 3, spec.hint_size, spec.hint_size))
     hint_maps = TensorAxes("hints", ("rows", views, *hints))
     both = {"rows": 2, "tokens": spec.text.tokens}
     graphs = [

@@ -81,6 +81,11 @@ class BackboneSpec:
         return self.denoiser["in_channels"] > self.latent_channels + 6
 
     @property
+    def hint_size(self) -> int:
+        """Pixels along a side of a control map: the stock hint encoder makes an eighth of it."""
+        return 8 * self.latent_size
+
+    @property
     def request_defaults(self) -> dict[str, Any]:
         """What a request leaves open."""
         names = ("scheduler", "steps", "guidance_scale", "eta", "elevation_deg", "distance")

@@ -21,7 +21,7 @@ from diffsplat.cameras import generated_view_cameras, latent_plucker
 from diffsplat.control import ControlInputs, add_residuals, control_graphs, prepare_control
 from diffsplat.denoiser import STEP, RequestInputs, batch_key, join_rows, prepare, request_graphs, step_input_names
 from diffsplat.instant3d import LateStart, late_start
-from diffsplat.runtime import ExportRecord, Graph, TorchGraph, load_graph
+from diffsplat.runtime import ExportRecord, Graph, bundle_graphs, load_graphs
 from diffsplat.samplers import (
     SamplerTable,
     build_sampler,
@@ -33,7 +33,7 @@ from diffsplat.samplers import (
     sampler_step,
 )
 from diffsplat.serving.checks import check_range, check_shape
-from diffsplat.serving.encode import check_scheduler
+from diffsplat.serving.encode import check_request
 from diffsplat.serving.envelope import Envelope
 from diffsplat.serving.picture_features import PictureFeatures
 from diffsplat.text_features import TextFeatures
@@ -108,20 +108,12 @@ class DenoiseStage:
     def load(cls, folder: str | os.PathLike[str], threads: int | None = None) -> "DenoiseStage":
         """From a version folder. BundleError names a file that is missing or damaged."""
         spec = ExportRecord.read(folder).spec
-        return cls(spec, {name: load_graph(folder, name, threads) for name in denoise_graphs(spec)})
+        return cls(spec, load_graphs(folder, denoise_graphs(spec), threads))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "DenoiseStage":
-        """Straight from a bundle, run by torch; the graphs of a network share it."""
-        from diffsplat.networks import build_graph_module, graph_modules  # heavy: see there
-
-        owners = {name: graph_modules(bundle.spec)[name].network for name in denoise_graphs(bundle.spec)}
-        networks = {owner: bundle.load(owner) for owner in dict.fromkeys(owners.values())}
-        graphs = {
-            name: TorchGraph(name, build_graph_module(name, bundle.spec, networks[owner]))
-            for name, owner in owners.items()
-        }
-        return cls(bundle.spec, graphs)
+        """Straight from a bundle, run by torch."""
+        return cls(bundle.spec, bundle_graphs(bundle, denoise_graphs(bundle.spec)))
 
     def warm_up(self, requests: int) -> None:
         """One step of some requests that use every graph."""
@@ -138,14 +130,14 @@ class DenoiseStage:
         works = [DenoiseWork(Envelope(request), text, pictures)]
         for kind in spec.controls:
             controlled = dataclasses.replace(request, control_type=kind)
-            hint = torch.zeros(3, 8 * spec.latent_size, 8 * spec.latent_size)
+            hint = torch.zeros(3, spec.hint_size, spec.hint_size)
             works.append(DenoiseWork(Envelope(controlled), text, PictureFeatures(hint=hint)))
         for work in works:
             self.step([self.start(work) for _ in range(requests)])
 
     def check(self, work: DenoiseWork) -> None:
         """Refuse bad input before it is queued. InvalidRequestError names tensor, value and what is allowed."""
-        check_scheduler(work.envelope.request, self.spec)
+        check_request(work.envelope.request, self.spec)
         text, (embeddings, mask, pooled) = self.spec.text, work.text
         check_shape("TEXT_EMBEDDINGS", embeddings, (2, (1, text.tokens), text.width))
         check_range("TEXT_EMBEDDINGS", embeddings)
@@ -159,10 +151,9 @@ class DenoiseStage:
     def _check_pictures(self, work: DenoiseWork) -> None:
         spec, request = self.spec, work.envelope.request
         latents = (spec.latent_channels, spec.latent_size, spec.latent_size)
-        pixels = 8 * spec.latent_size
         wanted = {
             "CONDITION_LATENTS": (work.pictures.condition_latents, spec.is_image_conditioned, latents),
-            "HINT": (work.pictures.hint, request.control_type is not None, (3, pixels, pixels)),
+            "HINT": (work.pictures.hint, request.control_type is not None, (3, spec.hint_size, spec.hint_size)),
             "START_MOMENTS": (work.pictures.start_moments, request.init_std > 0, (2, spec.geometry.views, *latents)),
         }
         for name, (values, is_wanted, shape) in wanted.items():
@@ -171,10 +162,6 @@ class DenoiseStage:
             if values is not None:
                 check_shape(name, values, shape)
                 check_range(name, values)
-        if request.control_type is not None and request.control_type not in spec.controls:
-            raise InvalidRequestError(
-                f"control_type = {request.control_type!r}: must be one of {', '.join(spec.controls) or 'none'}"
-            )
 
     def start(self, work: DenoiseWork) -> DenoiseJob:
         """Everything that is computed once per request; draws the first noise."""

@@ -13,7 +13,8 @@ from diffsplat_client.request import GenerationRequest
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backbones.text import TEXT_ENCODER
 from diffsplat.bundle import Bundle, BundleError, tokenizer_files
-from diffsplat.runtime import ExportRecord, Graph, bundle_graph, load_graph
+from diffsplat.instant3d import kept_steps
+from diffsplat.runtime import ExportRecord, Graph, bundle_graphs, load_graphs
 from diffsplat.serving.envelope import Envelope
 from diffsplat.serving.picture_features import PictureFeatures
 from diffsplat.serving.pictures import PictureEncoder
@@ -45,13 +46,13 @@ class EncodeStage:
     def load(cls, folder: str | os.PathLike[str], threads: int | None = None) -> "EncodeStage":
         """From a version folder. BundleError names a file that is missing or damaged."""
         spec = ExportRecord.read(folder).spec
-        graphs = {name: load_graph(folder, name, threads) for name in encode_graphs(spec)}
+        graphs = load_graphs(folder, encode_graphs(spec), threads)
         return cls(spec, graphs, _tokenizers(spec, Path(folder)))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "EncodeStage":
         """Straight from a bundle, run by torch."""
-        graphs = {name: bundle_graph(bundle, name) for name in encode_graphs(bundle.spec)}
+        graphs = bundle_graphs(bundle, encode_graphs(bundle.spec))
         return cls(bundle.spec, graphs, _tokenizers(bundle.spec, bundle.root))
 
     def run(self, request: GenerationRequest) -> EncodeResult:
@@ -76,7 +77,7 @@ class EncodeStage:
         request = request.validate().with_defaults(
             **self.spec.request_defaults, seed=secrets.randbelow(DRAWN_SEED_LIMIT)
         )
-        check_scheduler(request, self.spec)
+        check_request(request, self.spec)
         return request
 
 
@@ -96,10 +97,21 @@ def _tokenizers(spec: BackboneSpec, folder: Path) -> list[Tokenizer]:
     return tokenizers
 
 
-def check_scheduler(request: GenerationRequest, spec: BackboneSpec) -> None:
-    """Refuse a scheduler that the served noise process does not have."""
+def check_request(request: GenerationRequest, spec: BackboneSpec) -> None:
+    """Refuse options that the served bundle does not have."""
     if request.scheduler not in spec.schedule.schedulers:
         allowed = ", ".join(spec.schedule.schedulers)
         raise InvalidRequestError(
             f"scheduler = {request.scheduler!r}: must be one of {allowed} for the bundle {spec.name!r}"
+        )
+    if request.control_type is not None and request.control_type not in spec.controls:
+        loaded = ", ".join(spec.controls) or "none"
+        raise InvalidRequestError(
+            f"control_type = {request.control_type!r}: the bundle {spec.name!r} has the ControlNets: {loaded}"
+        )
+    assert request.steps is not None
+    if request.init_std > 0 and kept_steps(request.steps, request.init_noise_strength) < 1:
+        raise InvalidRequestError(
+            f"init_noise_strength = {request.init_noise_strength}: keeps none of {request.steps} steps, "
+            f"must be in {1 / request.steps:g} .. 1"
         )

@@ -52,9 +52,9 @@ class PictureEncoder:
             features, warnings = PictureFeatures(condition_latents=mean[0]), picture.notes
             request = self._with_elevation(request, picture.rgb)
         elif request.control_image is not None:
-            pixels = 8 * self.spec.latent_size  # the hint encoder makes an eighth of it
-            canny = request.extract_canny
-            control = prepare_control_map(request.control_image, pixels, canny, remover, request.border_ratio)
+            control = prepare_control_map(
+                request.control_image, self.spec.hint_size, request.extract_canny, remover, request.border_ratio
+            )
             features, warnings = PictureFeatures(hint=control.hint), control.notes
             if request.estimate_elevation:
                 photo = prepare_image(request.control_image, size, remover, request.border_ratio, "CONTROL_IMAGE")
@@ -78,11 +78,6 @@ class PictureEncoder:
             raise InvalidRequestError(f"image is missing: the bundle {spec.name!r} is conditioned on an image")
         if not spec.is_image_conditioned and request.image is not None:
             raise InvalidRequestError(f"image is given: the bundle {spec.name!r} is conditioned on text alone")
-        if request.control_type is not None and request.control_type not in spec.controls:
-            loaded = ", ".join(spec.controls) or "none"
-            raise InvalidRequestError(
-                f"control_type = {request.control_type!r}: the bundle {spec.name!r} has the ControlNets: {loaded}"
-            )
         if request.init_std > 0 and not spec.image_encoder:
             raise InvalidRequestError(
                 f"init_std = {request.init_std}: must be 0, the bundle {spec.name!r} has no image encoder"
