@@ -80,7 +80,7 @@ class GenerationRequest:
         0.0, "start from a dark blob as wide as this share of two views, not from noise; 0 is off", limits=(0.0, 2.0)
     )
     init_noise_strength: float = _option(
-        0.98, "with init_std: share of the steps that are taken, hence of the noise", limits=(0.0, 1.0)
+        0.98, "with init_std: share of the steps that are taken, hence of the noise; 1 is off", limits=(0.0, 1.0)
     )
     init_background: float = _option(
         0.0, "with init_std: grey that is subtracted from the white around the blob", limits=(0.0, 1.0)
@@ -128,6 +128,11 @@ class GenerationRequest:
         poses = np.array(filled.frame_poses, np.float32).reshape(-1, len(POSE_COLUMNS))
         poses[np.isnan(poses[:, 0]), 0] = filled.elevation_deg
         return dataclasses.replace(filled, frame_poses=poses)
+
+    @property
+    def has_blob_start(self) -> bool:
+        """Whether the blob takes part: a share of 1 would be all noise, which is where requests start anyway."""
+        return self.init_std > 0 and self.init_noise_strength < 1
 
     # --- the two forms on the wire ---
 

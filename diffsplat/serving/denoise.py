@@ -154,7 +154,7 @@ class DenoiseStage:
         wanted = {
             "CONDITION_LATENTS": (work.pictures.condition_latents, spec.is_image_conditioned, latents),
             "HINT": (work.pictures.hint, request.control_type is not None, (3, spec.hint_size, spec.hint_size)),
-            "START_MOMENTS": (work.pictures.start_moments, request.init_std > 0, (2, spec.geometry.views, *latents)),
+            "START_MOMENTS": (work.pictures.start_moments, request.has_blob_start, (2, spec.geometry.views, *latents)),
         }
         for name, (values, is_wanted, shape) in wanted.items():
             if (values is not None) != is_wanted:
@@ -209,7 +209,7 @@ class DenoiseStage:
         """The schedule; with Instant3D's start only its last steps."""
         assert request.scheduler and request.steps and request.eta is not None
         options = (self.spec.schedule, request.scheduler, request.steps, request.eta)
-        if not request.init_std > 0:
+        if not request.has_blob_start:
             return build_sampler(*options), None
         begin = late_start(*options, request.init_noise_strength)
         return begin.table, begin

@@ -110,7 +110,7 @@ def check_request(request: GenerationRequest, spec: BackboneSpec) -> None:
             f"control_type = {request.control_type!r}: the bundle {spec.name!r} has the ControlNets: {loaded}"
         )
     assert request.steps is not None
-    if request.init_std > 0 and kept_steps(request.steps, request.init_noise_strength) < 1:
+    if request.has_blob_start and kept_steps(request.steps, request.init_noise_strength) < 1:
         raise InvalidRequestError(
             f"init_noise_strength = {request.init_noise_strength}: keeps none of {request.steps} steps, "
             f"must be in {1 / request.steps:g} .. 1"

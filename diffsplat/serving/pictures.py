@@ -59,7 +59,7 @@ class PictureEncoder:
             if request.estimate_elevation:
                 photo = prepare_image(request.control_image, size, remover, request.border_ratio, "CONTROL_IMAGE")
                 request = self._with_elevation(request, photo.rgb)
-        if request.init_std > 0:
+        if request.has_blob_start:
             mean, std = self.graphs["image_encoder"](blob_views(size, request.init_std, request.init_background))
             features = features._replace(start_moments=stack([mean, std]))
         return Pictures(request, features, warnings)
@@ -78,7 +78,7 @@ class PictureEncoder:
             raise InvalidRequestError(f"image is missing: the bundle {spec.name!r} is conditioned on an image")
         if not spec.is_image_conditioned and request.image is not None:
             raise InvalidRequestError(f"image is given: the bundle {spec.name!r} is conditioned on text alone")
-        if request.init_std > 0 and not spec.image_encoder:
+        if request.has_blob_start and not spec.image_encoder:
             raise InvalidRequestError(
                 f"init_std = {request.init_std}: must be 0, the bundle {spec.name!r} has no image encoder"
             )

@@ -1,5 +1,6 @@
 """Images, control maps, estimated elevation and Instant3D's start through the stages, on very small backbones."""
 
+import dataclasses
 import io
 from collections.abc import Callable
 
@@ -120,6 +121,14 @@ def test_instant3d_starts_late_from_a_blob(make, family: str) -> None:
     assert late is not None
     assert torch.equal(job.latents, late.noised(mean + std * draws[1], draws[2]))  # the first draw is thrown away
     assert finish(pipeline, job)[0].isfinite().all()
+
+
+def test_a_blob_under_all_noise_is_an_ordinary_start(make) -> None:
+    pipeline = make("sd15", pictures=True)
+    ordinary = GenerationRequest("a red cube", seed=1, steps=4)
+    covered = dataclasses.replace(ordinary, init_std=0.1, init_noise_strength=1.0)
+    job = start(pipeline, covered)
+    assert job.steps == 4 and torch.equal(job.latents, start(pipeline, ordinary).latents)
 
 
 @pytest.mark.parametrize(
