@@ -29,8 +29,8 @@ class PipelineResult(NamedTuple):
 
     request: GenerationRequest  # with every default filled in
     splats: np.ndarray  # [N, 14] every decoded splat, columns of contract.GAUSSIAN_COLUMNS
-    gaussians: np.ndarray | None  # [N', 14] those above the asset's opacity threshold; for format "raw"
-    asset: bytes | None  # the file; for other formats
+    gaussians: np.ndarray | None  # [N', 14] those above the asset's opacity threshold; for "raw" and "ply_compat"
+    asset: bytes | None  # the file; for all formats but "raw"
     frames: np.ndarray | None  # [F, H, W, 3] uint8; None when no poses were given
     warnings: tuple[str, ...]
     timings_ms: dict[str, float]  # stage -> milliseconds
@@ -108,11 +108,12 @@ class Pipeline:
             if on_progress is not None:
                 on_progress(job.step, job.steps)
         denoised = perf_counter()
-        splats = self.decode.run(job.latents, envelope).splats
+        splats, raw_splats = self.decode.run(job.latents, envelope)
         decoded = perf_counter()
         frames = self.rasterize.run(splats, envelope).frames
         rasterized = perf_counter()
-        gaussians, asset = self.package.run(splats.numpy(), envelope)
+        raw = None if raw_splats is None else raw_splats.numpy()
+        gaussians, asset = self.package.run(splats.numpy(), envelope, raw)
         times = {"denoise": started, "decode": denoised, "rasterize": decoded, "package": rasterized}
         ends = (denoised, decoded, rasterized, perf_counter())
         timings_ms = {

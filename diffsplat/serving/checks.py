@@ -36,9 +36,9 @@ def check_range(name: str, values: "np.ndarray | Tensor", low: float = -LARGEST,
         raise InvalidRequestError(f"{name} holds {bad:g}: all values must be in {low:g} .. {high:g}")
 
 
-def check_splats(splats: "np.ndarray | Tensor") -> None:
+def check_splats(splats: "np.ndarray | Tensor", name: str = "SPLATS") -> None:
     """Refuse what is not [N, 14] of sensible numbers with opacities in 0 .. 1 and scales that are not negative."""
-    check_shape("SPLATS", splats, ((0, MAX_SPLATS), GAUSSIAN_WIDTH))
-    check_range("SPLATS", splats)
-    check_range("SPLATS opacity", splats[:, GAUSSIAN_COLUMNS["opacity"]], 0.0, 1.0)
-    check_range("SPLATS scale", splats[:, GAUSSIAN_COLUMNS["scale"]], 0.0, LARGEST)
+    check_shape(name, splats, ((0, MAX_SPLATS), GAUSSIAN_WIDTH))
+    check_range(name, splats)
+    check_range(f"{name} opacity", splats[:, GAUSSIAN_COLUMNS["opacity"]], 0.0, 1.0)
+    check_range(f"{name} scale", splats[:, GAUSSIAN_COLUMNS["scale"]], 0.0, LARGEST)

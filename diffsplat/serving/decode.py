@@ -3,13 +3,12 @@
 import os
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from diffsplat.backbones import BackboneSpec
+from diffsplat.backbones import BackboneSpec, SplatGeometry
 from diffsplat.bundle import Bundle
-from diffsplat.cameras import generated_view_cameras
-from diffsplat.gaussians import canonicalize, grid_to_gaussians, to_array
+from diffsplat.cameras import Cameras, generated_view_cameras
+from diffsplat.gaussians import grid_to_array
 from diffsplat.runtime import ExportRecord, Graph, bundle_graph, load_graph
 from diffsplat.serving.checks import check_range, check_shape
 from diffsplat.serving.envelope import Envelope
@@ -18,7 +17,8 @@ from diffsplat.serving.envelope import Envelope
 class DecodeResult(NamedTuple):
     """All splats of one object, before any opacity threshold."""
 
-    splats: Tensor  # [N, 14] float32, columns of contract.GAUSSIAN_COLUMNS
+    splats: Tensor  # [N, 14] float32, columns of contract.GAUSSIAN_COLUMNS; unit quaternions
+    raw_splats: Tensor | None = None  # [N, 14] the same before they were canonicalised, for the format ply_compat
 
 
 class DecodeStage:
@@ -46,6 +46,12 @@ class DecodeStage:
         check_range("LATENTS", latents)
         grid = self.decoder(latents[None])  # [1, V, 12, H, W]
         cameras = generated_view_cameras(request.elevation_deg, request.distance, spec.geometry.views)
-        with torch.no_grad():
-            gaussians = canonicalize(grid_to_gaussians(grid, cameras, spec.geometry), spec.geometry)
-            return DecodeResult(to_array(gaussians))
+        return splats_of(grid, cameras, spec.geometry, request.format)
+
+
+def splats_of(grid: Tensor, cameras: Cameras, geometry: SplatGeometry, format: str) -> DecodeResult:
+    """Lift one object's grid [1, V, 12, H, W] into the world, for the file format that a request names."""
+    splats = grid_to_array(grid, cameras, geometry)
+    if format != "ply_compat":
+        return DecodeResult(splats)
+    return DecodeResult(splats, grid_to_array(grid, cameras, geometry, canonical=False))

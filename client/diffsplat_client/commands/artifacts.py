@@ -38,6 +38,9 @@ def write_artifacts(
         (folder / "splats.ply").write_bytes(generation.asset)
     else:
         write_ply(folder / "splats.ply", generation.cloud)
+    if generation.request.format == "ply_compat" and generation.asset is not None:
+        names.append("splats_compat.ply")  # beside splats.ply, which is what every viewer shows as the frames do
+        (folder / names[-1]).write_bytes(generation.asset)
     frames = generation.frames
     if frames is not None:
         names.append("views.png")
