@@ -112,42 +112,6 @@ def needs_noise(coeffs: Tensor) -> bool:
     return bool((coeffs[..., _C_N] != 0).any())
 
 
-# --- guidance ---
-
-
-def guidance_scales(guidance_scale: float, views: int, triangle: bool, min_guidance_scale: float) -> Tensor:
-    """Guidance of every view, [V] float32.
-
-    With `triangle` it rises from `min_guidance_scale` at view 0 to `guidance_scale` at the back and falls again:
-    min, mean, max, mean for four views.
-    """
-    if not triangle:
-        return torch.full((views,), float(guidance_scale))
-    rising = views // 2 + 1
-    up = np.linspace(min_guidance_scale, guidance_scale, rising)
-    down = np.linspace(guidance_scale, min_guidance_scale, views - rising + 2)[1:-1]
-    return torch.from_numpy(np.concatenate([up, down])).float()
-
-
-def needs_guidance(scales: Tensor) -> bool:
-    """Whether the unconditional branch is run; with no scale above 1 the conditional one stands alone."""
-    return bool((scales > 1).any())
-
-
-def guide(uncond: Tensor, cond: Tensor, scales: Tensor) -> Tensor:
-    """Classifier-free guidance without rescaling: u + g (c - u).
-
-    Args:
-        uncond: [R, V, C, h, w].
-        cond: [R, V, C, h, w].
-        scales: [R, V] or [V].
-    """
-    return uncond + scales.to(cond)[..., None, None, None] * (cond - uncond)
-
-
-# --- the processes ---
-
-
 @lru_cache(maxsize=32)
 def alphas_cumprod(schedule: NoiseSchedule) -> Array:
     """alpha-bar of every training timestep, [num_train_timesteps] float64, read-only.

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.cameras import generated_view_cameras, latent_plucker
+from diffsplat.guidance import guidance_scales, guide
 from diffsplat.multiview import DenoiserStep, TextContext
-from diffsplat.samplers import build_sampler, guidance_scales, guide, model_input, needs_noise, sampler_step
+from diffsplat.samplers import build_sampler, model_input, needs_noise, sampler_step
 from diffsplat.tokenizer import Tokenizer
 
 

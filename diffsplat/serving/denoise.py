@@ -20,18 +20,10 @@ from diffsplat.bundle import Bundle
 from diffsplat.cameras import generated_view_cameras, latent_plucker
 from diffsplat.control import ControlInputs, add_residuals, control_graphs, prepare_control
 from diffsplat.denoiser import STEP, RequestInputs, batch_key, join_rows, prepare, request_graphs, step_input_names
+from diffsplat.guidance import guidance_scales, guide, needs_guidance
 from diffsplat.instant3d import LateStart, late_start
 from diffsplat.runtime import ExportRecord, Graph, bundle_graphs, load_graphs
-from diffsplat.samplers import (
-    SamplerTable,
-    build_sampler,
-    guidance_scales,
-    guide,
-    model_input,
-    needs_guidance,
-    needs_noise,
-    sampler_step,
-)
+from diffsplat.samplers import SamplerTable, build_sampler, model_input, needs_noise, sampler_step
 from diffsplat.serving.checks import check_range, check_shape
 from diffsplat.serving.encode import check_request
 from diffsplat.serving.envelope import Envelope

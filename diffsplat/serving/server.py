@@ -9,7 +9,6 @@ that lives as long as the server should: the kernel looks at the thread, not at 
 """
 
 import contextlib
-import importlib.util
 import os
 import re
 import secrets
@@ -25,7 +24,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from diffsplat.serving.prerequisites import find_libpython, libpython_problem, python_version
+from diffsplat.serving.prerequisites import libpython_problem
+from diffsplat.serving.wheel import ServerError, build_backend_folder, find_server, server_environment
 
 HOST = "127.0.0.1"
 _MARK = "diffsplat-server-"  # then the launcher's process id
@@ -47,10 +47,6 @@ os.execv(sys.argv[2], sys.argv[2:])
 _LOAD_FAILURE = re.compile(
     r"""\bE \d+ .*"failed to load '(\w+)' version \d+: (?:Internal: )?(.*?)(?:\\n.*)?"$""", re.MULTILINE
 )
-
-
-class ServerError(RuntimeError):
-    """The server could not be started, or died while starting; the message says why and quotes the log."""
 
 
 class TritonServer:
@@ -117,7 +113,7 @@ class TritonServer:
         problem = libpython_problem()
         if problem:
             raise ServerError(problem)
-        home = _wheel_server()
+        home = find_server()
         ports = _choose_ports(self._asked_ports)
         self.grpc_url = f"{HOST}:{ports['gRPC']}"
         self.http_url = f"http://{HOST}:{ports['HTTP']}"
@@ -126,7 +122,7 @@ class TritonServer:
         self._work_folder = Path(tempfile.mkdtemp(prefix=f"{_MARK}{os.getpid()}-"))
         self.log_path = self._work_folder / "server.log"
         try:
-            backends = _build_backend_folder(home, self._work_folder)
+            backends = build_backend_folder(home, self._work_folder)
             command = self._command(home, backends, ports)
             with self.log_path.open("wb") as log:
                 self._process = subprocess.Popen(
@@ -134,7 +130,7 @@ class TritonServer:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=_environment(home),
+                    env=server_environment(home),
                     start_new_session=True,
                 )
             self._wait_until_ready()
@@ -227,42 +223,6 @@ def _remove_leftovers() -> None:
             with contextlib.suppress(FileNotFoundError):  # another launcher that starts now was quicker
                 if launcher.isdigit() and not Path(f"/proc/{launcher}").exists() and path.stat().st_uid == os.getuid():
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _wheel_server() -> Path:
-    """Folder of the server inside the nvidia-pytriton wheel, found without importing it."""
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or not spec.submodule_search_locations:
-        raise ServerError(
-            "nvidia-pytriton is not installed (it carries the Triton server): pip install 'diffsplat-triton[server]'"
-        )
-    home = Path(spec.submodule_search_locations[0]) / "tritonserver"
-    if not (home / "python_backend_stubs" / python_version()).is_dir():
-        raise ServerError(f"{home}: has no Python backend for Python {python_version()}")
-    return home
-
-
-def _build_backend_folder(home: Path, folder: Path) -> Path:
-    """The wheel's Python backend with this interpreter's stub beside it, where alone the server looks for it."""
-    python_backend = folder / "backends" / "python"
-    shutil.copytree(home / "backends" / "python", python_backend, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(home / "python_backend_stubs" / python_version() / "triton_python_backend_stub", python_backend)
-    return python_backend.parent
-
-
-def _environment(home: Path) -> dict[str, str]:
-    """The stub finds packages through the first `python3` on PATH; unresolved, since a venv is known by its symlink."""
-    libpython = find_libpython()
-    assert libpython is not None
-    libraries = [str(home.parents[1] / "nvidia_pytriton.libs"), libpython, os.environ.get("LD_LIBRARY_PATH", "")]
-    return {
-        **os.environ,
-        "PATH": os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath))),
-        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
-        "PYTHONUNBUFFERED": "1",
-        # idle OpenMP threads sleep at once: the stages' processes share the cores and take turns
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
 
 
 def _choose_ports(asked: dict[str, int]) -> dict[str, int]:

@@ -16,18 +16,11 @@ from diffsplat.cameras import generated_view_cameras, latent_plucker, plucker_ra
 from diffsplat.control import control_scales
 from diffsplat.controlnet import ControlledDenoiserStep, ControlStep, HintEncoder, controlnet_config
 from diffsplat.denoiser import size_numbers
+from diffsplat.guidance import guidance_scales, guide, needs_guidance
 from diffsplat.image_vae import ImageEncoder
 from diffsplat.instant3d import blob_views, late_start
 from diffsplat.multiview import DenoiserStep, TextContext, set_multiview_attention
-from diffsplat.samplers import (
-    build_sampler,
-    guidance_scales,
-    guide,
-    model_input,
-    needs_guidance,
-    needs_noise,
-    sampler_step,
-)
+from diffsplat.samplers import build_sampler, model_input, needs_noise, sampler_step
 from diffsplat.step_view import AddedEmbedding
 from diffsplat.views import stock_config
 

@@ -8,18 +8,11 @@ from diffusers import AutoencoderKL
 
 from diffsplat.backbones import SD15
 from diffsplat.cameras import generated_view_cameras, latent_plucker, plucker_rays
+from diffsplat.guidance import guidance_scales, guide, needs_guidance
 from diffsplat.image_vae import ImageEncoder
 from diffsplat.pixart import PixArtStep, build_network
 from diffsplat.pixart_text import PixArtTextContext
-from diffsplat.samplers import (
-    build_sampler,
-    guidance_scales,
-    guide,
-    model_input,
-    needs_guidance,
-    needs_noise,
-    sampler_step,
-)
+from diffsplat.samplers import build_sampler, model_input, needs_noise, sampler_step
 from diffsplat.text_features import batch_contexts
 from diffsplat.views import split_views, stock_config
 

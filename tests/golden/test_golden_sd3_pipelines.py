@@ -9,15 +9,8 @@ from torch import Tensor
 
 from diffsplat.backbones import SD15
 from diffsplat.cameras import generated_view_cameras, latent_plucker
-from diffsplat.samplers import (
-    build_sampler,
-    guidance_scales,
-    guide,
-    model_input,
-    needs_guidance,
-    needs_noise,
-    sampler_step,
-)
+from diffsplat.guidance import guidance_scales, guide, needs_guidance
+from diffsplat.samplers import build_sampler, model_input, needs_noise, sampler_step
 from diffsplat.sd3 import SD3Context, SD3Modulations, SD3Step, build_network
 from diffsplat.views import network_input, stock_config
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from diffsplat.dinov2 import DinoConfig
 from diffsplat.elevest import (
-    DinoConfig,
     ElevationEstimator,
     ElevationPrediction,
     ElevEst,

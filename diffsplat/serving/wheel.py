@@ -1,0 +1,49 @@
+"""The tritonserver inside the nvidia-pytriton wheel: where it is, and what its processes need around them."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from diffsplat.serving.prerequisites import find_libpython, python_version
+
+
+class ServerError(RuntimeError):
+    """The server could not be started, or died while starting; the message says why and quotes the log."""
+
+
+def find_server() -> Path:
+    """Folder of the server inside the nvidia-pytriton wheel, found without importing it."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerError(
+            "nvidia-pytriton is not installed (it carries the Triton server): pip install 'diffsplat-triton[server]'"
+        )
+    home = Path(spec.submodule_search_locations[0]) / "tritonserver"
+    if not (home / "python_backend_stubs" / python_version()).is_dir():
+        raise ServerError(f"{home}: has no Python backend for Python {python_version()}")
+    return home
+
+
+def build_backend_folder(home: Path, folder: Path) -> Path:
+    """The wheel's Python backend with this interpreter's stub beside it, where alone the server looks for it."""
+    python_backend = folder / "backends" / "python"
+    shutil.copytree(home / "backends" / "python", python_backend, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(home / "python_backend_stubs" / python_version() / "triton_python_backend_stub", python_backend)
+    return python_backend.parent
+
+
+def server_environment(home: Path) -> dict[str, str]:
+    """The stub finds packages through the first `python3` on PATH; unresolved, since a venv is known by its symlink."""
+    libpython = find_libpython()
+    assert libpython is not None
+    libraries = [str(home.parents[1] / "nvidia_pytriton.libs"), libpython, os.environ.get("LD_LIBRARY_PATH", "")]
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath))),
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        "PYTHONUNBUFFERED": "1",
+        # idle OpenMP threads sleep at once: the stages' processes share the cores and take turns
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
