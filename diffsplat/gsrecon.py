@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffsplat.backbones import BackboneSpec, PixelRule
 from diffsplat.cameras import Cameras, plucker_rays
 
+RECON = "recon"  # its graph: images and rays -> grid
 OPACITY_LOGIT_SHIFT = -2.0  # splats start faint: sigmoid(-2) = 0.12
 
 
@@ -34,9 +35,20 @@ class GSReconConfig:
     ray_pixel_rule: PixelRule = "legacy"
 
     @property
+    def input_maps(self) -> dict[str, int]:
+        """Name -> channels of the maps that make one input image, in their order."""
+        maps = {
+            "images": (True, 3),
+            "normals": (self.input_normal, 3),
+            "coords": (self.input_coord, 3),
+            "metallic_roughness": (self.input_mr, 2),
+        }
+        return {name: channels for name, (taken, channels) in maps.items() if taken}
+
+    @property
     def image_channels(self) -> int:
         """Channels of one input image: 3 of RGB, 3 of normal, 3 of coordinate, 2 of metallic and roughness."""
-        return 3 + 3 * self.input_normal + 3 * self.input_coord + 2 * self.input_mr
+        return sum(self.input_maps.values())
 
 
 def patchify(images: Tensor, rows: int, columns: int) -> Tensor:
@@ -89,11 +101,14 @@ class GatedMLP(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """The stock norm, computed in float32 whatever the precision around it."""
+    """The stock norm, in float32 whatever the precision around it; written out, since ONNX has no such node."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)
+        assert self.eps is not None
+        wide = x.float()
+        scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (scaled * self.weight.float()).to(x.dtype)
 
 
 class Block(nn.Module):
@@ -161,13 +176,18 @@ class GSRecon(nn.Module):
         Returns:
             [B, V, 12, H, W] in [-1, 1], channels of `gaussians.GRID_CHANNELS`, unit quaternions.
         """
-        batch, views, channels, height, width = images.shape
+        height, width = images.shape[-2:]
+        rays = plucker_rays(*cameras, height, width, self.config.ray_pixel_rule)
+        return self.predict(images, rays.expand(len(images), -1, -1, -1, -1))
+
+    def predict(self, images: Tensor, rays: Tensor) -> Tensor:
+        """The same from Pluecker rays [B, V, 6, H, W] by the bundle's rule: what is exported, without geometry."""
+        views, channels, height = images.shape[1:4]
         if channels != self.config.image_channels:
             raise ValueError(f"images: {channels} channels, this GSRecon takes {self.config.image_channels}")
-        rays = plucker_rays(*cameras, height, width, self.config.ray_pixel_rule).expand(batch, -1, -1, -1, -1)
         patch = self.config.patch_size
         tokens = patchify(torch.cat([2 * images - 1, rays], dim=2).flatten(0, 1), patch, patch)  # [BV, L/V, patch]
-        x = self.x_embedder(tokens).unflatten(0, (batch, views)).flatten(1, 2)  # [B, L, D], view slowest
+        x = self.x_embedder(tokens).unflatten(0, (-1, views)).flatten(1, 2)  # [B, L, D], view slowest
         x = self.ln_out(self.transformer(x)).unflatten(1, (views, -1)).flatten(0, 1)  # [BV, L/V, D]
 
         def image(head: nn.Module) -> Tensor:
@@ -183,13 +203,29 @@ class GSRecon(nn.Module):
             ],
             dim=1,
         )
-        return grid.unflatten(0, (batch, views))
+        return grid.unflatten(0, (-1, views))
+
+
+class SplatReconstructor(nn.Module):
+    """The graph: images [B, V, C, H, W] in [0, 1] and rays [B, V, 6, H, W] -> splat grid [B, V, 12, H, W]."""
+
+    def __init__(self, gsrecon: GSRecon) -> None:
+        super().__init__()
+        self.gsrecon = gsrecon
+
+    def forward(self, images: Tensor, rays: Tensor) -> Tensor:
+        """`GSRecon.predict`."""
+        return self.gsrecon.predict(images, rays)
+
+
+def gsrecon_config(spec: BackboneSpec) -> GSReconConfig:
+    """Architecture of a bundle's GSRecon; rays by the bundle's pixel rule."""
+    try:
+        return GSReconConfig(**spec.gsrecon, ray_pixel_rule=cast(PixelRule, spec.geometry.ray_pixel_rule))
+    except TypeError as error:
+        raise ValueError(f"spec.gsrecon: {error}") from None
 
 
 def build_gsrecon(spec: BackboneSpec) -> GSRecon:
-    """GSRecon of a bundle, freshly initialised; rays by the bundle's pixel rule."""
-    try:
-        config = GSReconConfig(**spec.gsrecon, ray_pixel_rule=cast(PixelRule, spec.geometry.ray_pixel_rule))
-    except TypeError as error:
-        raise ValueError(f"spec.gsrecon: {error}") from None
-    return GSRecon(config)
+    """GSRecon of a bundle, freshly initialised."""
+    return GSRecon(gsrecon_config(spec))

@@ -17,7 +17,7 @@ from diffsplat.control import control_graphs
 from diffsplat.controlnet import ControlStep, HintEncoder, build_controlnet
 from diffsplat.denoiser import STEP, build_denoiser, denoiser_graph, request_graphs, takes_pooled_text
 from diffsplat.elevest import ElevationEstimator, build_elevest, elevest_config
-from diffsplat.gsrecon import build_gsrecon
+from diffsplat.gsrecon import RECON, SplatReconstructor, build_gsrecon
 from diffsplat.gsvae import GSVAE, build_gsvae
 from diffsplat.image_vae import ImageMoments, build_image_encoder
 from diffsplat.multiview import TextContext
@@ -67,6 +67,7 @@ def graph_modules(spec: BackboneSpec) -> dict[str, GraphModule]:
             name: GraphModule("denoiser", partial(denoiser_graph, name, spec)) for name in (*request_graphs(spec), STEP)
         },
         "decoder": GraphModule("gsvae", SplatDecoder),
+        RECON: GraphModule("gsrecon", SplatReconstructor),
         **({"image_encoder": GraphModule("image_encoder", ImageMoments)} if spec.image_encoder else {}),
         **({"elevation": GraphModule("elevest", _estimator(spec))} if spec.elevest is not None else {}),
         **{name: graph for kind in spec.controls for name, graph in _control_modules(spec, kind).items()},

@@ -10,7 +10,7 @@ than the module and one mapped file.
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,12 @@ def _header_bytes(tensors: Mapping[str, Tensor]) -> int:
         for key, tensor in tensors.items()
     }
     return len(json.dumps(header)) + 16  # its length before it, and padding to eight bytes
+
+
+def holds_network(listed: Iterable[str], network: str) -> bool:
+    """Whether any of these file names belongs to a network."""
+    pattern = rf"{re.escape(network)}(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    return any(re.fullmatch(pattern, name) for name in listed)
 
 
 def weight_files(folder: Path, listed: Collection[str], network: str) -> tuple[str, ...]:

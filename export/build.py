@@ -7,14 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from diffsplat_client.contract import STAGES
-
 from diffsplat.bundle import Bundle, describe_file
 from diffsplat.runtime import Backend, Graph, GraphRecord, OnnxGraph, TorchGraph, available_cores
 from diffsplat.weights import weight_files
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
-from export.record import VERSION, Progress, RuntimeChoice
+from export.record import VERSION, Progress, RuntimeChoice, served_stages
 from export.timing import choose_backend, median_ms
 from export.to_onnx import parity, write_onnx
 
@@ -25,8 +23,8 @@ def export_graphs(
     bundle: Bundle, staging: Path, runtime: RuntimeChoice, progress: Progress
 ) -> dict[str, dict[str, GraphRecord]]:
     """All graphs into their version folders; stage -> graph -> record."""
-    specs = graph_specs(bundle.spec)
-    records: dict[str, dict[str, GraphRecord]] = {stage: {} for stage in STAGES}
+    records: dict[str, dict[str, GraphRecord]] = {stage: {} for stage in served_stages(bundle)}
+    specs = [graph for graph in graph_specs(bundle.spec) if graph.stage in records]
     for index, graph in enumerate(specs):
 
         def report(text: str, step: int, graph: GraphSpec = graph, index: int = index) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle
+from diffsplat.cameras import orbit_cameras, plucker_rays
 from diffsplat.networks import build_graph_module, graph_modules
 
 
@@ -17,7 +18,7 @@ class TensorAxes(NamedTuple):
 
     name: str
     axes: tuple[int | str, ...]
-    sample: Literal["normal", "token", "mask", "timestep"] = "normal"
+    sample: Literal["normal", "token", "mask", "timestep", "colour", "ray"] = "normal"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class GraphSpec:
             elif tensor.sample == "mask":  # the first token counts always, the last one seldom
                 ranks = torch.rand(shape, generator=generator) * shape[1]
                 samples.append((torch.arange(shape[1]) <= ranks).to(torch.int64))
+            elif tensor.sample == "colour":
+                samples.append(torch.rand(shape, generator=generator))
+            elif tensor.sample == "ray":
+                samples.append(_rays(shape, generator))
             elif tensor.sample == "timestep":
                 samples.append(torch.rand(shape, generator=generator) * (self.timestep_range - 1))
             else:
@@ -77,3 +82,10 @@ class GraphSpec:
     def build(self, bundle: Bundle) -> nn.Module:
         """The torch module with the bundle's weights."""
         return build_graph_module(self.name, bundle.spec, bundle.load(self.network(bundle.spec)))
+
+
+def _rays(shape: list[int], generator: torch.Generator) -> Tensor:
+    """Pluecker rays [..., V, 6, H, W] of cameras around the object, each on its own orbit."""
+    elevation_deg = 60 * torch.rand(shape[:-3], generator=generator) - 30
+    azimuth_deg = 360 * torch.rand(shape[:-3], generator=generator)
+    return plucker_rays(*orbit_cameras(elevation_deg, azimuth_deg, 1.4), shape[-2], shape[-1], "pixel_centers")

@@ -10,17 +10,20 @@
     encode   elevation               images [objects, 3, S, S]                       elevation_deg [objects]
     denoise  hints_TYPE, control_context_TYPE, (control_added_TYPE,) control_TYPE    see `diffsplat.control`
     decode   decoder                 latents [objects, V, C, h, w]                   grid [objects, V, 12, H, W]
+    reconstruct  recon               images [.., V, C, H, W], rays [.., V, 6, H, W]  grid [objects, V, 12, H, W]
 
 A row is one (request, guidance branch). Graphs in front of the denoiser: once per request; the denoiser: every step;
-the decoder: once per object.
+the decoder: once per object. `recon` stands alone: it serves reconstructions, which no other graph takes part in.
 """
 
 import torch
+from diffsplat_client.contract import RECONSTRUCT
 
 from diffsplat.backbones import BackboneSpec, TextEncoderSpec
 from diffsplat.backbones.text import TEXT_ENCODER
 from diffsplat.control import residual_numbers
 from diffsplat.denoiser import ADDED, CONTEXT, MODULATIONS, STEP, request_graphs, step_input_names
+from diffsplat.gsrecon import RECON, gsrecon_config
 from diffsplat.networks import build_graph_module, network_builders
 from diffsplat.views import PLUCKER_CHANNELS
 from export.graph_spec import GraphSpec, TensorAxes
@@ -46,7 +49,18 @@ def graph_specs(spec: BackboneSpec) -> tuple[GraphSpec, ...]:
         {"objects": 1},
     )
     controls = [graph for kind in spec.controls for graph in controlnet_graphs(spec, kind)]
-    return (*texts, *picture_graphs(spec), *_denoiser_graphs(spec), *controls, decoder)
+    return (*texts, *picture_graphs(spec), *_denoiser_graphs(spec), *controls, decoder, _recon(spec))
+
+
+def _recon(spec: BackboneSpec) -> GraphSpec:
+    """GSRecon; rays come from outside, where geometry keeps its precision whatever the graph's is."""
+    views, grid, channels = spec.geometry.views, spec.geometry.grid_size, gsrecon_config(spec).image_channels
+    inputs = (
+        TensorAxes("images", ("objects", views, channels, grid, grid), "colour"),
+        TensorAxes("rays", ("objects", views, PLUCKER_CHANNELS, grid, grid), "ray"),
+    )
+    output = TensorAxes("grid", ("objects", views, GRID_CHANNELS, grid, grid))
+    return GraphSpec(RECON, RECONSTRUCT, inputs, (output,), {"objects": 1})
 
 
 def _text_encoder(name: str, encoder: TextEncoderSpec) -> GraphSpec:

@@ -6,6 +6,7 @@
     DIR/denoise/    config.pbtxt  1/        model.py export.json denoiser_context.* denoiser.*
     DIR/decode/     config.pbtxt  1/        model.py export.json decoder.*
     DIR/rasterize/  DIR/package/            model.py export.json
+    DIR/diffsplat_reconstruct/  DIR/reconstruct/   the same for views, where the bundle has a GSRecon; recon.*
 
 It is built beside DIR and moved into its place when it is complete. A second export of the same bundle by the same
 code with the same options does nothing.
@@ -16,11 +17,12 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STAGES
+from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, RECONSTRUCT, STAGES
 
 from diffsplat.bundle import (
     Bundle,
@@ -31,8 +33,9 @@ from diffsplat.bundle import (
     replace_folder,
     verify_file,
 )
+from diffsplat.gsrecon import gsrecon_config
 from diffsplat.runtime import RECORD, ExportRecord, GraphRecord, available_cores
-from export.record import VERSION, ExportError, Progress, RuntimeChoice
+from export.record import VERSION, ExportError, Progress, RuntimeChoice, served_stages
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = ROOT / "model_repository"
@@ -46,6 +49,7 @@ _SOURCES = (
     "diffsplat/controlnet.py",
     "diffsplat/denoiser.py",
     "diffsplat/elevest.py",
+    "diffsplat/gsrecon.py",
     "diffsplat/gsvae.py",
     "diffsplat/image_vae.py",
     "diffsplat/multiview.py",
@@ -110,7 +114,7 @@ def export_repository(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         staging = Path(temporary) / out.name
-        _copy_templates(templates, staging)
+        _copy_templates(templates, staging, served_stages(bundle))
         graphs = export_graphs(bundle, staging, runtime, progress)
         for path in bundle.tokenizer_paths:
             shutil.copyfile(path, staging / "encode" / VERSION / path.name)
@@ -136,6 +140,10 @@ def _describe_service(bundle: Bundle, staging: Path, graphs: dict[str, dict[str,
         "bundle_digest": bundle.digest,
         "backends": ", ".join(f"{name} {backend}" for name, backend in backends.items()),
     }
+    if RECONSTRUCT in graphs:
+        geometry, maps = bundle.spec.geometry, gsrecon_config(bundle.spec).input_maps
+        size = f"{geometry.grid_size} x {geometry.grid_size}"
+        parameters["reconstruction"] = f"{geometry.views} views of {size} pixels: {', '.join(maps)}"
     with (staging / ENSEMBLE / "config.pbtxt").open("a") as config:
         config.write("\n# written by export\n")
         for key, value in parameters.items():
@@ -144,20 +152,21 @@ def _describe_service(bundle: Bundle, staging: Path, graphs: dict[str, dict[str,
 
 def _check_templates(templates: Path) -> None:
     for stage in STAGES:
-        for name in ("config.pbtxt",) if stage == ENSEMBLE else ("config.pbtxt", f"{VERSION}/model.py"):
+        model = () if stage in ENSEMBLES else (f"{VERSION}/model.py",)
+        for name in ("config.pbtxt", *model):
             if not (templates / stage / name).is_file():
                 raise ExportError(f"{templates / stage / name}: template missing")
 
 
-def _template_files(templates: Path) -> list[Path]:
-    files = (path for stage in STAGES for path in _files_below(templates / stage))
+def _template_files(templates: Path, stages: Iterable[str] = STAGES) -> list[Path]:
+    files = (path for stage in stages for path in _files_below(templates / stage))
     return sorted(path for path in files if path.suffix in (".pbtxt", ".py"))
 
 
-def _copy_templates(templates: Path, staging: Path) -> None:
-    for stage in STAGES:
+def _copy_templates(templates: Path, staging: Path, stages: tuple[str, ...]) -> None:
+    for stage in stages:
         (staging / stage / VERSION).mkdir(parents=True)
-    for path in _template_files(templates):
+    for path in _template_files(templates, stages):
         shutil.copyfile(path, staging / path.relative_to(templates))
 
 
@@ -192,7 +201,8 @@ def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:
 
 
 def _read_graphs(out: Path) -> dict[str, GraphRecord]:
-    return {name: graph for stage in STAGES for name, graph in ExportRecord.read(out / stage / VERSION).graphs.items()}
+    folders = [out / stage / VERSION for stage in STAGES if (out / stage).is_dir()]
+    return {name: graph for folder in folders for name, graph in ExportRecord.read(folder).graphs.items()}
 
 
 def _files_below(folder: Path) -> list[Path]:

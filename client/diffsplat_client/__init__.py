@@ -16,6 +16,8 @@ from diffsplat_client.events import Event, Finished, Progress, Queued
 from diffsplat_client.formats.ply import read_ply, write_ply
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import four_views, turntable
+from diffsplat_client.reconstruction import Reconstruction
+from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.stream import GenerationStream
 from diffsplat_client.viewer import write_viewer
@@ -33,6 +35,8 @@ __all__ = [
     "InvalidRequestError",
     "Progress",
     "Queued",
+    "Reconstruction",
+    "ReconstructionRequest",
     "RequestCancelledError",
     "RequestTimeoutError",
     "ServerError",

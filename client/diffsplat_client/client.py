@@ -15,13 +15,16 @@ Whoever stops reading stops the request.
 
 import dataclasses
 import math
+import re
 import threading
 import time
 import uuid
 import weakref
 from typing import Any, NamedTuple
 
-from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE
+import numpy as np
+
+from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, RECONSTRUCTION
 from diffsplat_client.errors import (
     ContractMismatchError,
     DiffSplatError,
@@ -33,9 +36,18 @@ from diffsplat_client.errors import (
 )
 from diffsplat_client.events import Finished
 from diffsplat_client.generation import Generation
+from diffsplat_client.reconstruction import Reconstruction, parse_reconstruction
+from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.stream import GenerationStream
-from diffsplat_client.transport import GrpcTransport, ModelStatus, Transport, TransportError
+from diffsplat_client.transport import (
+    GrpcTransport,
+    ModelStatus,
+    ResponseStream,
+    Tensors,
+    Transport,
+    TransportError,
+)
 
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 600.0
@@ -134,19 +146,68 @@ class Client:
         started = time.monotonic()
         transport = self._connect(timeout_s)
         request_id = uuid.uuid4().hex  # whoever knows it can stop the request: it must not be guessable
-        remaining_s = started + timeout_s - time.monotonic()
-        if remaining_s <= 0:
-            raise RequestTimeoutError(f"timeout_s = {timeout_s:g} passed before the request was sent")
-        try:
-            responses = transport.stream(ENSEMBLE, request.to_tensors(), request_id, remaining_s)
-        except TransportError as error:
-            raise self._request_error(error, timeout_s) from None
+        responses = self._send(transport, ENSEMBLE, request.to_tensors(), request_id, started, timeout_s)
         stream = GenerationStream(
             transport, responses, request, request_id, started, lambda error: self._request_error(error, timeout_s)
         )
         with self._lock:
             self._streams.add(stream)
         return stream
+
+    def reconstruct(
+        self,
+        images: np.ndarray | ReconstructionRequest,
+        camera_to_world: np.ndarray | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> Reconstruction:
+        """Make splats of views of an object, by the bundle's GSRecon, and wait for them.
+
+        Args:
+            images: [V, H, W, 3] uint8, or floats in [0, 1], over white; or a whole request.
+            camera_to_world: [V, 4, 4], left out with a whole request.
+            timeout_s: as of `generate`.
+            options: other fields of ReconstructionRequest: maps, intrinsics, and what is wanted of the splats.
+
+        Raises:
+            InvalidRequestError: a field is out of range, or not what the served bundle takes.
+            ServerUnavailableError: also when the served bundle has no GSRecon.
+            ContractMismatchError, RequestTimeoutError, ServerError: as of `generate`.
+        """
+        if camera_to_world is not None:
+            options["camera_to_world"] = camera_to_world
+        if isinstance(images, ReconstructionRequest):
+            request = dataclasses.replace(images, **options).validate()
+        else:
+            request = ReconstructionRequest(images, **options).validate()
+        timeout_s = self.timeout_s if timeout_s is None else _check_timeout(timeout_s)
+        started = time.monotonic()
+        transport = self._connect(timeout_s)
+        if "reconstruction" not in self.server_parameters:
+            raise ServerUnavailableError(
+                f"the server at {self.url} makes no reconstructions: its bundle has no GSRecon, or it is older"
+            )
+        request_id = uuid.uuid4().hex
+        tensors: Tensors = {}
+        try:
+            for response in self._send(transport, RECONSTRUCTION, request.to_tensors(), request_id, started, timeout_s):
+                tensors |= response
+        except TransportError as error:
+            raise self._request_error(error, timeout_s) from None
+        return parse_reconstruction(tensors, request, request_id, started)
+
+    def _send(
+        self, transport: Transport, model: str, tensors: Tensors, request_id: str, started: float, timeout_s: float
+    ) -> ResponseStream:
+        """Send one request, for which there are `timeout_s` seconds from `started` on."""
+        remaining_s = started + timeout_s - time.monotonic()
+        if remaining_s <= 0:
+            raise RequestTimeoutError(f"timeout_s = {timeout_s:g} passed before the request was sent")
+        try:
+            return transport.stream(model, tensors, request_id, remaining_s)
+        except TransportError as error:
+            raise self._request_error(error, timeout_s) from None
 
     def status(self, timeout_s: float = CONNECT_TIMEOUT_S) -> ServerStatus:
         """Ask the server how it is; ServerUnavailableError when it does not answer."""
@@ -205,7 +266,7 @@ class Client:
         """The typed error for a failed request."""
         match error.code:
             case "INVALID_ARGUMENT":
-                return InvalidRequestError(error.message.removeprefix(f"in ensemble '{ENSEMBLE}', "))
+                return InvalidRequestError(re.sub(r"^in ensemble '\w+', ", "", error.message))
             case "UNAVAILABLE":
                 self._checked = False  # what comes back may be another server
                 return ServerUnavailableError(

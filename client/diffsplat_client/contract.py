@@ -10,9 +10,12 @@ from typing import NamedTuple
 CONTRACT_VERSION = 2  # raised whenever an old client could not talk to a new server, or the other way round
 
 ENSEMBLE = "diffsplat"
+RECONSTRUCTION = "diffsplat_reconstruct"  # the ensemble for views of an object; there where the bundle has a GSRecon
+ENSEMBLES = (ENSEMBLE, RECONSTRUCTION)
+RECONSTRUCT = "reconstruct"  # its first stage; the others are those of ENSEMBLE
 STOP_MODEL = "denoise"  # the stage that a STOP is sent to
 SCHEDULERS = ("ddim", "dpmsolver++", "sde-dpmsolver++", "edm", "flow")
-FORMATS = ("raw", "ply")
+FORMATS = ("raw", "ply", "ply_compat")  # ply_compat: the published script's own bytes, beside the raw splats
 CONTROL_TYPES = ("depth", "normal", "canny")
 
 # What an error message of a stage starts with, before a colon -> the same in gRPC's words. The code travels in the text
@@ -55,7 +58,16 @@ class StageSpec(NamedTuple):
     decoupled: bool = False
 
 
-# --- what a client sends (all of it goes to `encode`) ---
+# --- what a client wants of the splats, however they are made ---
+OUTPUT_TENSORS = (
+    TensorSpec("OPACITY_THRESHOLD_RENDER", "FP32", (1,)),
+    TensorSpec("OPACITY_THRESHOLD_ASSET", "FP32", (1,)),
+    TensorSpec("FRAME_SIZE", "INT32", (1,)),
+    TensorSpec("FRAME_POSES", "FP32", (-1, 4)),
+    TensorSpec("FORMAT", "BYTES", (1,)),
+)
+
+# --- what a client sends for a generation (all of it goes to `encode`) ---
 REQUEST_TENSORS = (
     # optional on the wire alone: Triton only counts inputs, and an ensemble that lacks one never ends; encode checks
     TensorSpec("PROMPT", "BYTES", (1,)),
@@ -81,11 +93,18 @@ REQUEST_TENSORS = (
     TensorSpec("INIT_STD", "FP32", (1,)),
     TensorSpec("INIT_NOISE_STRENGTH", "FP32", (1,)),
     TensorSpec("INIT_BACKGROUND", "FP32", (1,)),
-    TensorSpec("OPACITY_THRESHOLD_RENDER", "FP32", (1,)),
-    TensorSpec("OPACITY_THRESHOLD_ASSET", "FP32", (1,)),
-    TensorSpec("FRAME_SIZE", "INT32", (1,)),
-    TensorSpec("FRAME_POSES", "FP32", (-1, 4)),
-    TensorSpec("FORMAT", "BYTES", (1,)),
+    *OUTPUT_TENSORS,
+)
+
+# --- what a client sends for a reconstruction (all of it goes to `reconstruct`); V views of H x W pixels ---
+RECONSTRUCTION_TENSORS = (
+    TensorSpec("IMAGES", "FP32", (-1, -1, -1, 3)),  # [V, H, W, 3] in [0, 1]
+    TensorSpec("NORMALS", "FP32", (-1, -1, -1, 3)),
+    TensorSpec("COORDS", "FP32", (-1, -1, -1, 3)),
+    TensorSpec("METALLIC_ROUGHNESS", "FP32", (-1, -1, -1, 2)),
+    TensorSpec("CAMERA_TO_WORLD", "FP32", (-1, 4, 4)),
+    TensorSpec("INTRINSICS", "FP32", (-1, 4)),
+    *OUTPUT_TENSORS,
 )
 
 # --- what a client gets ---
@@ -97,8 +116,10 @@ DENOISE_TIMINGS = TensorSpec("TIMINGS", "BYTES", (1,))  # JSON {stage: milliseco
 DECODE_TIMINGS = TensorSpec("TIMINGS_DECODE", "BYTES", (1,))
 RASTERIZE_TIMINGS = TensorSpec("TIMINGS_RASTERIZE", "BYTES", (1,))
 PACKAGE_TIMINGS = TensorSpec("TIMINGS_PACKAGE", "BYTES", (1,))
+RECONSTRUCT_TIMINGS = TensorSpec("TIMINGS_RECONSTRUCT", "BYTES", (1,))
 TIMING_TENSORS = (DENOISE_TIMINGS, DECODE_TIMINGS, RASTERIZE_TIMINGS, PACKAGE_TIMINGS)
 RESPONSE_TENSORS = (STATUS, GAUSSIANS, FRAMES, ASSET, *TIMING_TENSORS)
+RECONSTRUCTION_TIMINGS = (RECONSTRUCT_TIMINGS, RASTERIZE_TIMINGS, PACKAGE_TIMINGS)
 
 # --- between the stages ---
 REQUEST = TensorSpec("REQUEST", "BYTES", (1,))  # JSON of a GenerationRequest without open defaults, plus warnings
@@ -111,6 +132,8 @@ START_MOMENTS = TensorSpec("START_MOMENTS", "FP32", (2, -1, -1, -1, -1))  # mean
 LATENTS = TensorSpec("LATENTS", "FP32", (-1, -1, -1, -1))  # [V, C, h, w]
 RESOLVED_REQUEST = TensorSpec("RESOLVED_REQUEST", "BYTES", (1,))  # REQUEST, echoed by denoise for the later stages
 SPLATS = TensorSpec("SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))  # every decoded splat, before any opacity threshold
+# the same splats with quaternions and scales as the network said them; for the format ply_compat alone
+RAW_SPLATS = TensorSpec("RAW_SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))
 # RESOLVED_REQUEST once more, from decode: a stage's inputs must come from one stage, since an ensemble pairs outputs of
 # different stages by their order of arrival, and instances may overtake each other
 DECODED_REQUEST = TensorSpec("DECODED_REQUEST", "BYTES", (1,))
@@ -126,8 +149,10 @@ STAGES = {
         decoupled=True,
     ),
     # behind `denoise` every input is optional: each progress message runs these stages with nothing in it
-    "decode": StageSpec((LATENTS, RESOLVED_REQUEST), (SPLATS, DECODED_REQUEST, DECODE_TIMINGS)),
+    "decode": StageSpec((LATENTS, RESOLVED_REQUEST), (SPLATS, RAW_SPLATS, DECODED_REQUEST, DECODE_TIMINGS)),
     "rasterize": StageSpec((SPLATS, DECODED_REQUEST), (FRAMES, RASTERIZE_TIMINGS)),
-    "package": StageSpec((SPLATS, DECODED_REQUEST), (GAUSSIANS, ASSET, PACKAGE_TIMINGS)),
+    "package": StageSpec((SPLATS, RAW_SPLATS, DECODED_REQUEST), (GAUSSIANS, ASSET, PACKAGE_TIMINGS)),
     ENSEMBLE: StageSpec(REQUEST_TENSORS, RESPONSE_TENSORS, decoupled=True),
+    RECONSTRUCT: StageSpec(RECONSTRUCTION_TENSORS, (SPLATS, RAW_SPLATS, DECODED_REQUEST, RECONSTRUCT_TIMINGS)),
+    RECONSTRUCTION: StageSpec(RECONSTRUCTION_TENSORS, (GAUSSIANS, FRAMES, ASSET, *RECONSTRUCTION_TIMINGS)),
 }

@@ -3,11 +3,12 @@
 import json
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from diffsplat_client.cloud import SplatCloud
-from diffsplat_client.contract import ASSET, FRAMES, GAUSSIANS, TIMING_TENSORS
+from diffsplat_client.contract import ASSET, FRAMES, GAUSSIANS, RECONSTRUCT_TIMINGS, TIMING_TENSORS
 from diffsplat_client.errors import ServerError
 from diffsplat_client.formats.ply import decode_ply
 from diffsplat_client.request import GenerationRequest
@@ -29,6 +30,15 @@ class Generation:
     warnings: tuple[str, ...] = ()  # such as a prompt that was cut
 
 
+class Output(NamedTuple):
+    """What comes back for a request, however its splats were made; fields as of Generation."""
+
+    cloud: SplatCloud
+    frames: np.ndarray | None
+    asset: bytes | None
+    timings_ms: dict[str, float]
+
+
 def parse_generation(
     tensors: dict[str, np.ndarray],
     request: GenerationRequest,
@@ -41,6 +51,22 @@ def parse_generation(
     An ensemble pairs the outputs of its stages by their order of arrival, so that a file may come with a progress
     message. `started`: monotonic time.
     """
+    output = parse_output(tensors, request, started)
+    return Generation(
+        request=request,
+        request_id=request_id,
+        cloud=output.cloud,
+        frames=output.frames,
+        asset=output.asset,
+        seed=status.seed,
+        elevation_deg=status.elevation_deg,
+        timings_ms=output.timings_ms,
+        warnings=status.warnings,
+    )
+
+
+def parse_output(tensors: dict[str, np.ndarray], request: GenerationRequest, started: float) -> Output:
+    """What the request asked for of the splats; errors and `started` as of `parse_generation`."""
     asset = tensors.get(ASSET.name)
     if request.format != "raw" and (asset is None or asset.size != 1):
         raise ServerError(f"the server finished without the {ASSET.name} asked for ({request.format})")
@@ -51,17 +77,9 @@ def parse_generation(
     if wanted and (frames is None or frames.shape != expected or frames.dtype != np.uint8):
         found = "missing" if frames is None else f"{frames.dtype} {list(frames.shape)}"
         raise ServerError(f"{FRAMES.name} is {found}: uint8 {list(expected)} was asked for")
-    return Generation(
-        request=request,
-        request_id=request_id,
-        cloud=_cloud(tensors, file),
-        frames=frames if wanted else None,
-        asset=file,
-        seed=status.seed,
-        elevation_deg=status.elevation_deg,
-        timings_ms=_timings_ms(tensors) | {"total": 1e3 * (time.monotonic() - started)},
-        warnings=status.warnings,
-    )
+    cloud = _cloud(tensors, file if request.format == "ply" else None)
+    timings_ms = _timings_ms(tensors) | {"total": 1e3 * (time.monotonic() - started)}
+    return Output(cloud, frames if wanted else None, file, timings_ms)
 
 
 def _cloud(tensors: dict[str, np.ndarray], file: bytes | None) -> SplatCloud:
@@ -78,7 +96,7 @@ def _cloud(tensors: dict[str, np.ndarray], file: bytes | None) -> SplatCloud:
 
 def _timings_ms(tensors: dict[str, np.ndarray]) -> dict[str, float]:
     timings: dict[str, float] = {}
-    for spec in TIMING_TENSORS:
+    for spec in (RECONSTRUCT_TIMINGS, *TIMING_TENSORS):
         if spec.name not in tensors:
             continue
         try:

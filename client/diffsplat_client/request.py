@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffsplat_client.contract import CONTROL_TYPES, FORMATS, POSE_COLUMNS, REQUEST_TENSORS, SCHEDULERS
+from diffsplat_client.contract import CONTROL_TYPES, FORMATS, POSE_COLUMNS, REQUEST_TENSORS, SCHEDULERS, TensorSpec
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request_checks import (
     check_choice,
@@ -93,16 +93,18 @@ class GenerationRequest:
     )
     frame_size: int = _option(256, "width and height of every frame, pixels", limits=(16, 2048), integer=True)
     frame_poses: np.ndarray | None = None
-    format: str = _option("raw", "file that the server makes besides the raw splats", choices=FORMATS)
+    format: str = _option(
+        "raw", "file that the server makes; ply_compat is the published script's own, byte for byte", choices=FORMATS
+    )
 
     def validate(self) -> "GenerationRequest":
         """Return self, or raise InvalidRequestError naming the first bad field, its value and what is allowed."""
-        self._check_fields()
+        self.check_fields()
         check_together(self)
         return self
 
-    def _check_fields(self) -> None:
-        """Each field alone."""
+    def check_fields(self) -> None:
+        """Refuse what `validate` refuses, each field alone: whether they go together is not looked at."""
         for name in ("prompt", "negative_prompt"):
             check_text(name, getattr(self, name))
         for field in dataclasses.fields(self):
@@ -154,22 +156,7 @@ class GenerationRequest:
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> "GenerationRequest":
         """Read what `to_tensors` wrote; raises InvalidRequestError for text that is not UTF-8 or a bad value."""
-        values: dict[str, Any] = {}
-        for spec in REQUEST_TENSORS:
-            tensor = tensors.get(spec.name)
-            if tensor is None:
-                continue
-            name = spec.name.lower()
-            if spec.dims != (1,):
-                values[name] = tensor
-            elif tensor.size != 1:
-                raise InvalidRequestError(f"{name} has shape {list(tensor.shape)}: must be [1]")
-            elif name in FILES:
-                values[name] = tensor.reshape(-1)[0]
-            elif spec.datatype == "BYTES":
-                values[name] = _decode_text(name, tensor.reshape(-1)[0])
-            else:
-                values[name] = _decode_number(tensor.reshape(-1)[0])
+        values = decode_tensors(tensors, REQUEST_TENSORS)
         if not {"prompt", *FILES} & set(values):
             raise InvalidRequestError("prompt is missing")
         return cls(**values).validate()
@@ -202,7 +189,7 @@ class GenerationRequest:
             request = cls(values.pop("prompt"), **values)
         except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             raise InvalidRequestError("REQUEST is not the JSON form of a generation request") from None
-        request._check_fields()
+        request.check_fields()
         if request.elevation_deg is not None and request.frame_poses is not None:
             if np.isnan(request.frame_poses[:, 0]).any():  # else a stage would draw from nowhere
                 raise InvalidRequestError("frame_poses leaves an elevation open: must be filled in by encode")
@@ -225,6 +212,27 @@ POSE_RANGES: dict[str, tuple[float, float]] = {
     "splat_scale": (0.0, 10.0),
 }
 _NUMPY: dict[str, Any] = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}
+
+
+def decode_tensors(tensors: dict[str, np.ndarray], specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+    """Field -> value of those of these tensors that were sent; InvalidRequestError for what is none of its type."""
+    values: dict[str, Any] = {}
+    for spec in specs:
+        tensor = tensors.get(spec.name)
+        if tensor is None:
+            continue
+        name = spec.name.lower()
+        if spec.dims != (1,):
+            values[name] = tensor
+        elif tensor.size != 1:
+            raise InvalidRequestError(f"{name} has shape {list(tensor.shape)}: must be [1]")
+        elif name in FILES:
+            values[name] = tensor.reshape(-1)[0]
+        elif spec.datatype == "BYTES":
+            values[name] = _decode_text(name, tensor.reshape(-1)[0])
+        else:
+            values[name] = _decode_number(tensor.reshape(-1)[0])
+    return values
 
 
 def _decode_text(name: str, raw: Any) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 
+import numpy as np
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
 
@@ -13,7 +14,10 @@ _MUST_BE_FILLED = ("elevation_deg", "distance", "seed", "steps", "scheduler", "e
 
 @dataclass(frozen=True)
 class Envelope:
-    """A request without open defaults, what the user should be told about it, and the time spent on it so far."""
+    """A request without open defaults, what the user should be told about it, and the time spent on it so far.
+
+    Behind `reconstruct`, where nothing is generated, all that concerns generation is left open.
+    """
 
     request: GenerationRequest
     warnings: tuple[str, ...] = ()
@@ -26,8 +30,12 @@ class Envelope:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> "Envelope":
+    def from_json(cls, text: str, generated: bool = True) -> "Envelope":
         """Inverse of `to_json`, with every check: each stage can be called directly.
+
+        Args:
+            text: the JSON.
+            generated: False for a stage that does not look at how the splats were made: it may all be open.
 
         Raises:
             InvalidRequestError: not such a JSON object, too long, a bad value, or an option that is still open.
@@ -44,9 +52,11 @@ class Envelope:
                 'REQUEST must be JSON: {"request": {...}, "warnings": [...], "timings_ms": {...}}'
             ) from None
         request = GenerationRequest.from_json(request_json)
-        for name in _MUST_BE_FILLED:
+        for name in _MUST_BE_FILLED if generated else ():
             if getattr(request, name) is None:
                 raise InvalidRequestError(f"REQUEST leaves {name} open: encode fills it in")
+        if request.frame_poses is not None and np.isnan(request.frame_poses[:, 0]).any():
+            raise InvalidRequestError("frame_poses leaves an elevation open: must be filled in")
         return cls(request, warnings, timings_ms)
 
     def with_timing(self, stage: str, ms: float) -> "Envelope":

@@ -21,12 +21,14 @@ import triton_python_backend_utils as pb_utils
 from diffsplat_client.contract import (
     PICTURE_TENSORS,
     POOLED_TEXT,
+    RECONSTRUCTION_TENSORS,
     REQUEST_TENSORS,
     TEXT_EMBEDDINGS,
     TEXT_MASK,
     TEXT_TENSORS,
 )
 from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.serving.engine import Engine, EnginePolicy, Progress
@@ -34,6 +36,7 @@ from diffsplat.serving.envelope import Envelope
 from diffsplat.serving.triton_io import (
     array_tensor,
     read_array,
+    read_arrays,
     required_array,
     required_text,
     text_tensor,
@@ -42,6 +45,7 @@ from diffsplat.serving.triton_io import (
 )
 
 if TYPE_CHECKING:
+    from diffsplat.serving.decode import DecodeResult
     from diffsplat.serving.denoise import DenoiseJob, DenoiseWork
 
 _log = logging.getLogger("diffsplat.serving")
@@ -115,8 +119,7 @@ class EncodeModel(StageModel):
 
     def answer(self, request: Any) -> list[Any]:
         """Encode one request."""
-        inputs = {spec.name: array for spec in REQUEST_TENSORS if (array := read_array(request, spec.name)) is not None}
-        result = self.stage.run(GenerationRequest.from_tensors(inputs))
+        result = self.stage.run(GenerationRequest.from_tensors(read_arrays(request, REQUEST_TENSORS)))
         features = [*zip(TEXT_TENSORS, result.text, strict=True), *zip(PICTURE_TENSORS, result.pictures, strict=True)]
         return [
             text_tensor("REQUEST", result.envelope.to_json()),
@@ -246,24 +249,51 @@ class _Stream:
         return text_tensor("STATUS", json.dumps(status))
 
 
+class ReconstructModel(StageModel):
+    """Views of an object -> SPLATS, with the request that belongs to them."""
+
+    name = "reconstruct"
+
+    def load(self, folder: Path) -> None:
+        """GSRecon."""
+        from diffsplat.serving.reconstruct import ReconstructStage
+
+        self.stage = ReconstructStage.load(folder, self.threads)
+
+    def warm_up(self) -> None:
+        """One object."""
+        self.stage.warm_up()
+
+    def answer(self, request: Any) -> list[Any]:
+        """Reconstruct one object."""
+        started = perf_counter()
+        decoded, envelope = self.stage.run(
+            ReconstructionRequest.from_tensors(read_arrays(request, RECONSTRUCTION_TENSORS))
+        )
+        timings = {self.name: round((perf_counter() - started) * 1e3, 3)}
+        return [*_decoded_tensors(decoded, envelope), text_tensor("TIMINGS_RECONSTRUCT", json.dumps(timings))]
+
+
 class _LaterStage(StageModel):
     """A stage behind `denoise`: runs with nothing in it for every progress message, and then answers with nothing."""
 
     source: str  # the tensor it works on
     request_tensor: str  # comes from the same stage as `source`
+    also: tuple[str, ...] = ()  # tensors of that stage which only some requests have
+    generated = True  # whether it looks at how the splats are made
 
     def answer(self, request: Any) -> list[Any]:
         """Work only when there is something to work on."""
         array = read_array(request, self.source)
         if array is None:
             return []
-        envelope = Envelope.from_json(required_text(request, self.request_tensor))
+        envelope = Envelope.from_json(required_text(request, self.request_tensor), self.generated)
         started = perf_counter()
-        tensors = self.work(array, envelope)
+        tensors = self.work(array, envelope, *(read_array(request, name) for name in self.also))
         timings = {self.name: round((perf_counter() - started) * 1e3, 3)}
         return [*tensors, text_tensor(f"TIMINGS_{self.name.upper()}", json.dumps(timings))]
 
-    def work(self, array: np.ndarray, envelope: Envelope) -> list[Any]:
+    def work(self, array: np.ndarray, envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
         """Output tensors but the timings."""
         raise NotImplementedError
 
@@ -288,16 +318,16 @@ class DecodeModel(_LaterStage):
         )
         self.work(np.zeros(shape, np.float32), Envelope(request))
 
-    def work(self, array: np.ndarray, envelope: Envelope) -> list[Any]:
+    def work(self, array: np.ndarray, envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
         """Decode one object."""
-        splats = self.stage.run(to_torch(array), envelope).splats
-        return [array_tensor("SPLATS", splats.numpy()), text_tensor("DECODED_REQUEST", envelope.to_json())]
+        return _decoded_tensors(self.stage.run(to_torch(array), envelope), envelope)
 
 
 class RasterizeModel(_LaterStage):
     """SPLATS -> FRAMES, if the request has poses."""
 
     name, source, request_tensor = "rasterize", "SPLATS", "DECODED_REQUEST"
+    generated = False
 
     def load(self, folder: Path) -> None:
         """Nothing but the geometry."""
@@ -309,16 +339,18 @@ class RasterizeModel(_LaterStage):
         """Load or compile the kernels."""
         self.stage.warm_up()
 
-    def work(self, array: np.ndarray, envelope: Envelope) -> list[Any]:
+    def work(self, array: np.ndarray, envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
         """Draw one object."""
         frames = self.stage.run(to_torch(array), envelope).frames
         return [] if frames is None else [array_tensor("FRAMES", frames.numpy())]
 
 
 class PackageModel(_LaterStage):
-    """SPLATS -> GAUSSIANS or ASSET."""
+    """SPLATS -> GAUSSIANS, ASSET, or both."""
 
     name, source, request_tensor = "package", "SPLATS", "DECODED_REQUEST"
+    generated = False
+    also = ("RAW_SPLATS",)
 
     def load(self, folder: Path) -> None:
         """Nothing."""
@@ -326,12 +358,18 @@ class PackageModel(_LaterStage):
 
         self.stage = PackageStage.load(folder)
 
-    def work(self, array: np.ndarray, envelope: Envelope) -> list[Any]:
+    def work(self, array: np.ndarray, envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
         """Package one object."""
-        result = self.stage.run(array, envelope)
-        if result.gaussians is not None:
-            return [array_tensor("GAUSSIANS", result.gaussians)]
-        return [pb_utils.Tensor("ASSET", np.array([result.asset], dtype=np.object_))]
+        gaussians, asset = self.stage.run(array, envelope, *also)
+        tensors = [] if gaussians is None else [array_tensor("GAUSSIANS", gaussians)]
+        return tensors if asset is None else [*tensors, pb_utils.Tensor("ASSET", np.array([asset], dtype=np.object_))]
+
+
+def _decoded_tensors(decoded: "DecodeResult", envelope: Envelope) -> list[Any]:
+    """What `rasterize` and `package` read."""
+    splats, raw_splats = decoded
+    tensors = [array_tensor("SPLATS", splats.numpy()), text_tensor("DECODED_REQUEST", envelope.to_json())]
+    return tensors if raw_splats is None else [*tensors, array_tensor("RAW_SPLATS", raw_splats.numpy())]
 
 
 def _send_error(sender: Any, error: Exception, request_id: str) -> None:

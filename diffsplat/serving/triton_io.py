@@ -1,11 +1,12 @@
 """Triton's tensors and errors from and to ours; runs only inside Triton's Python backend."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from diffsplat_client.contract import ERROR_CODES
+from diffsplat_client.contract import ERROR_CODES, TensorSpec
 from diffsplat_client.errors import InvalidRequestError, RequestCancelledError
 
 from diffsplat.serving.engine import QueueFullError
@@ -17,6 +18,11 @@ def read_array(request: Any, name: str) -> np.ndarray | None:
     """An input, None when it was not sent."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
+
+
+def read_arrays(request: Any, specs: Iterable[TensorSpec]) -> dict[str, np.ndarray]:
+    """Those of these inputs that were sent, by name."""
+    return {spec.name: array for spec in specs if (array := read_array(request, spec.name)) is not None}
 
 
 def required_array(request: Any, name: str) -> np.ndarray:

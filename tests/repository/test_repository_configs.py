@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STAGES, TensorSpec
+from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, RECONSTRUCTION, STAGES, TensorSpec
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from diffsplat.serving.engine import EnginePolicy
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "model_repository"
-COMPOSING = [stage for stage in STAGES if stage != ENSEMBLE]
+COMPOSING = [stage for stage in STAGES if stage not in ENSEMBLES]
 BEHIND_DENOISE = ("decode", "rasterize", "package")
 
 
@@ -76,18 +76,34 @@ def test_progress_messages_pass_the_later_stages(stage: str) -> None:
     assert sum(group.count for group in config.instance_group) >= 2
 
 
+# stage of an ensemble, in order -> where its inputs come from
+WIRING = {
+    ENSEMBLE: {
+        "encode": "client",
+        "denoise": "encode",
+        "decode": "denoise",
+        "rasterize": "decode",
+        "package": "decode",
+    },
+    RECONSTRUCTION: {"reconstruct": "client", "rasterize": "reconstruct", "package": "reconstruct"},
+}
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
 class TestWiring:
-    """The ensemble's map of tensors."""
+    """The ensembles' maps of tensors."""
 
     @pytest.fixture
-    def config(self) -> model_config_pb2.ModelConfig:
-        return read_config(ENSEMBLE)
+    def config(self, ensemble: str) -> model_config_pb2.ModelConfig:
+        return read_config(ensemble)
 
-    def test_every_stage_runs_once_in_order(self, config) -> None:
-        assert [step.model_name for step in config.ensemble_scheduling.step] == COMPOSING
+    def test_every_stage_runs_once_in_order(self, config, ensemble: str) -> None:
+        assert [step.model_name for step in config.ensemble_scheduling.step] == list(WIRING[ensemble])
 
-    def test_every_input_is_fed_by_a_tensor_of_its_type_and_every_output_goes_somewhere(self, config) -> None:
-        carried = {tensor.name: tensor for tensor in STAGES[ENSEMBLE].inputs}  # ensemble tensor -> what it carries
+    def test_every_input_is_fed_by_a_tensor_of_its_type_and_every_output_goes_somewhere(
+        self, config, ensemble: str
+    ) -> None:
+        carried = {tensor.name: tensor for tensor in STAGES[ensemble].inputs}  # ensemble tensor -> what it carries
         consumed = set()
         for step in config.ensemble_scheduling.step:
             inputs = {tensor.name: tensor for tensor in STAGES[step.model_name].inputs}
@@ -100,11 +116,11 @@ class TestWiring:
             for name, target in step.output_map.items():
                 assert target not in carried, f"{target} is written twice"
                 carried[target] = outputs[name]
-        asked_for = {tensor.name for tensor in STAGES[ENSEMBLE].outputs}
+        asked_for = {tensor.name for tensor in STAGES[ensemble].outputs}
         assert asked_for <= set(carried)
         assert set(carried) == consumed | asked_for, "a tensor goes nowhere"
 
-    def test_each_stage_behind_the_first_reads_from_one_other_stage(self, config) -> None:
+    def test_each_stage_behind_the_first_reads_from_one_other_stage(self, config, ensemble: str) -> None:
         """So all its inputs share one decoupled origin (Triton's rule), and belong to the same message."""
         writer = {
             target: step.model_name for step in config.ensemble_scheduling.step for target in step.output_map.values()
@@ -113,10 +129,4 @@ class TestWiring:
             step.model_name: {writer.get(source, "client") for source in step.input_map.values()}
             for step in config.ensemble_scheduling.step
         }
-        assert sources == {
-            "encode": {"client"},
-            "denoise": {"encode"},
-            "decode": {"denoise"},
-            "rasterize": {"decode"},
-            "package": {"decode"},
-        }
+        assert sources == {stage: {source} for stage, source in WIRING[ensemble].items()}

@@ -1,0 +1,28 @@
+"""Reconstruction: what comes back for views of an object."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diffsplat_client.cloud import SplatCloud
+from diffsplat_client.generation import parse_output
+from diffsplat_client.reconstruction_request import ReconstructionRequest
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """One finished object; fields as of Generation, without those of the denoiser."""
+
+    request: ReconstructionRequest
+    request_id: str
+    cloud: SplatCloud
+    frames: np.ndarray | None  # uint8 [F, H, W, 3], one per row of `request.frame_poses`
+    asset: bytes | None  # a whole file in `request.format`; none for "raw"
+    timings_ms: dict[str, float] = field(default_factory=dict)  # milliseconds by stage; "total": as this client saw it
+
+
+def parse_reconstruction(
+    tensors: dict[str, np.ndarray], request: ReconstructionRequest, request_id: str, started: float
+) -> Reconstruction:
+    """Build the result from the tensors of the response; ServerError when they break the contract."""
+    return Reconstruction(request, request_id, *parse_output(tensors, request.output, started))

@@ -1,0 +1,68 @@
+"""Views of an object -> its splats, in one process: what the service of reconstructions must equal.
+
+result = ReconstructionPipeline.load("build/pico").run(ReconstructionRequest(images, camera_to_world, ...))
+"""
+
+import os
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+from diffsplat_client.contract import RECONSTRUCT
+from diffsplat_client.reconstruction_request import ReconstructionRequest
+
+from diffsplat.bundle import Bundle
+from diffsplat.serving.package import PackageStage
+from diffsplat.serving.rasterize import RasterizeStage
+from diffsplat.serving.reconstruct import ReconstructStage
+
+
+class ReconstructionResult(NamedTuple):
+    """One object; fields as of PipelineResult."""
+
+    splats: np.ndarray  # [N, 14]
+    gaussians: np.ndarray | None  # [N', 14]
+    asset: bytes | None
+    frames: np.ndarray | None  # [F, H, W, 3] uint8
+    timings_ms: dict[str, float]
+
+
+class ReconstructionPipeline:
+    """The stages of the ensemble `diffsplat_reconstruct`, called one after the other."""
+
+    def __init__(self, reconstruct: ReconstructStage, rasterize: RasterizeStage, package: PackageStage) -> None:
+        self.reconstruct = reconstruct
+        self.rasterize = rasterize
+        self.package = package
+
+    @classmethod
+    def load(
+        cls, repository: str | os.PathLike[str], version: str = "1", threads: int | None = None
+    ) -> "ReconstructionPipeline":
+        """From a folder written by `python -m export`. BundleError names a file that is missing or damaged."""
+        folders = {stage: Path(repository) / stage / version for stage in (RECONSTRUCT, "rasterize", "package")}
+        return cls(
+            ReconstructStage.load(folders[RECONSTRUCT], threads),
+            RasterizeStage.load(folders["rasterize"], threads),
+            PackageStage.load(folders["package"]),
+        )
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> "ReconstructionPipeline":
+        """Straight from a bundle, run by torch. BundleError when it has no GSRecon."""
+        return cls(ReconstructStage.from_bundle(bundle), RasterizeStage(bundle.spec), PackageStage())
+
+    def run(self, request: ReconstructionRequest) -> ReconstructionResult:
+        """Reconstruct one object. InvalidRequestError names the bad field, its value and what is allowed."""
+        times = [perf_counter()]
+        (splats, raw_splats), envelope = self.reconstruct.run(request)
+        times.append(perf_counter())
+        frames = self.rasterize.run(splats, envelope).frames
+        times.append(perf_counter())
+        raw = None if raw_splats is None else raw_splats.numpy()
+        gaussians, asset = self.package.run(splats.numpy(), envelope, raw)
+        times.append(perf_counter())
+        stages = (RECONSTRUCT, "rasterize", "package")
+        spent = {stage: 1e3 * (times[i + 1] - times[i]) for i, stage in enumerate(stages)}
+        return ReconstructionResult(splats.numpy(), gaussians, asset, None if frames is None else frames.numpy(), spent)

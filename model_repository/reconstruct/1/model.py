@@ -1,0 +1,1 @@
+from diffsplat.serving.triton import ReconstructModel as TritonPythonModel  # noqa: F401
