@@ -1,6 +1,7 @@
 """`python -m benchmarks [NAME ...]`: run every benchmark, or those named, and keep their figures for this machine.
 
-Figures go to `benchmarks/results/<machine>/<name>.json`, beside the versions they were measured with.
+Figures go to `benchmarks/results/<machine>/<name>.json`, beside the versions they were measured with; those that are
+the same on every machine go to `benchmarks/results/<name>.json`.
 """
 
 import argparse
@@ -16,7 +17,9 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "formats": ("formats",),
     "quality": ("quality", "bundles/pico"),
     "ensemble_overhead": ("ensemble_overhead", "bundles/pico"),
+    "flops": ("flops",),
 }
+EVERYWHERE = ("flops",)  # counted, not measured: no machine stands beside them
 
 
 def main() -> int:
@@ -27,13 +30,15 @@ def main() -> int:
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"unknown benchmark {', '.join(unknown)}: choose from {', '.join(BENCHMARKS)}")
-    folder = Path(__file__).parent / "results" / machine_name()
+    results = Path(__file__).parent / "results"
+    folder = results / machine_name()
     folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     for number, name in enumerate(names, start=1):
         print(f"\n=== {number} of {len(names)}: {name}", flush=True)
         module, *arguments = BENCHMARKS[name]
-        command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--json", str(folder / f"{name}.json")]
+        path = (results if name in EVERYWHERE else folder) / f"{name}.json"
+        command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--json", str(path)]
         failed += subprocess.run(command).returncode != 0
     return failed
 

@@ -1,0 +1,45 @@
+"""The performance table: what the reference's networks cost, and what ours must reach against it.
+
+Counted as `counter` counts, on the reference's own networks in bf16 on the meta device (torch 2.13, diffusers 0.42.1):
+a step has four views and both guidance branches, attention over all views, text repeated for every view. T5 reads 300
+padded tokens for each branch, as PixArt-Sigma's scripts give it; image encoder and ElevEst look at one picture, the
+splat decoders and GSRecon at four views.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from diffsplat.denoiser import STEP
+
+
+class Reference(NamedTuple):
+    """One figure of the table."""
+
+    tflop: float
+    roofline_ms: float | None = None
+
+
+_EVERYWHERE = {
+    "decoder": Reference(2.494, 3.19),
+    "tiny_decoder": Reference(0.144, 0.19),
+    "image_encoder": Reference(0.274, 0.35),
+    "elevation": Reference(0.047),
+    "recon": Reference(0.72),
+}
+_CLIP_L, _CLIP_BIG_G = Reference(0.027, 0.06), Reference(0.196, 0.36)
+
+# backbone -> stage -> its figure; other backbones have those of `_EVERYWHERE` alone
+_TABLE: Mapping[str, Mapping[str, Reference]] = {
+    "sd15": {"text_encoder": _CLIP_L, STEP: Reference(1.625, 2.16)},
+    "sd15_image": {"text_encoder": _CLIP_L, STEP: Reference(2.108, 2.75)},
+    "pixart_sigma": {"text_encoder": Reference(5.627, 7.14), STEP: Reference(2.867, 3.67)},
+    "sd35": {"text_encoder": _CLIP_L, "text_encoder_2": _CLIP_BIG_G, STEP: Reference(4.891, 6.54)},
+}
+
+# backbone -> the most that all steps and what is computed once for them may cost, over the table's step times steps
+BARS: Mapping[str, float] = {"sd15": 0.99, "pixart_sigma": 0.85}
+
+
+def reference(backbone: str) -> Mapping[str, Reference]:
+    """Stage -> the table's figure, where it has one."""
+    return {**_EVERYWHERE, **_TABLE.get(backbone, {})}
