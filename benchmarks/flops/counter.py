@@ -67,17 +67,18 @@ class WorkCounter(TorchDispatchMode):
         super().__init__()
         self.work = Work()
         self.parameters: set[nn.Parameter] = set()
-        self._inference = torch.inference_mode()
+        self._blocks: list[torch.inference_mode] = []  # it is entered again for the parts of a composite operation
 
     def __enter__(self) -> "WorkCounter":
-        self._inference.__enter__()
+        self._blocks.append(torch.inference_mode())
+        self._blocks[-1].__enter__()
         return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        self._inference.__exit__(kind, error, trace)
+        self._blocks.pop().__exit__(kind, error, trace)
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

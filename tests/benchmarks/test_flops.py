@@ -63,6 +63,7 @@ def test_counter_equals_a_count_by_hand(device: str) -> None:
     assert counted.work.products == 4
     assert counted.work.roofline_s == pytest.approx(2 * numbers / 4.3e12)  # so small that memory is what counts
     assert counted.parameters == set(network.parameters()) - set(network.unused.parameters())
+    assert not torch.is_inference_mode_enabled() and network.conv.weight.sum().requires_grad, "the counter is gone"
 
 
 def test_work_adds_up() -> None:
