@@ -95,6 +95,16 @@ def test_no_film_no_viewer_and_the_servers_own_file(fakes, serve_fake, last, tmp
     assert (folder / "splats.ply").read_bytes() == b"ply of the server"
 
 
+def test_the_published_file_lies_beside_the_one_that_viewers_show(fakes, serve_fake, last, tmp_path) -> None:
+    last["ASSET"] = fakes.text(b"the published bytes")
+    serve_fake(fakes.transport(last))
+    assert generate(tmp_path, "--no-viewer", "--format=ply_compat") == 0
+    folder = tmp_path / "a-red-cube"
+    assert (folder / "splats_compat.ply").read_bytes() == b"the published bytes"
+    assert len(read_ply(folder / "splats.ply")) == len(last["GAUSSIANS"])
+    assert "splats_compat.ply" in json.loads((folder / "generation.json").read_text("utf-8"))["files"]
+
+
 def test_a_missing_extra_is_named_before_anything_is_asked_for(
     fakes, serve_fake, last, tmp_path, capsys, monkeypatch
 ) -> None:

@@ -20,6 +20,7 @@ from diffsplat_client import (
     RequestTimeoutError,
     ServerError,
     ServerUnavailableError,
+    SplatCloud,
     four_views,
 )
 from diffsplat_client.formats.ply import encode_ply
@@ -292,6 +293,21 @@ def test_a_missing_file_or_a_damaged_one_is_the_servers_error(fakes) -> None:
     del last["GAUSSIANS"]
     with pytest.raises(ServerError, match="cannot be read"):
         Client(transport=fakes.transport(last)).generate("x", format="ply")
+
+
+def test_the_published_file_does_not_stand_for_the_splats(fakes) -> None:
+    """Its quaternions are not normalised: the object comes beside it."""
+    last = fakes.finished()
+    file = bytes(encode_ply(SplatCloud.from_array(2 * last["GAUSSIANS"])))
+    last["ASSET"] = fakes.text(file)
+    result = Client(transport=fakes.transport(last)).generate("x", format="ply_compat")
+    assert result.asset == file
+    np.testing.assert_array_equal(result.cloud.to_array(), last["GAUSSIANS"])
+    with pytest.raises(ServerError, match="without the ASSET"):
+        Client(transport=fakes.transport(fakes.finished())).generate("x", format="ply_compat")
+    del last["GAUSSIANS"]
+    with pytest.raises(ServerError, match="without GAUSSIANS"):
+        Client(transport=fakes.transport(last)).generate("x", format="ply_compat")
 
 
 def test_a_stream_that_just_ends_is_the_servers_error(fakes) -> None:

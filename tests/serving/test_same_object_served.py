@@ -1,0 +1,127 @@
+"""One object, however a server shows it, for a small bundle of published geometry; and the published script's files."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffsplat_client.client import Client
+from diffsplat_client.contract import FORMATS
+from diffsplat_client.formats.ply import decode_ply
+from diffsplat_client.generation import Generation
+from diffsplat_client.request import GenerationRequest
+from diffsplat_client.transport import GrpcTransport, Tensors, TransportError
+from safetensors import safe_open
+
+from diffsplat.gaussians import canonicalize, from_array, to_array
+from diffsplat.pipeline import Pipeline
+from diffsplat.serving.envelope import Envelope
+from diffsplat.serving.server import TritonServer
+from export.repository import export_repository
+from tests.drawing import BOUNDS, FRAME, POSES, difference, draw
+from tests.families import write_family_bundle
+
+pytestmark = pytest.mark.triton
+
+REFERENCE_PLY = Path(__file__).parents[1] / "golden" / "data" / "ply.safetensors"
+REQUEST = GenerationRequest("a red cube", seed=3, frame_poses=POSES, frame_size=FRAME)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("same-object")
+    bundle = write_family_bundle(folder / "bundle", "sd15")
+    return export_repository(bundle.root, folder / "repository", "torch").folder
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[TritonServer]:
+    with TritonServer(repository) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pipeline(repository: Path) -> Pipeline:
+    return Pipeline.load(repository)
+
+
+@pytest.fixture(scope="module")
+def results(server: TritonServer) -> dict[str, Generation]:
+    with Client(server.grpc_url, timeout_s=120) as client:
+        return {format: client.generate(REQUEST, format=format) for format in FORMATS}
+
+
+@pytest.fixture
+def wire(server: TritonServer) -> Iterator[GrpcTransport]:
+    transport = GrpcTransport(server.grpc_url)
+    yield transport
+    transport.close()
+
+
+def package(wire: GrpcTransport, request: GenerationRequest, **tensors: np.ndarray) -> Tensors:
+    text = np.array([Envelope(request).to_json().encode()], np.object_)
+    (answer,) = wire.stream("package", {**tensors, "DECODED_REQUEST": text}, "asked", 60.0)
+    return answer
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_asset_is_the_object_of_the_frames(results: dict[str, Generation], pipeline: Pipeline, format: str) -> None:
+    result, geometry = results[format], pipeline.decode.spec.geometry
+    assert result.frames is not None and result.frames.std() > 5
+    assert difference(result.frames, results["raw"].frames).max() <= 1
+    largest, mean = BOUNDS[format]
+    in_client = result.cloud.to_array()
+    error = difference(draw(from_array(torch.from_numpy(in_client)), geometry), result.frames)
+    assert error.max() <= largest and error.mean() <= mean
+    in_file = in_client if result.asset is None else decode_ply(result.asset).to_array()
+    error = difference(draw(from_array(torch.from_numpy(in_file)), geometry), result.frames)
+    assert error.max() <= largest and error.mean() <= mean
+
+
+def test_files_hold_the_bytes_of_the_pipeline(results: dict[str, Generation], pipeline: Pipeline) -> None:
+    for format in ("ply", "ply_compat"):
+        expected = pipeline.generate(dataclasses.replace(REQUEST, frame_poses=None, format=format))
+        assert results[format].asset == expected.asset, format
+
+
+def test_ply_compat_is_what_the_network_said(results: dict[str, Generation], pipeline: Pipeline) -> None:
+    """Its quaternions are not of unit length; canonicalised it is what the other formats hold."""
+    in_file = decode_ply(results["ply_compat"].asset or b"")
+    lengths = np.linalg.norm(in_file.quats_wxyz, axis=1)
+    assert np.abs(lengths - 1).max() > 0.1
+    np.testing.assert_allclose(np.linalg.norm(results["ply"].cloud.quats_wxyz, axis=1), 1, atol=1e-5)
+    gaussians = canonicalize(from_array(torch.from_numpy(in_file.to_array())), pipeline.decode.spec.geometry)
+    # not the quaternions: of nearly equal axes any one will do
+    np.testing.assert_allclose(
+        to_array(gaussians)[:, :10], results["ply_compat"].cloud.to_array()[:, :10], rtol=1e-3, atol=1e-6
+    )
+
+
+def test_the_published_file_of_the_same_splats(wire: GrpcTransport, pipeline: Pipeline) -> None:
+    """Byte for byte through the served `package`: splats and files come from the published writer."""
+    with safe_open(REFERENCE_PLY, "pt") as file:
+        cases = json.loads(file.metadata()["config"])["cases"]
+        given = {name: file.get_tensor(f"in/gaussians/{name}") for name in ("xyz", "rgb", "opacity", "scale")}
+        raw = torch.cat([*given.values(), file.get_tensor("in/gaussians/rotation")], dim=1)
+        files = {case: file.get_tensor(f"out/{case}/file").numpy().tobytes() for case in cases}
+    splats = to_array(canonicalize(from_array(raw), pipeline.decode.spec.geometry))
+    request = REQUEST.with_defaults(**pipeline.decode.spec.request_defaults)
+    compatible = {case: options for case, options in cases.items() if options["compatible"]}
+    assert len(compatible) >= 2
+    for case, options in compatible.items():
+        threshold = options["opacity_threshold"]
+        asked = dataclasses.replace(request, format="ply_compat", opacity_threshold_asset=threshold)
+        answer = package(wire, asked, SPLATS=splats.numpy(), RAW_SPLATS=raw.numpy())
+        assert bytes(answer["ASSET"].reshape(-1)[0]) == files[case], case
+        assert np.array_equal(answer["GAUSSIANS"], splats[raw[:, 6] > threshold].numpy())
+
+
+def test_package_needs_the_raw_splats(wire: GrpcTransport, pipeline: Pipeline) -> None:
+    request = REQUEST.with_defaults(**pipeline.decode.spec.request_defaults)
+    asked = dataclasses.replace(request, format="ply_compat")
+    with pytest.raises(TransportError, match="RAW_SPLATS is missing") as caught:
+        package(wire, asked, SPLATS=np.full((2, 14), 0.5, np.float32))
+    assert caught.value.code == "INVALID_ARGUMENT"
