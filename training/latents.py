@@ -24,7 +24,8 @@ from training.config import Data
 from training.data.captions import ObjectWords, draw_caption
 from training.data.sample import collate
 from training.data.stream import BatchStream
-from training.stages.common import batch_cameras, dataset, input_images
+from training.report import with_time_left
+from training.stages.common import batch_cameras, input_images, object_count, objects_between
 
 _CHUNK = 32  # objects encoded together
 _ORDER_STREAM, _CAPTION_STREAM = 41, 42
@@ -63,17 +64,18 @@ def encode_objects(data: Data, spec: BackboneSpec, gsrecon: GSRecon, gsvae: GSVA
     device = next(gsvae.parameters()).device
     views = spec.geometry.views
     latents, poses, intrinsics, words = [], [], [], []
-    for first_view in data.first_views:
+    count = object_count(data, validation)
+    chunks = [(view, start) for view in data.first_views for start in range(0, count, _CHUNK)]
+    for first_view, start in with_time_left(chunks, f"latents of {count} objects"):
         shown = dataclasses.replace(data, first_views=(first_view,), views=views, pool_size=0)
-        source = dataset(shown, spec.name, validation)
-        for start in range(0, len(source), _CHUNK):
-            indices = range(start, min(start + _CHUNK, len(source)))
-            batch = collate([source.sample(index, np.random.default_rng(0)) for index in indices]).to(device)
-            cameras = batch_cameras(batch, views)
-            latents.append(gsvae.encode(gsrecon(input_images(batch, views), cameras)).float().cpu())
-            poses.append(cameras.camera_to_world.cpu())
-            intrinsics.append(cameras.intrinsics.cpu())
-            words += [source.objects[index].words for index in indices]
+        source = objects_between(shown, spec.name, validation, start, min(start + _CHUNK, count))
+        samples = [source.sample(index, np.random.default_rng(0)) for index in range(len(source))]
+        batch = collate(samples).to(device)
+        cameras = batch_cameras(batch, views)
+        latents.append(gsvae.encode(gsrecon(input_images(batch, views), cameras)).float().cpu())
+        poses.append(cameras.camera_to_world.cpu())
+        intrinsics.append(cameras.intrinsics.cpu())
+        words += [made.words for made in source.objects]
     cameras = Cameras(torch.cat(poses), torch.cat(intrinsics))
     plucker = latent_plucker(cameras, spec.geometry, spec.latent_size)
     return LatentCache(torch.cat(latents), plucker, cameras, words)

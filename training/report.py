@@ -2,15 +2,42 @@
 
 import json
 import math
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 _LINE_EVERY = 50  # steps between printed lines where there is no terminal
+_Item = TypeVar("_Item")
+
+
+def with_time_left(items: Sequence[_Item], what: str) -> Iterator[_Item]:
+    """The items one by one, with the time left: a bar on a terminal, a line after every tenth of them elsewhere."""
+    console = Console()
+    if console.is_terminal:
+        yield from track(items, what, console=console)
+        return
+    started, told = time.monotonic(), 0
+    for done, item in enumerate(items, start=1):
+        yield item
+        if 10 * done // len(items) > told:
+            told = 10 * done // len(items)
+            left = (time.monotonic() - started) * (len(items) / done - 1)
+            console.print(f"{what}: {done}/{len(items)}, {left:.0f} s left", highlight=False, soft_wrap=True)
 
 
 class Reporter:

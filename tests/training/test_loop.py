@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from training.config import Cadence, Optim, RunOptions, StageConfig
 from training.loop import Evaluation, TrainingError, step_generator, train
 from training.optim import decay_groups
+from training.report import with_time_left
 
 
 class ToyStream:
@@ -202,3 +203,9 @@ def test_resume_with_another_optimiser_is_refused(tmp_path: Path) -> None:
     other = config(tmp_path, steps=7, resume=True)
     with pytest.raises(ValueError, match=r"optim.lr = 0.05, this run has 0.1"):
         train(ToyStage(), dataclasses.replace(other, optim=dataclasses.replace(other.optim, lr=0.1)), {})
+
+
+def test_time_left_is_told_after_every_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(with_time_left(range(25), "counting")) == list(range(25))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10 and lines[0].startswith("counting: 3/25, ") and lines[-1] == "counting: 25/25, 0 s left"

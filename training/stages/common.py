@@ -35,18 +35,28 @@ def spec_of(config: StageConfig) -> BackboneSpec:
 
 @functools.lru_cache(maxsize=2)
 def dataset(data: Data, spec_name: str, validation: bool) -> ProceduralDataset:
-    """Procedural objects, rendered once per process."""
+    """All procedural objects of a stage, rendered once per process."""
+    return objects_between(data, spec_name, validation, 0, object_count(data, validation))
+
+
+def object_count(data: Data, validation: bool) -> int:
+    """How many objects a stage is trained on, or judged by."""
+    return data.validation_objects if validation else data.objects
+
+
+def objects_between(data: Data, spec_name: str, validation: bool, start: int, end: int) -> ProceduralDataset:
+    """Procedural objects `start .. end - 1` of a stage."""
     geometry = BACKBONES[spec_name].geometry
     return ProceduralDataset(
         data.seed,
-        data.validation_objects if validation else data.objects,
+        end - start,
         geometry.grid_size,
         num_input_views=geometry.views,
         num_views=data.views,
         first_views=data.first_views,
         pool_size=data.pool_size,
         pixel_rule=geometry.unproject_pixel_rule,
-        first_index=VALIDATION_INDEX if validation else 0,
+        first_index=start + (VALIDATION_INDEX if validation else 0),
         config=CONFIGS[data.grammar],
     )
 
