@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from diffsplat.denoiser import STEP
+from diffsplat.gsrecon import RECON
 
 
 class Reference(NamedTuple):
@@ -24,7 +25,7 @@ _EVERYWHERE = {
     "tiny_decoder": Reference(0.144, 0.19),
     "image_encoder": Reference(0.274, 0.35),
     "elevation": Reference(0.047),
-    "recon": Reference(0.72),
+    RECON: Reference(0.72),  # given as "about"
 }
 _CLIP_L, _CLIP_BIG_G = Reference(0.027, 0.06), Reference(0.196, 0.36)
 
@@ -38,6 +39,7 @@ _TABLE: Mapping[str, Mapping[str, Reference]] = {
 
 # backbone -> the most that all steps and what is computed once for them may cost, over the table's step times steps
 BARS: Mapping[str, float] = {"sd15": 0.99, "pixart_sigma": 0.85}
+BAR_PROMPT_TOKENS = 16  # of the prompt that they stand for; a longer one may cost more
 
 
 def reference(backbone: str) -> Mapping[str, Reference]:

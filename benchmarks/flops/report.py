@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.flops.counter import Work
-from benchmarks.flops.reference import BARS, reference
+from benchmarks.flops.reference import BAR_PROMPT_TOKENS, BARS, reference
 from benchmarks.flops.stages import Request, Settings, Stage
 from diffsplat.denoiser import STEP
 
@@ -30,7 +30,7 @@ def figures(backbone: str, counted: Mapping[str, Stage], request: Request, setti
     if STEP in table:
         fixed = table[STEP].tflop * settings.steps
         values["denoiser"] |= {"table_tflop": fixed, "ratio": values["denoiser"]["tflop"] / fixed}
-    if backbone in BARS:
+    if backbone in BARS and settings.prompt_tokens <= BAR_PROMPT_TOKENS:
         values["denoiser"]["bar"] = BARS[backbone]
     return values
 

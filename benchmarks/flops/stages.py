@@ -17,6 +17,7 @@ from diffsplat.backbones.spec import ControlType
 from diffsplat.backbones.text import TEXT_ENCODER
 from diffsplat.control import control_graphs
 from diffsplat.denoiser import STEP, request_graphs
+from diffsplat.gsrecon import RECON
 from diffsplat.networks import build_graph_module, network_builders
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
@@ -67,7 +68,7 @@ def stages(spec: BackboneSpec, settings: Settings) -> Iterator[Stage]:
 
 
 def _runs(spec: BackboneSpec, name: str) -> Runs:
-    if name in (STEP, "recon"):
+    if name in (STEP, RECON):
         return "step" if name == STEP else "apart"
     optional = [graph for kind in spec.controls for graph in control_graphs(spec, kind)]
     optional += ["elevation", *(() if spec.is_image_conditioned else ("image_encoder",))]
