@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
-from diffsplat_client.commands import generate, status
+from diffsplat_client.commands import generate, reconstruct, status
 from diffsplat_client.errors import DiffSplatError, InvalidRequestError
 
 COMMANDS = "diffsplat_client.commands"  # group of entry points: functions that take the subparsers and add a parser
@@ -48,6 +48,7 @@ def _parser(argv: list[str]) -> Parser:
     parser = Parser(prog="diffsplat", description="Make 3D objects of Gaussian splats with a DiffSplat server.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     generate.add_command(commands)
+    reconstruct.add_command(commands)
     status.add_command(commands)
     for entry in sorted(entry_points(group=COMMANDS), key=lambda entry: entry.name):
         _add_foreign_command(commands, entry, loaded=argv[:1] == [entry.name])

@@ -2,8 +2,11 @@
 
 import numpy as np
 
+from diffsplat_client.request import RANGES
+
 DEFAULT_ELEVATION_DEG = 10.0  # of every bundle made for text
 DEFAULT_DISTANCE = 1.4
+POLE_LEVEL = 1e-3  # horizontal share of the distance below which a camera counts as straight above or below
 OWN_ELEVATION = float("nan")  # stands for the elevation of the generated views, which may not be known yet
 
 
@@ -32,6 +35,24 @@ def turntable(
     poses = _orbit(np.arange(frames) * (360.0 * turns / frames), elevation_deg, distance)
     if grow:
         poses[:, 3] = np.minimum(poses[:, 1] / 360.0, 1.0)
+    return poses
+
+
+def poses_of(camera_to_world: np.ndarray) -> np.ndarray:
+    """Where cameras [V, 4, 4] stand, float32 [V, 4]: the same views again where they look at the origin, upright.
+
+    Elevations are kept within what frames may have.
+    """
+    cameras = np.asarray(camera_to_world, np.float64)
+    right, position = cameras[:, :3, 0], cameras[:, :3, 3]
+    distance, level = np.linalg.norm(position, axis=1), np.hypot(position[:, 0], position[:, 2])
+    at_pole = level < POLE_LEVEL * distance  # the position tells no azimuth there, the camera's right axis does
+    poses = np.ones((len(cameras), 4), np.float32)
+    poses[:, 0] = np.clip(np.degrees(np.arctan2(position[:, 1], level)), *RANGES["elevation_deg"])
+    poses[:, 1] = np.degrees(
+        np.where(at_pole, np.arctan2(-right[:, 2], right[:, 0]), np.arctan2(position[:, 0], position[:, 2]))
+    )
+    poses[:, 2] = distance
     return poses
 
 

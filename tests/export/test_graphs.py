@@ -1,5 +1,6 @@
 """Exported graphs equal torch, at every free size, by either back end."""
 
+import math
 from pathlib import Path
 
 import onnx
@@ -15,9 +16,9 @@ from export.graphs import graph_specs
 from export.record import ExportError
 from export.repository import VERSION, export_repository
 from export.timing import median_ms
-from export.to_onnx import PARITY_LIMIT, parity, write_onnx
+from export.to_onnx import PARITY_LIMIT, parity, relative_error, write_onnx
 
-NAMES = ("text_encoder", "denoiser_context", "denoiser", "decoder")
+NAMES = ("text_encoder", "denoiser_context", "denoiser", "decoder", "recon")
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +140,23 @@ def test_a_graph_that_differs_from_torch_is_refused(tiny_bundle: Bundle, graph: 
             parameter.mul_(1.001)
     with pytest.raises(ExportError, match=f"graph '{graph.name}' differs from torch"):
         parity(graph, module, path, threads=1)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.0, 0.0), (0.5, 0.5), (math.nan, math.nan)])
+def test_zeros_are_equal_and_no_output_may_be_no_number(tiny_bundle: Bundle, value: float, expected: float) -> None:
+    """A new ControlNet gives zeros; of several outputs every one counts."""
+
+    class Outputs(torch.nn.Module):
+        def __init__(self, last: float) -> None:
+            super().__init__()
+            self.last = last
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return torch.zeros(3), torch.ones(3), torch.full((3,), 1.0 + self.last)
+
+    graph, run = graph_specs(tiny_bundle.spec)[0], TorchGraph("outputs", Outputs(value))
+    error = relative_error(run, Outputs(0.0), graph, graph.serving_sizes, seed=0)
+    assert error == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_batch_size_baked_in_by_tracing_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:

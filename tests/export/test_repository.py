@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STAGES
+from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, RECONSTRUCT, RECONSTRUCTION, STAGES
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
@@ -24,7 +24,12 @@ from export.record import VERSION, ExportError, RuntimeChoice
 from export.repository import ROOT, TEMPLATES, export_repository
 from export.timing import choose_backend
 
-GRAPHS = {"encode": ["text_encoder"], "denoise": ["denoiser_context", "denoiser"], "decode": ["decoder"]}
+GRAPHS = {
+    "encode": ["text_encoder"],
+    "denoise": ["denoiser_context", "denoiser"],
+    "decode": ["decoder"],
+    "reconstruct": ["recon"],
+}
 
 
 def fingerprint(folder: Path) -> dict[str, tuple[int, int]]:
@@ -58,17 +63,33 @@ def test_every_stage_is_there_and_tells_what_it_serves(exported_repository: Path
             assert parameters["contract_version"] == str(CONTRACT_VERSION)
             assert (parameters["bundle"], parameters["bundle_digest"]) == ("tiny", tiny_bundle.digest)
             assert [entry.split()[0] for entry in parameters["backends"].split(", ")] == sum(GRAPHS.values(), [])
+            assert parameters["reconstruction"] == "4 views of 32 x 32 pixels: images, normals, coords"
         else:
             assert config == template
         record = ExportRecord.read(folder / VERSION)
         assert record.spec == tiny_bundle.spec and record.digest == tiny_bundle.digest
         assert (record.bundle, record.contract_version) == ("tiny", CONTRACT_VERSION)
         assert list(record.graphs) == GRAPHS.get(stage, [])
-        if stage != ENSEMBLE:
+        if stage not in ENSEMBLES:
             model = f"{stage}/{VERSION}/model.py"
             assert (exported_repository / model).read_bytes() == (TEMPLATES / model).read_bytes()
     tokenizer = exported_repository / "encode" / VERSION / "tokenizer.json"
     assert tokenizer.read_bytes() == tiny_bundle.tokenizer_paths[0].read_bytes()
+
+
+def test_a_bundle_without_gsrecon_serves_no_reconstructions(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """And says so: the parameter by which clients know is missing."""
+    root = Path(shutil.copytree(tiny_bundle.root, tmp_path / "bundle"))
+    (root / "gsrecon.safetensors").unlink()
+    manifest = json.loads((root / "bundle.json").read_text())
+    del manifest["files"]["gsrecon.safetensors"]
+    (root / "bundle.json").write_text(json.dumps(manifest))
+    result = export_repository(root, tmp_path / "repository", "torch")
+    assert "recon" not in result.graphs and "decoder" in result.graphs
+    folders = {path.name for path in result.folder.iterdir() if path.is_dir()}
+    assert folders == set(STAGES) - {RECONSTRUCT, RECONSTRUCTION}
+    assert "reconstruction" not in (result.folder / ENSEMBLE / "config.pbtxt").read_text().split("# written by")[1]
+    assert not export_repository(root, tmp_path / "repository", "torch").changed
 
 
 def test_the_faster_back_end_is_chosen_and_recorded(exported_repository: Path) -> None:

@@ -13,6 +13,7 @@ from diffsplat_client.contract import CONTRACT_VERSION
 from diffsplat_client.formats.ply import write_ply
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import DEFAULT_DISTANCE
+from diffsplat_client.reconstruction import Reconstruction
 from diffsplat_client.request import FILES
 from diffsplat_client.viewer import check_viewer, write_viewer
 
@@ -33,32 +34,42 @@ def write_artifacts(
         viewer: whether viewer.html is wanted.
         video: kind of film, one of VIDEOS; how the splats grow is the frames' own affair.
     """
-    names = ["splats.ply"]
-    if generation.request.format == "ply" and generation.asset is not None:
-        (folder / "splats.ply").write_bytes(generation.asset)
-    else:
-        write_ply(folder / "splats.ply", generation.cloud)
-    if generation.request.format == "ply_compat" and generation.asset is not None:
-        names.append("splats_compat.ply")  # beside splats.ply, which is what every viewer shows as the frames do
-        (folder / names[-1]).write_bytes(generation.asset)
-    frames = generation.frames
-    if frames is not None:
-        names.append("views.png")
-        write_views(folder / "views.png", frames[:VIEWS])
-        if len(frames) > VIEWS:
-            names.append("turntable.gif" if video.endswith("gif") else "turntable.mp4")
-            write = write_gif if video.endswith("gif") else write_video
-            write(folder / names[-1], frames[VIEWS:])
+    request = generation.request
+    title = request.prompt.strip() or "Gaussian splats"
+    distance = DEFAULT_DISTANCE if request.distance is None else request.distance
+    names = write_object(generation, folder, VIEWS, video)
     if viewer:
         names.append("viewer.html")
-        request = generation.request
-        distance = DEFAULT_DISTANCE if request.distance is None else request.distance
-        title = request.prompt.strip() or "Gaussian splats"
         write_viewer(folder / "viewer.html", generation.cloud, title, generation.elevation_deg, distance=distance)
     names.append("generation.json")
-    description = describe(generation, server, names)
-    (folder / "generation.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_description(folder / "generation.json", describe(generation, server, names))
     return names
+
+
+def write_object(made: Generation | Reconstruction, folder: Path, views: int, video: str) -> list[str]:
+    """Write splats, the first `views` frames as one picture, and the others as a film; returns the files' names."""
+    names = ["splats.ply"]
+    if made.request.format == "ply" and made.asset is not None:
+        (folder / "splats.ply").write_bytes(made.asset)
+    else:
+        write_ply(folder / "splats.ply", made.cloud)
+    if made.request.format == "ply_compat" and made.asset is not None:
+        names.append("splats_compat.ply")  # beside splats.ply, which is what every viewer shows as the frames do
+        (folder / names[-1]).write_bytes(made.asset)
+    frames = made.frames
+    if frames is not None:
+        names.append("views.png")
+        write_views(folder / "views.png", frames[:views])
+        if len(frames) > views:
+            names.append("turntable.gif" if video.endswith("gif") else "turntable.mp4")
+            write = write_gif if video.endswith("gif") else write_video
+            write(folder / names[-1], frames[views:])
+    return names
+
+
+def write_description(path: Path, description: Mapping[str, object]) -> None:
+    """What `describe` says, as JSON."""
+    path.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def describe(generation: Generation, server: Mapping[str, str], names: list[str]) -> dict[str, object]:
@@ -73,9 +84,14 @@ def describe(generation: Generation, server: Mapping[str, str], names: list[str]
         "splats": len(generation.cloud),
         "timings_ms": {stage: round(milliseconds, 3) for stage, milliseconds in generation.timings_ms.items()},
         "warnings": list(generation.warnings),
-        "versions": {"client": version("diffsplat-client"), "contract": CONTRACT_VERSION, "server": dict(server)},
+        "versions": versions(server),
         "files": names,
     }
+
+
+def versions(server: Mapping[str, str]) -> dict[str, object]:
+    """Of both ends."""
+    return {"client": version("diffsplat-client"), "contract": CONTRACT_VERSION, "server": dict(server)}
 
 
 def write_views(path: Path, frames: np.ndarray) -> None:

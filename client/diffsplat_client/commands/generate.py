@@ -4,81 +4,39 @@ With many prompts or pictures: a line and a folder for each, and exit code 1 whe
 """
 
 import argparse
-import os
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
-
-from diffsplat_client.client import DEFAULT_TIMEOUT_S, DEFAULT_URL, Client
-from diffsplat_client.commands.artifacts import VIDEOS, check_tools, write_artifacts
+from diffsplat_client.client import Client
+from diffsplat_client.commands.artifacts import check_tools, write_artifacts
 from diffsplat_client.commands.jobs import Job, add_sources, is_batch, jobs_of
-from diffsplat_client.errors import DiffSplatError, InvalidRequestError
+from diffsplat_client.commands.results import (
+    add_options,
+    add_result_arguments,
+    leave_on_sigterm,
+    move_files,
+    print_result,
+    with_film,
+)
+from diffsplat_client.errors import DiffSplatError
 from diffsplat_client.events import Finished, Progress, Queued
 from diffsplat_client.generation import Generation
-from diffsplat_client.poses import DEFAULT_DISTANCE, OWN_ELEVATION, four_views, turntable
+from diffsplat_client.poses import DEFAULT_DISTANCE, OWN_ELEVATION, four_views
 from diffsplat_client.request import FILES, OPTIONS, GenerationRequest
-from diffsplat_client.request_checks import MAX_FRAMES
 
 STAGES = ("encode", "queued", "denoise", "decode", "rasterize", "package", "total")
-FILM_FRAMES = 48  # of one turn
 _NOT_OPTIONS = ("prompt", "frame_poses", *FILES)
-_SYNONYMS = {"frame_size": ("--render-size",)}
 
 
 def add_command(commands: Any) -> None:
     """Add the parser of `generate`; the options of a request come from its field table."""
     parser = commands.add_parser("generate", help="make objects from prompts or pictures")
     add_sources(parser)
-    parser.add_argument("--url", default=DEFAULT_URL, help="HOST:PORT of the server's gRPC port (default: %(default)s)")
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        default=Path("out"),
-        help="files go to a folder in this one, named after prompt and picture",
-    )
-    parser.add_argument(
-        "--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="seconds for one object (default: %(default)g)"
-    )
-    parser.add_argument(
-        "--video",
-        choices=VIDEOS,
-        default=VIDEOS[0],
-        help="kind of film; fancy: two turns, the splats grow during the first (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--turntable-frames",
-        type=int,
-        help=f"frames of the film, 0 for none (default: {FILM_FRAMES} a turn; the published films have 180)",
-    )
-    parser.add_argument(
-        "--viewer",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="write viewer.html, or leave it out (default: write)",
-    )
-    for name, field in OPTIONS.items():
-        if name in _NOT_OPTIONS:
-            continue
-        flags, text = (f"--{name.replace('_', '-')}", *_SYNONYMS.get(name, ())), field.metadata["help"]
-        if isinstance(field.default, bool):
-            parser.add_argument(*flags, action="store_true", default=argparse.SUPPRESS, help=text)
-            continue
-        limits = field.metadata["limits"]
-        if limits and limits[1] < 1e9:
-            text += f" ({limits[0]:g} .. {limits[1]:g})"
-        if choices := field.metadata["choices"]:
-            text += f" ({', '.join(choices)})"
-        kind = int if field.metadata["integer"] else float if limits else str
-        parser.add_argument(*flags, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=text)
+    add_result_arguments(parser)
+    add_options(parser, (name for name in OPTIONS if name not in _NOT_OPTIONS))
     parser.set_defaults(run=run)
 
 
@@ -90,15 +48,7 @@ def request_from(args: argparse.Namespace, prompt: str, pictures: dict[str, byte
     # frames look from where the views are generated: at that distance, and at an elevation that the server may choose
     elevation_deg = options.get("elevation_deg", OWN_ELEVATION)
     distance = options.setdefault("distance", DEFAULT_DISTANCE)
-    poses = four_views(elevation_deg, distance)
-    grow = args.video.startswith("fancy")
-    frames = args.turntable_frames
-    if frames is None:
-        frames = 2 * FILM_FRAMES if grow else FILM_FRAMES
-    if not 0 <= frames <= MAX_FRAMES - len(poses):
-        raise InvalidRequestError(f"turntable_frames = {frames}: must be in 0 .. {MAX_FRAMES - len(poses)}")
-    if frames:
-        poses = np.concatenate((poses, turntable(frames, elevation_deg, distance, grow)))
+    poses = with_film(args, four_views(elevation_deg, distance), elevation_deg, distance)
     return GenerationRequest(prompt, frame_poses=poses, **(options | pictures))
 
 
@@ -112,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         request = request_from(args, first.prompt, first.pictures()).validate()
     check_tools(args.viewer, film=args.turntable_frames != 0 and args.video.endswith("mp4"))
     args.out.mkdir(parents=True, exist_ok=True)
-    with _leave_on_sigterm(), Client(args.url, timeout_s=args.timeout_s) as client:
+    with leave_on_sigterm(), Client(args.url, timeout_s=args.timeout_s) as client:
         if batch:
             return make_all(args, client, jobs)
         report(*make(args, client, request, first.folder))
@@ -127,11 +77,7 @@ def make(
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as staging:
         generation = follow(client, request, label)
         names = write_artifacts(generation, client.server_parameters, Path(staging), args.viewer, args.video)
-        folder = args.out / folder_name
-        folder.mkdir(exist_ok=True)
-        for name in names:
-            os.replace(Path(staging, name), folder / name)
-    return generation, [folder / name for name in names]
+        return generation, move_files(Path(staging), names, args.out / folder_name)
 
 
 def make_all(args: argparse.Namespace, client: Client, jobs: list[Job]) -> int:
@@ -190,34 +136,7 @@ def follow(client: Client, request: GenerationRequest, label: str = "") -> Gener
 def report(generation: Generation, paths: list[Path]) -> None:
     """Warnings, where the time went, and where the files are."""
     from rich.console import Console
-    from rich.table import Table
 
     for warning in generation.warnings:
         Console(stderr=True).print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
-    table = Table("stage")
-    table.add_column("ms", justify="right")
-    for stage in (*STAGES, *(name for name in generation.timings_ms if name not in STAGES)):
-        if stage in generation.timings_ms:
-            table.add_row(stage, f"{generation.timings_ms[stage]:.1f}", end_section=stage == STAGES[-2])
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print(f"{len(generation.cloud)} splats, seed {generation.seed}", highlight=False)
-    for path in paths:
-        console.print(str(path), markup=False, highlight=False)
-
-
-@contextmanager
-def _leave_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that the request is stopped and temporary files go."""
-
-    def leave(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    print_result(generation.timings_ms, STAGES, f"{len(generation.cloud)} splats, seed {generation.seed}", paths)

@@ -1,0 +1,105 @@
+"""`diffsplat reconstruct VIEWS.npz`: views of an object -> the files of `generate`, under OUT/<name of the file>/."""
+
+import argparse
+import dataclasses
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffsplat_client.client import Client
+from diffsplat_client.commands.artifacts import check_tools, versions, write_description, write_object
+from diffsplat_client.commands.jobs import slug
+from diffsplat_client.commands.results import (
+    add_options,
+    add_result_arguments,
+    leave_on_sigterm,
+    move_files,
+    print_result,
+    with_film,
+)
+from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.poses import poses_of
+from diffsplat_client.reconstruction import Reconstruction
+from diffsplat_client.reconstruction_request import CAMERAS, MAPS, OUTPUT_OPTIONS, ReconstructionRequest
+from diffsplat_client.viewer import write_viewer
+
+STAGES = ("reconstruct", "rasterize", "package", "total")
+_OPTIONS = tuple(name for name in OUTPUT_OPTIONS if name != "frame_poses")
+
+
+def add_command(commands: Any) -> None:
+    """Add the parser of `reconstruct`."""
+    parser = commands.add_parser("reconstruct", help="make an object from views of it")
+    arrays = ", ".join((*MAPS, *CAMERAS))
+    parser.add_argument(
+        "views", metavar="VIEWS", type=Path, help=f"an .npz file of arrays, as of Client.reconstruct: {arrays}"
+    )
+    add_result_arguments(parser)
+    add_options(parser, _OPTIONS)
+    parser.set_defaults(run=run)
+
+
+def read_views(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; InvalidRequestError when it is none, or holds others than those of a request."""
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("one array alone")
+        with file:
+            arrays = dict(file)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise InvalidRequestError(f"{path} is not an .npz file of plain arrays: must be one") from None
+    if unknown := sorted(set(arrays) - {*MAPS, *CAMERAS}):
+        raise InvalidRequestError(f"{path} holds {', '.join(unknown)}: must be of {', '.join((*MAPS, *CAMERAS))}")
+    for name in ("images", "camera_to_world"):
+        if name not in arrays:
+            raise InvalidRequestError(f"{path} holds no array {name}")
+    return arrays
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reconstruct, write, report; frames show the object as the views do, then all around at the first one's height."""
+    options: dict[str, Any] = {name: getattr(args, name) for name in _OPTIONS if name in args}
+    request = ReconstructionRequest(**read_views(args.views), **options).validate()
+    views = poses_of(request.camera_to_world)
+    elevation_deg, _, distance, _ = (float(value) for value in views[0])
+    request = dataclasses.replace(request, frame_poses=with_film(args, views, elevation_deg, distance)).validate()
+    check_tools(args.viewer, film=args.turntable_frames != 0 and args.video.endswith("mp4"))
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = slug(args.views.stem)
+    with (
+        leave_on_sigterm(),
+        Client(args.url, timeout_s=args.timeout_s) as client,
+        tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as staging,
+    ):
+        made = client.reconstruct(request)
+        folder = Path(staging)
+        names = write_object(made, folder, len(views), args.video)
+        if args.viewer:
+            names.append("viewer.html")
+            write_viewer(folder / "viewer.html", made.cloud, args.views.stem, elevation_deg, distance=distance)
+        names.append("reconstruction.json")
+        write_description(folder / "reconstruction.json", describe(made, client.server_parameters, names))
+        paths = move_files(folder, names, args.out / name)
+    print_result(made.timings_ms, STAGES, f"{len(made.cloud)} splats", paths)
+    return 0
+
+
+def describe(made: Reconstruction, server: Mapping[str, str], names: list[str]) -> dict[str, object]:
+    """What was asked for, what came, and who made it; maps by their shape."""
+    request = made.request
+    output = request.output.to_dict()
+    maps = {name: list(np.shape(value)) for name in MAPS if (value := getattr(request, name)) is not None}
+    cameras = {name: np.asarray(value).tolist() for name in CAMERAS if (value := getattr(request, name)) is not None}
+    return {
+        "request": maps | cameras | {name: output[name] for name in OUTPUT_OPTIONS},
+        "splats": len(made.cloud),
+        "timings_ms": {stage: round(milliseconds, 3) for stage, milliseconds in made.timings_ms.items()},
+        "versions": versions(server),
+        "files": names,
+    }

@@ -1,0 +1,125 @@
+"""What every command that makes objects does with them: options, film, files, the table of stage times."""
+
+import argparse
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from diffsplat_client.client import DEFAULT_TIMEOUT_S, DEFAULT_URL
+from diffsplat_client.commands.artifacts import VIDEOS
+from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.poses import turntable
+from diffsplat_client.request import OPTIONS
+from diffsplat_client.request_checks import MAX_FRAMES
+
+FILM_FRAMES = 48  # of one turn
+_SYNONYMS = {"frame_size": ("--render-size",)}
+
+
+def add_result_arguments(parser: Any) -> None:
+    """Add server, folder, time limit and what is written."""
+    parser.add_argument("--url", default=DEFAULT_URL, help="HOST:PORT of the server's gRPC port (default: %(default)s)")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("out"),
+        help="files go to a folder in this one, named after prompt and picture, or file of views",
+    )
+    parser.add_argument(
+        "--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="seconds for one object (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--video",
+        choices=VIDEOS,
+        default=VIDEOS[0],
+        help="kind of film; fancy: two turns, the splats grow during the first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--turntable-frames",
+        type=int,
+        help=f"frames of the film, 0 for none (default: {FILM_FRAMES} a turn; the published films have 180)",
+    )
+    parser.add_argument(
+        "--viewer",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write viewer.html, or leave it out (default: write)",
+    )
+
+
+def add_options(parser: Any, names: Iterable[str]) -> None:
+    """Add options of a request, as its field table describes them."""
+    for name in names:
+        field = OPTIONS[name]
+        flags, text = (f"--{name.replace('_', '-')}", *_SYNONYMS.get(name, ())), field.metadata["help"]
+        if isinstance(field.default, bool):
+            parser.add_argument(*flags, action="store_true", default=argparse.SUPPRESS, help=text)
+            continue
+        limits = field.metadata["limits"]
+        if limits and limits[1] < 1e9:
+            text += f" ({limits[0]:g} .. {limits[1]:g})"
+        if choices := field.metadata["choices"]:
+            text += f" ({', '.join(choices)})"
+        kind = int if field.metadata["integer"] else float if limits else str
+        parser.add_argument(*flags, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=text)
+
+
+def with_film(args: argparse.Namespace, views: np.ndarray, elevation_deg: float, distance: float) -> np.ndarray:
+    """Poses of the views [V, 4], then those of the film that is asked for."""
+    grow = args.video.startswith("fancy")
+    frames = args.turntable_frames
+    if frames is None:
+        frames = 2 * FILM_FRAMES if grow else FILM_FRAMES
+    if not 0 <= frames <= MAX_FRAMES - len(views):
+        raise InvalidRequestError(f"turntable_frames = {frames}: must be in 0 .. {MAX_FRAMES - len(views)}")
+    return np.concatenate((views, turntable(frames, elevation_deg, distance, grow))) if frames else views
+
+
+def move_files(staging: Path, names: list[str], folder: Path) -> list[Path]:
+    """Move finished files into a folder, made where it is missing; returns where they are now."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        os.replace(staging / name, folder / name)
+    return [folder / name for name in names]
+
+
+def print_result(timings_ms: Mapping[str, float], stages: Sequence[str], summary: str, paths: list[Path]) -> None:
+    """Where the time went, known stages first, and where the files are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage")
+    table.add_column("ms", justify="right")
+    for stage in (*stages, *(name for name in timings_ms if name not in stages)):
+        if stage in timings_ms:
+            table.add_row(stage, f"{timings_ms[stage]:.1f}", end_section=stage == stages[-2])
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(summary, highlight=False)
+    for path in paths:
+        console.print(str(path), markup=False, highlight=False)
+
+
+@contextmanager
+def leave_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that the request is stopped and temporary files go."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
