@@ -1,21 +1,26 @@
 """Very small backbones of every family, with random weights: what is served does not depend on how large they are."""
 
 import dataclasses
+import functools
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
 from tokenizers import models, pre_tokenizers, processors
+from transformers import CLIPTokenizer
 
 from diffsplat.backbones import BACKBONES, PICO, BackboneSpec, SplatGeometry, TextEncoderSpec, image_conditioned
 from diffsplat.backbones.spec import ControlType
 from diffsplat.bundle import Bundle, write_bundle
 from diffsplat.networks import network_builders
-from diffsplat.tokenizer import Tokenizer, train_tokenizer
+from diffsplat.tokenizer import Tokenizer
 
 CAPTIONS = ["a small red cube", "two blue spheres on a large green cone"]
 CLIP_TOKENS, T5_TOKENS = 12, 20
+T5_SENTINELS = 100  # tokens that T5 has besides its pieces
 GRID, LATENT = 32, 8
 
 _SMALL_UNET = {
@@ -79,7 +84,8 @@ def _small_encoder(encoder: TextEncoderSpec) -> TextEncoderSpec:
         small |= {"max_position_embeddings": CLIP_TOKENS, "projection_dim": 12}
         tokens = CLIP_TOKENS
     tokenizer = Tokenizer.for_encoder(tokenizer_json(encoder.kind), dataclasses.replace(encoder, max_tokens=tokens))
-    config = {**encoder.config, **small, "vocab_size": tokenizer.vocab_size}
+    unused = T5_SENTINELS if encoder.kind == "t5" else 0
+    config = {**encoder.config, **small, "vocab_size": tokenizer.vocab_size + unused}
     return dataclasses.replace(encoder, max_tokens=tokens, config=config)
 
 
@@ -98,10 +104,11 @@ def _small_denoiser(base: BackboneSpec, width: int, pooled: int) -> dict[str, An
     return {**config, "dual_attention_layers": [0]} if base.denoiser.get("dual_attention_layers") else config
 
 
+@functools.cache
 def tokenizer_json(kind: str) -> str:
-    """Our word-level tokenizer for CLIPs; one of T5's kind, unigrams with an end token alone, for T5."""
+    """Byte pairs for CLIPs, as `transformers` reads them; unigrams with an end token alone for T5."""
     if kind != "t5":
-        return train_tokenizer(CAPTIONS, CLIP_TOKENS)
+        return _clip_tokenizer()
     words = sorted({f"▁{word}" for caption in CAPTIONS for word in caption.split()})
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), *((word, -1.0) for word in words), ("▁", -2.0)]
     tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
@@ -110,13 +117,36 @@ def tokenizer_json(kind: str) -> str:
     return tokenizer.to_str()
 
 
+def _clip_tokenizer() -> str:
+    """Every letter, alone and at the end of a word, and merges that lead to the captions' words."""
+    merges: list[tuple[str, str]] = []
+    for word in sorted({word for caption in CAPTIONS for word in caption.split()}, key=len, reverse=True):
+        *letters, last = word
+        letters.append(f"{last}</w>")
+        for i in range(1, len(letters)):
+            merges.append(("".join(letters[:i]), letters[i]))
+    merges = list(dict.fromkeys(merges))
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *dict.fromkeys(map("".join, merges))]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+        (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges), ""]))
+        clip: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return str(clip.backend_tokenizer.to_str())
+
+
 def write_family_bundle(
     folder: Path, name: str, controls: tuple[ControlType, ...] = (), pictures: bool = False, seed: int = 0
 ) -> Bundle:
-    """A bundle of `family_spec` with random weights."""
+    """A bundle of `family_spec` with random weights; ControlNets are heard, unlike new ones."""
     spec = family_spec(name, controls, pictures)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         networks = {network: build() for network, build in network_builders(spec).items()}
+        for kind in spec.controls:
+            for parameter in networks[f"controlnet_{kind}"].parameters():
+                if not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.1)
     texts = [tokenizer_json(encoder.kind) for encoder in spec.text.encoders]
     return write_bundle(folder, spec, networks, texts, {"seed": seed}, dtype=torch.float32)

@@ -1,6 +1,8 @@
 """A bundle's networks in the layout that official checkpoints have on the hub; what an import must read back."""
 
 import json
+import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from diffsplat.bundle import Bundle
 from diffsplat.networks import network_builders
 from diffsplat.text_official import to_transformers
 from export.importing import ImportOptions
+from export.importing_layout import default_tags
 
 NEWEST, OLDER = "013020", "001000"
 TAGS = {
@@ -24,6 +27,7 @@ TAGS = {
     "denoiser": "gsdiff_gobj83k_sd15__render",
     **{f"controlnet_{kind}": f"gsdiff_gobj83k_sd15__render__{kind}" for kind in ("depth", "normal", "canny")},
 }
+_CONTROLS = ("depth", "normal", "canny")
 _OFFICIAL_CLASSES = {
     "unet": "UNetMV2DConditionModel",
     "pixart": "PixArtTransformerMV2DModel",
@@ -32,7 +36,19 @@ _OFFICIAL_CLASSES = {
 _OLD_ATTENTION_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
 
-def write_official(bundle: Bundle, root: Path, sharded: bool = False, base_variant: str | None = None) -> ImportOptions:
+def unpublished_tags(backbone: str) -> dict[str, str]:
+    """Folders of our own for those of a backbone's networks that were never published."""
+    names = ("denoiser", *(f"controlnet_{kind}" for kind in _CONTROLS))
+    return {name: f"own_{backbone}_{name}" for name in names if name not in default_tags(backbone)}
+
+
+def write_official(
+    bundle: Bundle,
+    root: Path,
+    sharded: bool = False,
+    base_variant: str | None = None,
+    tags: Mapping[str, str] = TAGS,
+) -> ImportOptions:
     """Write `root/out` and `root/base`; returns the options that import them to `root/bundle`.
 
     Args:
@@ -40,6 +56,7 @@ def write_official(bundle: Bundle, root: Path, sharded: bool = False, base_varia
         root: where to.
         sharded: denoiser and text encoders in several files with an index.
         base_variant: "fp16" writes the text encoders' variant of that name, in half precision.
+        tags: network -> folder.
     """
     spec, out, base = bundle.spec, root / "out", root / "base"
     for name in network_builders(spec):
@@ -52,21 +69,20 @@ def write_official(bundle: Bundle, root: Path, sharded: bool = False, base_varia
             # an older iteration that must not be taken
             for iteration, scale in ((OLDER, 0.0), (NEWEST, 1.0)):
                 part = "unet_ema" if spec.family == "unet" else "transformer_ema"
-                folder = iteration_folder(out, name, iteration) / part
+                folder = iteration_folder(out, name, iteration, tags) / part
                 write_weights(folder, "diffusion_pytorch_model", {k: scale * v for k, v in state.items()}, sharded)
                 (folder / "config.json").write_text(json.dumps(official_config(bundle)))
         elif name.startswith("controlnet_"):
-            write_weights(iteration_folder(out, name) / "controlnet", "diffusion_pytorch_model", state)
+            write_weights(iteration_folder(out, name, tags=tags) / "controlnet", "diffusion_pytorch_model", state)
         else:
-            write_weights(iteration_folder(out, name), "model", state)
+            write_weights(iteration_folder(out, name, tags=tags), "model", state)
     for path in bundle.tokenizer_paths:
-        (base / path.stem).mkdir(parents=True)
-        (base / path.stem / "tokenizer.json").write_text(path.read_text())
-    return ImportOptions(spec, str(out), str(base), root / "bundle", tags=TAGS)
+        _write_tokenizer(base / path.stem, path.read_text(), has_json=spec.family == "sd3")
+    return ImportOptions(spec, str(out), str(base), root / "bundle", tags=tags)
 
 
-def iteration_folder(out: Path, network: str, iteration: str = NEWEST) -> Path:
-    return out / TAGS[network] / "checkpoints" / iteration
+def iteration_folder(out: Path, network: str, iteration: str = NEWEST, tags: Mapping[str, str] = TAGS) -> Path:
+    return out / tags[network] / "checkpoints" / iteration
 
 
 def write_weights(
@@ -119,6 +135,39 @@ def _write_encoder(
     write_weights(folder, "model", official, sharded, variant)
     config: Any = (T5Config if encoder.kind == "t5" else CLIPTextConfig)(**encoder.config)
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+
+
+def _write_tokenizer(folder: Path, tokenizer_json: str, has_json: bool) -> None:
+    """CLIP's as two files, T5's as a sentencepiece model, beside which SD3's repositories have a `tokenizer.json`."""
+    folder.mkdir(parents=True)
+    model = json.loads(tokenizer_json)["model"]
+    if model["type"] == "BPE":
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+        merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+        return
+    assert model["type"] == "Unigram"
+    trainer = protobuf_field(3, 1) + protobuf_field(40, model["unk_id"])  # unigrams
+    pieces = (protobuf_field(1, piece.encode()) + protobuf_field(2, float(score)) for piece, score in model["vocab"])
+    fields = [*(protobuf_field(1, piece) for piece in pieces), protobuf_field(2, trainer)]
+    (folder / "spiece.model").write_bytes(b"".join(fields))
+    if has_json:
+        (folder / "tokenizer.json").write_text(tokenizer_json)
+
+
+def protobuf_field(number: int, value: int | float | bytes) -> bytes:
+    """One field of a message."""
+    if isinstance(value, float):
+        return bytes([number << 3 | 5]) + struct.pack("<f", value)
+    head, body = (number << 3, b"") if isinstance(value, int) else (number << 3 | 2, value)
+    return _varint(head) + _varint(value if isinstance(value, int) else len(value)) + body
+
+
+def _varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
 
 
 def _write_vae(bundle: Bundle, folder: Path, state: dict[str, Tensor]) -> None:

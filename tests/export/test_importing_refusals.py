@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffsplat.backbones import BACKBONES
 from diffsplat.bundle import Bundle, BundleError
+from export.__main__ import main
 from export.importing import ImportOptions, import_bundle
 from export.importing_layout import CheckpointError
 from tests.families import family_spec, write_family_bundle
@@ -174,6 +176,33 @@ def test_an_image_checkpoint_for_a_text_backbone(options: ImportOptions, tmp_pat
         import_bundle(wrong)
     with pytest.raises(CheckpointError, match="text model .*not image"):
         import_bundle(dataclasses.replace(options, spec=image.spec, base=image.base))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--backbone", "sd21"], "a checkpoint of sd15, but tiny_sd21 was asked for: use_linear_projection is"),
+        (["--backbone", "sd15", "--image"], "a checkpoint of sd15, but tiny_sd15_image was asked for: it is text"),
+        (["--backbone", "sd35"], f"which holds the denoiser. OUT has {TAGS['denoiser']}"),
+    ],
+)
+def test_a_checkpoint_of_another_backbone(
+    arguments: list[str],
+    says: str,
+    options: ImportOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the right base model beside it."""
+    asked = f"{arguments[1]}{'_image' * ('--image' in arguments)}"
+    base = write_official(write_family_bundle(tmp_path / "right" / "direct", asked), tmp_path / "right").base
+    for name, spec in {name: family_spec(name) for name in ("sd15", asked)}.items():
+        monkeypatch.setitem(BACKBONES, name, spec)
+    tag = ["--tag", f"denoiser={TAGS['denoiser']}"] if arguments[1] != "sd35" else []
+    assert main(["import", *arguments, *tag, "--base", base, options.source, str(options.out)]) == 1
+    assert says.replace("OUT", options.source) in capsys.readouterr().err
+    assert not options.out.exists()
 
 
 def test_all_problems_come_together(options: ImportOptions) -> None:

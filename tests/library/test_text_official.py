@@ -18,6 +18,7 @@ from diffsplat.text import build_encoder
 from diffsplat.text_official import from_official, load_official_encoder, to_transformers
 from diffsplat.tokenizer import Tokenizer
 from diffsplat.tokenizer_official import official_tokenizer_json
+from tests.official import protobuf_field as message
 
 MARKS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # as in official config files: not the tokenizer's
 CLIP: dict[str, Any] = {
@@ -196,19 +197,6 @@ def test_clip_tokenizer_of_two_files(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text(text)  # goes before the others, as it is
     (tmp_path / "vocab.json").unlink()
     assert official_tokenizer_json(tmp_path, "clip") == text
-
-
-def message(number: int, value: Any) -> bytes:
-    """One protobuf field: a number, a float, or bytes."""
-    if isinstance(value, float):
-        return bytes([number << 3 | 5]) + struct.pack("<f", value)
-    head, body = (number << 3, b"") if isinstance(value, int) else (number << 3 | 2, value)
-    out, rest = b"", [head, value if isinstance(value, int) else len(value)]
-    for count in rest:
-        while count > 127:
-            out, count = out + bytes([count & 127 | 128]), count >> 7
-        out += bytes([count])
-    return out + body
 
 
 def sentencepiece(*specs: bytes) -> bytes:

@@ -1,31 +1,21 @@
 """Images, control maps, estimated elevation and Instant3D's start through the stages, on very small backbones."""
 
 import dataclasses
-import io
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
-from PIL import Image
 
 from diffsplat.bundle import Bundle
 from diffsplat.pipeline import Pipeline
 from diffsplat.serving.denoise import DenoiseJob, DenoiseWork
 from tests.families import GRID, LATENT, write_family_bundle
+from tests.pictures import picture
 
 IMAGE_FAMILIES = ["sd15_image", "sdxl_image", "pixart_sigma_image", "sd3_image", "sd35_image"]
 CONTROL_FAMILIES = ["sd15", "sdxl"]
-
-
-def picture(seed: int, size: int = 48) -> bytes:
-    """A PNG file of noise."""
-    pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +28,6 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipeline]:
         if key not in made:
             bundle: Bundle = write_family_bundle(tmp_path_factory.mktemp("conditions") / name, name, controls, pictures)
             made[key] = Pipeline.from_bundle(bundle)
-            for graph_name, graph in made[key].denoise.graphs.items():
-                if graph_name.startswith(("control_", "hints_")):  # they start silent, and must be heard
-                    for parameter in graph.module.parameters():
-                        if not parameter.any():
-                            torch.nn.init.normal_(parameter, std=0.1)
         return made[key]
 
     return get
@@ -154,6 +139,12 @@ def test_a_blob_under_all_noise_is_an_ordinary_start(make) -> None:
 def test_what_a_bundle_cannot_do_is_refused(make, family: str, options: dict[str, object], says: str) -> None:
     with pytest.raises(InvalidRequestError, match=says):
         make(family).encode.run(GenerationRequest("a red cube", **options))
+
+
+def test_a_control_that_is_not_loaded_is_refused(make) -> None:
+    request = GenerationRequest("a red cube", control_image=picture(1), control_type="normal")
+    with pytest.raises(InvalidRequestError, match="the bundle 'tiny_sd15' has the ControlNets: depth, canny"):
+        make("sd15", ("depth", "canny")).encode.run(request)
 
 
 def test_denoise_refuses_pictures_that_do_not_belong(make) -> None:

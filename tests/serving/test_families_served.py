@@ -1,78 +1,229 @@
-"""Every family and condition behind a real server: the client gets what the pipeline makes."""
+"""Every backbone and condition from official folders to a client: imported, exported, served, equal to the pipeline."""
 
-import io
+import dataclasses
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from diffsplat_client.client import Client
+from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.events import Progress
+from diffsplat_client.generation import Generation
 from diffsplat_client.request import GenerationRequest
-from PIL import Image
 
-from diffsplat.pipeline import Pipeline
+from diffsplat.backbones import BACKBONES
+from diffsplat.backbones.spec import ControlType
+from diffsplat.bundle import Bundle, open_bundle
+from diffsplat.pipeline import Pipeline, PipelineResult
 from diffsplat.serving.server import TritonServer
+from export.__main__ import main
+from export.importing_layout import default_tags
+from export.record import RuntimeChoice
 from export.repository import export_repository
 from tests.families import write_family_bundle
+from tests.official import unpublished_tags, write_official
+from tests.pictures import BAD_PICTURES, cmyk_picture, grey_16_bit_picture, picture
 
 pytestmark = pytest.mark.triton
 
+TIMEOUT_S = 120.0
+Fields = dict[str, Any]  # of a request
 
-def picture(seed: int) -> bytes:
-    """A PNG file of noise."""
-    file = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 255, (48, 48, 3), np.uint8)
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+# One seed for all: what makes the results of a cell differ are the conditions.
+SHORT: Fields = {"prompt": "a red cube"}
+LONG: Fields = {"prompt": "two blue spheres on a large green cone"}
+PHOTO: Fields = {"image": picture(1), "elevation_deg": 10.0}
+DEPTH: Fields = {"control_image": grey_16_bit_picture(2), "control_type": "depth"}
+NORMAL: Fields = {"control_image": cmyk_picture(3), "control_type": "normal"}
+CANNY: Fields = {"control_image": picture(4), "control_type": "canny", "extract_canny": True}
 
-
-TEXT = [{"prompt": "a red cube"}, {"prompt": "two blue spheres on a large green cone", "negative_prompt": "small"}]
+TEXT = [SHORT, {**LONG, "negative_prompt": "small", "steps": 5}, {**LONG, "guidance_scale": 1.0}]
+START = [{**SHORT, "init_std": 0.1, "init_noise_strength": 0.7}]
 IMAGE = [
-    {"prompt": "", "image": picture(1), "elevation_deg": 20.0},
-    {"prompt": "a red cube", "image": picture(2), "elevation_deg": 5.0, "guidance_scale": 1.0},
+    PHOTO,
+    {**PHOTO, **SHORT},
+    {**PHOTO, **SHORT, "image": grey_16_bit_picture(5)},
+    {**PHOTO, **LONG, "guidance_scale": 1.0, "steps": 5},
+]
+MORE_IMAGES = [
+    {**SHORT, "image": picture(1), "estimate_elevation": True},
+    {**PHOTO, **LONG, "image": cmyk_picture(6), "negative_prompt": "small"},
 ]
 CONTROL = [
-    {"prompt": "a red cube", "control_image": picture(3), "control_type": "depth", "guess_mode": True},
-    {"prompt": "a red cube", "control_image": picture(3), "control_type": "canny", "extract_canny": True},
-    {"prompt": "a red cube"},
+    SHORT,
+    {**SHORT, **DEPTH},
+    {**LONG, **NORMAL, "control_scale": 0.5, "steps": 5},
+    {**LONG, **CANNY, "guidance_scale": 1.0},
+    {**DEPTH, "guess_mode": True},
 ]
-START = [{"prompt": "a red cube", "init_std": 0.1, "init_noise_strength": 0.7}]
-ESTIMATED = [{"prompt": "a red cube", "image": picture(4), "estimate_elevation": True}]
-CASES: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
-    "sd15": ("sd15", {"pictures": True}, TEXT + START),
-    "sd15-control": ("sd15", {"controls": ("depth", "canny")}, CONTROL),
-    "sd15-image": ("sd15_image", {"pictures": True}, IMAGE + ESTIMATED),
-    "sdxl": ("sdxl", {}, TEXT),
-    "sdxl-image": ("sdxl_image", {}, IMAGE),
-    "sdxl-control": ("sdxl", {"controls": ("depth", "canny")}, CONTROL),
-    "pixart-alpha": ("pixart_alpha", {}, TEXT),
-    "pixart-sigma-image": ("pixart_sigma_image", {}, IMAGE),
-    "sd3": ("sd3", {}, TEXT),
-    "sd35-image": ("sd35_image", {}, IMAGE),
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A backbone with a condition, and what is asked of it."""
+
+    backbone: str
+    requests: list[Fields]
+    image: bool = False
+    controls: tuple[ControlType, ...] = ()
+    pictures: bool = False  # the image encoder and ElevEst beside the model
+    runtime: RuntimeChoice = "onnxruntime"  # of all graphs
+
+    @property
+    def name(self) -> str:
+        """In the table of backbones."""
+        return f"{self.backbone}{'_image' * self.image}"
+
+
+ALL_CONTROLS: tuple[ControlType, ...] = ("depth", "normal", "canny")
+CELLS = {
+    "sd15": Cell("sd15", TEXT + START, pictures=True),
+    "sd15-image": Cell("sd15", IMAGE + MORE_IMAGES, image=True, pictures=True),
+    "sd15-controls": Cell("sd15", CONTROL, controls=ALL_CONTROLS),
+    "sd21": Cell("sd21", TEXT),
+    "sd21-image": Cell("sd21", IMAGE, image=True),
+    "sdxl": Cell("sdxl", TEXT),
+    "sdxl-image": Cell("sdxl", IMAGE, image=True),
+    "sdxl-controls": Cell("sdxl", CONTROL, controls=ALL_CONTROLS, runtime="torch"),
+    "pixart-alpha": Cell("pixart_alpha", TEXT, runtime="torch"),
+    "pixart-alpha-image": Cell("pixart_alpha", IMAGE, image=True),
+    "pixart-sigma": Cell("pixart_sigma", TEXT),
+    "pixart-sigma-image": Cell("pixart_sigma", IMAGE, image=True),
+    "sd3": Cell("sd3", TEXT),
+    "sd3-image": Cell("sd3", IMAGE, image=True),
+    "sd35": Cell("sd35", TEXT),
+    "sd35-image": Cell("sd35", IMAGE, image=True, runtime="torch"),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_client_gets_what_the_pipeline_makes(case: str, tmp_path: Path, four_views: np.ndarray) -> None:
-    """All requests at once, so that they share batches; each equals its own run in one process."""
-    family, parts, options = CASES[case]
-    bundle = write_family_bundle(tmp_path / "bundle", family, **parts)
-    repository = export_repository(bundle.root, tmp_path / "repository", "torch").folder
-    pipeline = Pipeline.load(repository, threads=1)
-    requests = [
-        GenerationRequest(**values, seed=seed, frame_poses=four_views, frame_size=32)
-        for seed, values in enumerate(options)
-    ]
+def import_by_command(cell: Cell, direct: Bundle, root: Path) -> Bundle:
+    """Through official folders below `root`. Meanwhile the table of backbones says the small sizes."""
+    own = unpublished_tags(cell.name)
+    options = write_official(direct, root, sharded=not cell.image, tags={**default_tags(cell.name), **own})
+    arguments = ["import", "--backbone", cell.backbone, "--base", options.base]
+    arguments += ["--image"] * cell.image + ["--image-encoder"] * (cell.pictures and not cell.image)
+    arguments += ["--control", *cell.controls] if cell.controls else []
+    for network, tag in own.items():
+        arguments += ["--tag", f"{network}={tag}"]
+    in_table = dataclasses.replace(direct.spec, controls=(), image_encoder=cell.image)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, cell.name, in_table)
+        assert main([*arguments, options.source, str(options.out)]) == 0
+    return open_bundle(options.out)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A cell behind a server, and what the pipeline makes of its requests."""
+
+    cell: Cell
+    server: TritonServer
+    requests: list[GenerationRequest]
+    expected: list[PipelineResult]
+
+
+@pytest.fixture(scope="module", params=CELLS)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    cell = CELLS[request.param]
+    root = tmp_path_factory.mktemp(request.param)
+    direct = write_family_bundle(root / "direct", cell.name, cell.controls, cell.pictures)
+    imported = import_by_command(cell, direct, root)
+    assert imported.spec == direct.spec
+    repository = export_repository(imported.root, root / "repository", cell.runtime)
+    assert {graph.backend for graph in repository.graphs.values()} == {cell.runtime}
+    poses = np.array([[np.nan, azimuth, 1.4, 1] for azimuth in (0, 90)], np.float32)
+    requests = [GenerationRequest(**fields, seed=7, frame_poses=poses, frame_size=32) for fields in cell.requests]
+    with TritonServer(repository.folder) as server:
+        pipeline = Pipeline.from_bundle(direct)  # what was neither imported nor exported, request by request
+        yield Served(cell, server, requests, [pipeline.generate(request) for request in requests])
+
+
+def test_a_client_gets_what_the_pipeline_makes(served: Served) -> None:
+    """In batches with a request that runs before, beside and behind all others."""
+    longest = dataclasses.replace(served.requests[-1], prompt=LONG["prompt"], steps=200)
     with (
-        TritonServer(repository) as server,
-        Client(server.grpc_url, timeout_s=120) as client,
-        ThreadPoolExecutor(len(requests)) as callers,
+        Client(served.server.grpc_url, timeout_s=TIMEOUT_S) as client,
+        ThreadPoolExecutor(len(served.requests)) as callers,
+        client.stream(longest) as companion,
     ):
-        results = [*callers.map(client.generate, requests)]
-    for request, result in zip(requests, results, strict=True):
-        expected = pipeline.generate(request)
-        assert result.seed == request.seed and result.warnings == expected.warnings
-        mine, right = result.cloud.positions, expected.gaussians[:, :3]
-        assert mine.shape == right.shape and np.abs(mine - right).max() <= 1e-3 * np.abs(right).max()
-        assert np.abs(result.frames.astype(int) - expected.frames).mean() < 1.0
+        assert isinstance(next(companion), Progress)
+        results = [*callers.map(client.generate, served.requests)]
+    wait_for_stop(served.server, companion.request_id)
+    for result, expected in zip(results, served.expected, strict=True):
+        assert_same_object(result, expected)
+
+
+def assert_same_object(result: Generation, expected: PipelineResult) -> None:
+    """Positions, colours and opacities; a canonical quaternion may flip where two scales are nearly the same."""
+    assert result.seed == expected.seed and result.warnings == expected.warnings
+    assert result.elevation_deg == pytest.approx(expected.request.elevation_deg, abs=1e-3)
+    mine, right = result.cloud.to_array(), expected.gaussians
+    assert right is not None and mine.shape == right.shape
+    for columns in (slice(0, 3), slice(3, 6), slice(6, 7)):
+        error = np.abs(mine[:, columns] - right[:, columns]).max() / np.abs(right[:, columns]).max()
+        assert error <= 1e-4, (columns, error)
+    assert result.frames is not None and expected.frames is not None
+    assert np.abs(result.frames.astype(int) - expected.frames).mean() < 0.1
+
+
+def wait_for_stop(server: TritonServer, request_id: str) -> None:
+    """The request was still running when its caller left."""
+    deadline = time.monotonic() + 10
+    while f"request {request_id}: stop asked for, 1 found" not in server.log_path.read_text():
+        assert time.monotonic() < deadline, "it ended before the others"
+        time.sleep(0.05)
+
+
+def test_every_condition_is_heard(served: Served) -> None:
+    splats = [expected.splats[:, :6] for expected in served.expected]
+    for i, mine in enumerate(splats):
+        for j in range(i):
+            assert np.abs(mine - splats[j]).mean() > 5e-4, (i, j, np.abs(mine - splats[j]).mean())
+
+
+def refused(cell: Cell) -> dict[str, tuple[Fields, str]]:
+    """Name -> fields of a request that this cell must not take, and what the refusal says."""
+    whose = f"the bundle 'tiny_{cell.name}'"
+    cases = {
+        "both pictures": ({**PHOTO, **DEPTH}, "image and control_image exclude each other"),
+        "an unknown control": ({**DEPTH, "control_type": "pose"}, "control_type = 'pose': must be one of"),
+        "a control without its map": ({"control_type": "depth"}, "control_type = 'depth' needs control_image"),
+        "a map without its type": ({"control_image": picture(4)}, "control_image needs control_type"),
+        "edges of depth": ({**DEPTH, "extract_canny": True}, "extract_canny = True and control_type = 'depth'"),
+        "a blob and an image": ({**PHOTO, "init_std": 0.1}, "init_std = 0.1 and image exclude each other"),
+    }
+    if cell.image:
+        cases["no image"] = (SHORT, f"image is missing: {whose}")
+        cases["a map for an image model"] = (DEPTH, f"image is missing: {whose}")
+        cases["an open elevation"] = ({"image": picture(1)}, f"elevation_deg is open: {whose}")
+    else:
+        cases["an image for a text model"] = (PHOTO, f"image is given: {whose} is conditioned on text alone")
+    if not (cell.image or cell.controls):
+        cases["a control that is not there"] = (DEPTH, f"control_type = 'depth': {whose} has the ControlNets: none")
+    if not (cell.image or cell.pictures):
+        cases["a blob without an encoder"] = ({"init_std": 0.1}, f"init_std = 0.1: must be 0, {whose}")
+    for name, (data, says) in BAD_PICTURES.items():
+        if cell.image:
+            cases[f"{name} as image"] = ({**PHOTO, "image": data}, says)
+        if cell.controls:
+            cases[f"{name} as map"] = ({**DEPTH, "control_image": data}, says)
+    return cases
+
+
+def test_bad_conditions_are_refused_and_nothing_is_lost(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the server: this client sends whatever it is given."""
+    monkeypatch.setattr(GenerationRequest, "validate", lambda request: request)
+    with Client(served.server.grpc_url, timeout_s=TIMEOUT_S) as client:
+        for name, (fields, says) in refused(served.cell).items():
+            started = time.monotonic()
+            with pytest.raises(InvalidRequestError) as caught:
+                client.generate(GenerationRequest(**{**SHORT, "steps": 200, **fields}))
+            assert says in str(caught.value), (name, str(caught.value))
+            assert time.monotonic() - started < 5.0, name  # nothing was generated first
+        assert_same_object(client.generate(served.requests[0]), served.expected[0])
+    assert "Traceback" not in served.server.log_path.read_text()
