@@ -5,6 +5,12 @@ import pytest
 import torch
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.formats.ply import decode_ply, encode_ply
+from diffsplat_client.request import GenerationRequest
+
+from diffsplat.backbones import SD15
+from diffsplat.gaussians import canonicalize, from_array, to_array
+from diffsplat.serving.envelope import Envelope
+from diffsplat.serving.package import PackageStage
 
 
 def torch_log(values: np.ndarray) -> np.ndarray:
@@ -27,6 +33,20 @@ def test_files_are_the_references_bytes(ply, cloud) -> None:
     for case, options in ply.config["cases"].items():
         data = encode_ply(cloud, options["opacity_threshold"], options["compatible"], log=torch_log)
         assert bytes(data) == ply.out(case)["file"].numpy().tobytes(), case
+
+
+def test_the_service_writes_the_references_bytes(ply, cloud) -> None:
+    """`package` for the format ply_compat; the canonical splats beside the file are the same ones."""
+    raw = cloud.to_array()
+    splats = to_array(canonicalize(from_array(torch.from_numpy(raw)), SD15.geometry)).numpy()
+    for case, options in ply.config["cases"].items():
+        if not options["compatible"]:
+            continue
+        threshold = options["opacity_threshold"]
+        request = GenerationRequest("x", format="ply_compat", opacity_threshold_asset=threshold)
+        gaussians, file = PackageStage().run(splats, Envelope(request), raw)
+        assert file == ply.out(case)["file"].numpy().tobytes(), case
+        assert gaussians is not None and np.array_equal(gaussians, splats[cloud.opacity > threshold])
 
 
 def test_the_default_logarithm_differs_in_the_last_bit_at_most(ply, cloud) -> None:
