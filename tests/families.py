@@ -139,11 +139,15 @@ def _clip_tokenizer() -> str:
 def write_family_bundle(
     folder: Path, name: str, controls: tuple[ControlType, ...] = (), pictures: bool = False, seed: int = 0
 ) -> Bundle:
-    """A bundle of `family_spec` with random weights; ControlNets are heard, unlike new ones."""
+    """A bundle of `family_spec` with random weights, but ControlNets are not silent and pictures as loud as noise."""
     spec = family_spec(name, controls, pictures)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         networks = {network: build() for network, build in network_builders(spec).items()}
+        if spec.image_encoder:
+            vae: Any = networks["image_encoder"]
+            for parameter in (vae.quant_conv or vae.encoder.conv_out).parameters():
+                parameter.data[: spec.latent_channels] *= 20  # of the mean
         for kind in spec.controls:
             for parameter in networks[f"controlnet_{kind}"].parameters():
                 if not parameter.any():

@@ -18,11 +18,14 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def noise(seed: int, channels: int = 3) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (SIDE, SIDE, channels), np.uint8))
+    """Around a colour of the seed's own."""
+    random = np.random.default_rng(seed)
+    colour, grain = random.integers(0, 192, channels), random.integers(0, 64, (SIDE, SIDE, channels))
+    return Image.fromarray((colour + grain).astype(np.uint8))
 
 
 def picture(seed: int) -> bytes:
-    """A PNG file of noise."""
+    """A PNG file."""
     return encoded(noise(seed))
 
 

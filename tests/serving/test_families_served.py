@@ -164,7 +164,7 @@ def assert_same_object(result: Generation, expected: PipelineResult) -> None:
     assert result.elevation_deg == pytest.approx(expected.request.elevation_deg, abs=1e-3)
     mine, right = result.cloud.to_array(), expected.gaussians
     assert right is not None and mine.shape == right.shape
-    for columns in (slice(0, 3), slice(3, 6), slice(6, 7)):
+    for columns in (slice(0, 3), slice(3, 6), slice(6, 7)):  # each about 0 .. 1
         error = np.abs(mine[:, columns] - right[:, columns]).max() / np.abs(right[:, columns]).max()
         assert error <= 1e-4, (columns, error)
     assert result.frames is not None and expected.frames is not None
@@ -180,10 +180,11 @@ def wait_for_stop(server: TritonServer, request_id: str) -> None:
 
 
 def test_every_condition_is_heard(served: Served) -> None:
+    """Results differ by a hundred times what the served ones may be off."""
     splats = [expected.splats[:, :6] for expected in served.expected]
     for i, mine in enumerate(splats):
         for j in range(i):
-            assert np.abs(mine - splats[j]).mean() > 5e-4, (i, j, np.abs(mine - splats[j]).mean())
+            assert np.abs(mine - splats[j]).max() > 5e-3, (i, j)
 
 
 def refused(cell: Cell) -> dict[str, tuple[Fields, str]]:
