@@ -15,7 +15,6 @@ Whoever stops reading stops the request.
 
 import dataclasses
 import math
-import re
 import threading
 import time
 import uuid
@@ -29,12 +28,11 @@ from diffsplat_client.errors import (
     ContractMismatchError,
     DiffSplatError,
     InvalidRequestError,
-    RequestCancelledError,
     RequestTimeoutError,
-    ServerError,
     ServerUnavailableError,
 )
 from diffsplat_client.events import Finished
+from diffsplat_client.failures import connection_error, request_error
 from diffsplat_client.generation import Generation
 from diffsplat_client.reconstruction import Reconstruction, parse_reconstruction
 from diffsplat_client.reconstruction_request import ReconstructionRequest
@@ -219,7 +217,7 @@ class Client:
             loaded = any(model.name == ENSEMBLE and model.state == "READY" for model in models)
             parameters = transport.parameters(ENSEMBLE, timeout_s) if loaded else {}
         except TransportError as error:
-            raise self._connection_error(error, timeout_s) from None
+            raise connection_error(error, self.url, timeout_s) from None
         return ServerStatus(ready, models, parameters)
 
     def _open(self) -> Transport:
@@ -239,7 +237,7 @@ class Client:
                 raise ServerUnavailableError(f"the server at {self.url} is not ready: it is starting or stopping")
             parameters = transport.parameters(ENSEMBLE, timeout_s)
         except TransportError as error:
-            raise self._connection_error(error, timeout_s) from None
+            raise connection_error(error, self.url, timeout_s) from None
         version = parameters.get("contract_version")
         if version != str(CONTRACT_VERSION):
             raise ContractMismatchError(
@@ -250,33 +248,11 @@ class Client:
         self._checked = True
         return transport
 
-    def _connection_error(self, error: TransportError, timeout_s: float) -> DiffSplatError:
-        """The typed error for one of the questions before a request."""
-        if error.code == "DEADLINE_EXCEEDED":
-            return ServerUnavailableError(f"no answer from {self.url} within {timeout_s:g} s")
-        if error.code == "NOT_FOUND" or "unknown model" in error.message:
-            return ServerUnavailableError(f"the server at {self.url} does not serve the model {ENSEMBLE!r}")
-        if error.code == "CANCELLED":
-            return RequestCancelledError("the client was closed before the request was sent")
-        if error.code == "UNAVAILABLE":
-            return ServerUnavailableError(f"no server answers at {self.url} ({_first_line(error.message)})")
-        return ServerError(f"{self.url} answers, but not as a Triton server does ({_first_line(str(error))})")
-
     def _request_error(self, error: TransportError, timeout_s: float) -> DiffSplatError:
         """The typed error for a failed request."""
-        match error.code:
-            case "INVALID_ARGUMENT":
-                return InvalidRequestError(re.sub(r"^in ensemble '\w+', ", "", error.message))
-            case "UNAVAILABLE":
-                self._checked = False  # what comes back may be another server
-                return ServerUnavailableError(
-                    f"the server at {self.url} went away or takes no requests ({_first_line(error.message)})"
-                )
-            case "CANCELLED":
-                return RequestCancelledError("the request was stopped")
-            case "DEADLINE_EXCEEDED":
-                return RequestTimeoutError(f"not finished within timeout_s = {timeout_s:g}: the request was stopped")
-        return ServerError(f"the server failed ({_first_line(str(error))})")
+        if error.code == "UNAVAILABLE":
+            self._checked = False  # what comes back may be another server
+        return request_error(error, self.url, timeout_s)
 
 
 def _as_request(prompt: str | GenerationRequest, options: dict[str, Any]) -> GenerationRequest:
@@ -302,7 +278,3 @@ def _check_url(url: str) -> str:
     if not 1 <= int(port) <= 65535:
         raise InvalidRequestError(f"url = {url!r}: the port must be in 1 .. 65535")
     return address
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "no message"

@@ -1,5 +1,6 @@
 """Exported graphs equal torch, at every free size, by either back end."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from diffsplat_client.contract import CONTRACT_VERSION
 
 from diffsplat.bundle import Bundle, BundleError
 from diffsplat.multiview import DenoiserStep
+from diffsplat.networks import build_graph_module, network_builders
 from diffsplat.runtime import ExportRecord, OnnxGraph, TorchGraph, bundle_graph, load_graph
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
@@ -157,6 +159,17 @@ def test_zeros_are_equal_and_no_output_may_be_no_number(tiny_bundle: Bundle, val
     graph, run = graph_specs(tiny_bundle.spec)[0], TorchGraph("outputs", Outputs(value))
     error = relative_error(run, Outputs(0.0), graph, graph.serving_sizes, seed=0)
     assert error == pytest.approx(expected, nan_ok=True)
+
+
+def test_gsrecon_of_rgb_alone_equals_torch_too(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Plain blocks of it as well: the published network's predecessors have LayerNorms and no gated MLP."""
+    small = {**tiny_bundle.spec.gsrecon, "input_normal": False, "input_coord": False, "llama_style": False}
+    spec = dataclasses.replace(tiny_bundle.spec, gsrecon=small)
+    graph = next(graph for graph in graph_specs(spec) if graph.name == "recon")
+    assert [tensor.axes[2] for tensor in graph.inputs] == [3, 6]
+    module = build_graph_module("recon", spec, network_builders(spec)["gsrecon"]())
+    (path,) = write_onnx(graph, module, tmp_path / "recon.onnx")
+    assert parity(graph, module, path, threads=1) <= PARITY_LIMIT
 
 
 def test_a_batch_size_baked_in_by_tracing_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def read_views(path: Path) -> dict[str, np.ndarray]:
+def read_views(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file; InvalidRequestError when it is none, or holds others than those of a request."""
     try:
         file = np.load(path, allow_pickle=False)

@@ -1,0 +1,47 @@
+"""A failure of the wire, as the typed error that says what it means for the caller."""
+
+import re
+
+from diffsplat_client.contract import ENSEMBLE
+from diffsplat_client.errors import (
+    DiffSplatError,
+    InvalidRequestError,
+    RequestCancelledError,
+    RequestTimeoutError,
+    ServerError,
+    ServerUnavailableError,
+)
+from diffsplat_client.transport import TransportError
+
+
+def connection_error(error: TransportError, url: str, timeout_s: float) -> DiffSplatError:
+    """For one of the questions before a request, which had `timeout_s` to be answered."""
+    if error.code == "DEADLINE_EXCEEDED":
+        return ServerUnavailableError(f"no answer from {url} within {timeout_s:g} s")
+    if error.code == "NOT_FOUND" or "unknown model" in error.message:
+        return ServerUnavailableError(f"the server at {url} does not serve the model {ENSEMBLE!r}")
+    if error.code == "CANCELLED":
+        return RequestCancelledError("the client was closed before the request was sent")
+    if error.code == "UNAVAILABLE":
+        return ServerUnavailableError(f"no server answers at {url} ({_first_line(error.message)})")
+    return ServerError(f"{url} answers, but not as a Triton server does ({_first_line(str(error))})")
+
+
+def request_error(error: TransportError, url: str, timeout_s: float) -> DiffSplatError:
+    """For a request, which had `timeout_s` in all."""
+    match error.code:
+        case "INVALID_ARGUMENT":
+            return InvalidRequestError(re.sub(r"^in ensemble '\w+', ", "", error.message))
+        case "UNAVAILABLE":
+            return ServerUnavailableError(
+                f"the server at {url} went away or takes no requests ({_first_line(error.message)})"
+            )
+        case "CANCELLED":
+            return RequestCancelledError("the request was stopped")
+        case "DEADLINE_EXCEEDED":
+            return RequestTimeoutError(f"not finished within timeout_s = {timeout_s:g}: the request was stopped")
+    return ServerError(f"the server failed ({_first_line(str(error))})")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no message"

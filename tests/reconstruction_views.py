@@ -1,0 +1,33 @@
+"""Views of objects that no bundle was trained on, as requests."""
+
+from typing import Any
+
+import numpy as np
+from diffsplat_client.reconstruction_request import ReconstructionRequest
+
+from diffsplat.backbones import SplatGeometry
+from training.data.procedural import ProceduralDataset
+from training.data.sample import Sample
+
+FIRST_OBJECT = 500_000  # where the benchmark starts
+UNSEEN_OBJECTS = 24
+NOVEL_VIEWS = 3
+RGB_ONLY = {"input_normal": False, "input_coord": False}  # of BackboneSpec.gsrecon
+
+
+def unseen_samples(geometry: SplatGeometry, seed: int, count: int) -> list[Sample]:
+    """Objects as the benchmark of reconstructions takes them: input views, then novel ones."""
+    source = ProceduralDataset(
+        seed, count, geometry.grid_size, num_input_views=geometry.views, num_views=geometry.views + NOVEL_VIEWS,
+        first_views=(0,), pixel_rule=geometry.unproject_pixel_rule, first_index=FIRST_OBJECT,
+    )  # fmt: skip
+    return [source.sample(index, np.random.default_rng(index)) for index in range(count)]
+
+
+def sample_request(sample: Sample, **options: Any) -> ReconstructionRequest:
+    """The input views of a sample, with all maps."""
+    count = len(sample.images_rgb) - NOVEL_VIEWS
+    maps = (sample.images_rgb, sample.normals, sample.coords)
+    images, normals, coords = (values[:count].permute(0, 2, 3, 1).numpy() for values in maps)
+    cameras = (values[:count].numpy() for values in (sample.camera_to_world, sample.intrinsics))
+    return ReconstructionRequest(images, *cameras, normals, coords, **options)
