@@ -2,16 +2,10 @@
 
 Runs only inside Triton's Python backend, which provides `triton_python_backend_utils`; its classes appear there after
 this module has been imported. Stages are imported when a model is loaded, so that `package` never loads torch.
-
-Errors: `InvalidRequestError` goes to the client as INVALID_ARG with its own text; anything else is logged with the
-request's id, and the client gets a neutral INTERNAL message.
 """
 
-import atexit
 import json
 import logging
-import os
-import sys
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -31,7 +25,7 @@ from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest
 
-from diffsplat.serving.engine import Engine, EnginePolicy, Progress
+from diffsplat.serving.engine import Engine, EnginePolicy
 from diffsplat.serving.envelope import Envelope
 from diffsplat.serving.triton_io import (
     array_tensor,
@@ -41,8 +35,9 @@ from diffsplat.serving.triton_io import (
     required_text,
     text_tensor,
     to_torch,
-    to_triton_error,
 )
+from diffsplat.serving.triton_stage import LaterStage, StageModel
+from diffsplat.serving.triton_stream import ResponseStream, send_error
 
 if TYPE_CHECKING:
     from diffsplat.serving.decode import DecodeResult
@@ -50,56 +45,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("diffsplat.serving")
 _TINY_PROMPT = "warm up"
-
-
-class StageModel:
-    """One stage behind Triton's interface: subclasses say what to load and what one request means."""
-
-    name: str
-
-    def initialize(self, args: dict[str, str]) -> None:
-        """Load the version folder and run everything once, so that the first request finds it warm."""
-        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-        config = json.loads(args["model_config"])
-        self.parameters: dict[str, str] = {
-            key: value["string_value"] for key, value in config.get("parameters", {}).items()
-        }
-        self.threads = int(self.parameters["threads"]) if self.parameters.get("threads", "0") != "0" else None
-        folder = Path(args["model_repository"]) / args["model_version"]
-        started = perf_counter()
-        self.load(folder)
-        self.warm_up()
-        _log.info(
-            "%s version %s is loaded and warm after %.1f s",
-            args["model_name"],
-            args["model_version"],
-            perf_counter() - started,
-        )
-
-    def load(self, folder: Path) -> None:
-        """Build the stage."""
-        raise NotImplementedError
-
-    def warm_up(self) -> None:
-        """One tiny pass through everything that compiles or allocates at its first use."""
-
-    def finalize(self) -> None:
-        """Leave the interpreter as it is: taking torch apart module by module costs seconds of every server's stop."""
-        atexit.register(os._exit, 0)  # the last one registered runs first, after Triton has had its answer
-
-    def execute(self, requests: list[Any]) -> list[Any] | None:
-        """Answer each request on its own; an error is the answer of that request alone."""
-        return [self._respond(request) for request in requests]
-
-    def _respond(self, request: Any) -> Any:
-        try:
-            return pb_utils.InferenceResponse(self.answer(request))
-        except Exception as error:
-            return pb_utils.InferenceResponse(error=to_triton_error(error, request.request_id(), self.name))
-
-    def answer(self, request: Any) -> list[Any]:
-        """Output tensors of one request; none for a progress message that is only passing by."""
-        raise NotImplementedError
 
 
 class EncodeModel(StageModel):
@@ -159,9 +104,9 @@ class DenoiseModel(StageModel):
                     sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                     continue
                 work = self._read_work(request)
-                self.engine.submit(request_id, work, _Stream(sender, request_id, work.envelope))
+                self.engine.submit(request_id, work, ResponseStream(sender, request_id, work.envelope))
             except Exception as error:
-                _send_error(sender, error, request_id)
+                send_error(sender, error, request_id)
 
     def finalize(self) -> None:
         """End the engine's thread; what still runs is answered with an error."""
@@ -201,54 +146,6 @@ class DenoiseModel(StageModel):
         return work
 
 
-class _Stream:
-    """The engine's listener for one request: what happens to it, as responses."""
-
-    def __init__(self, sender: Any, request_id: str, envelope: Envelope) -> None:
-        self.sender = sender
-        self.request_id = request_id
-        self.envelope = envelope
-
-    def progress(self, progress: Progress) -> None:
-        """A message with STATUS alone; the later stages see it pass by with nothing to do."""
-        self.sender.send(pb_utils.InferenceResponse([self._status(progress)]))
-
-    def finished(self, state: "DenoiseJob", denoise_ms: float, queued_ms: float) -> None:
-        """LATENTS, and an echo of the request: the later stages may read nothing that does not come from here."""
-        if not bool(state.latents.isfinite().all()):
-            raise RuntimeError("the network's result is not finite")
-        envelope = self.envelope.with_timing("queued", queued_ms).with_timing("denoise", denoise_ms)
-        tensors = [
-            self._status(Progress("finished", state.step, state.steps, 0, None)),
-            text_tensor("TIMINGS", json.dumps(envelope.timings_ms)),
-            text_tensor("RESOLVED_REQUEST", envelope.to_json()),
-            array_tensor("LATENTS", state.latents.numpy()),
-        ]
-        self.sender.send(pb_utils.InferenceResponse(tensors), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-    def failed(self, error: Exception) -> None:
-        """The stream ends with an error."""
-        _send_error(self.sender, error, self.request_id)
-
-    def is_cancelled(self) -> bool:
-        """True when `denoise` was called directly and the caller is gone (an ensemble does not pass this on)."""
-        return bool(self.sender.is_cancelled())
-
-    def _status(self, progress: Progress) -> Any:
-        request = self.envelope.request
-        status = {
-            "phase": progress.phase,
-            "step": progress.step,
-            "steps": progress.steps or request.steps,
-            "queue_position": progress.queue_position,
-            "seed": request.seed,
-            "elevation_deg": request.elevation_deg,
-            "warnings": self.envelope.warnings,
-            "seconds_left": progress.seconds_left,
-        }
-        return text_tensor("STATUS", json.dumps(status))
-
-
 class ReconstructModel(StageModel):
     """Views of an object -> SPLATS, with the request that belongs to them."""
 
@@ -274,31 +171,7 @@ class ReconstructModel(StageModel):
         return [*_decoded_tensors(decoded, envelope), text_tensor("TIMINGS_RECONSTRUCT", json.dumps(timings))]
 
 
-class _LaterStage(StageModel):
-    """A stage behind `denoise`: runs with nothing in it for every progress message, and then answers with nothing."""
-
-    source: str  # the tensor it works on
-    request_tensor: str  # comes from the same stage as `source`
-    also: tuple[str, ...] = ()  # tensors of that stage which only some requests have
-    generated = True  # whether it looks at how the splats are made
-
-    def answer(self, request: Any) -> list[Any]:
-        """Work only when there is something to work on."""
-        array = read_array(request, self.source)
-        if array is None:
-            return []
-        envelope = Envelope.from_json(required_text(request, self.request_tensor), self.generated)
-        started = perf_counter()
-        tensors = self.work(array, envelope, *(read_array(request, name) for name in self.also))
-        timings = {self.name: round((perf_counter() - started) * 1e3, 3)}
-        return [*tensors, text_tensor(f"TIMINGS_{self.name.upper()}", json.dumps(timings))]
-
-    def work(self, array: np.ndarray, envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
-        """Output tensors but the timings."""
-        raise NotImplementedError
-
-
-class DecodeModel(_LaterStage):
+class DecodeModel(LaterStage):
     """LATENTS -> SPLATS, with the request that belongs to them."""
 
     name, source, request_tensor = "decode", "LATENTS", "RESOLVED_REQUEST"
@@ -323,7 +196,7 @@ class DecodeModel(_LaterStage):
         return _decoded_tensors(self.stage.run(to_torch(array), envelope), envelope)
 
 
-class RasterizeModel(_LaterStage):
+class RasterizeModel(LaterStage):
     """SPLATS -> FRAMES, if the request has poses."""
 
     name, source, request_tensor = "rasterize", "SPLATS", "DECODED_REQUEST"
@@ -345,7 +218,7 @@ class RasterizeModel(_LaterStage):
         return [] if frames is None else [array_tensor("FRAMES", frames.numpy())]
 
 
-class PackageModel(_LaterStage):
+class PackageModel(LaterStage):
     """SPLATS -> GAUSSIANS, ASSET, or both."""
 
     name, source, request_tensor = "package", "SPLATS", "DECODED_REQUEST"
@@ -370,8 +243,3 @@ def _decoded_tensors(decoded: "DecodeResult", envelope: Envelope) -> list[Any]:
     splats, raw_splats = decoded
     tensors = [array_tensor("SPLATS", splats.numpy()), text_tensor("DECODED_REQUEST", envelope.to_json())]
     return tensors if raw_splats is None else [*tensors, array_tensor("RAW_SPLATS", raw_splats.numpy())]
-
-
-def _send_error(sender: Any, error: Exception, request_id: str) -> None:
-    response = pb_utils.InferenceResponse(error=to_triton_error(error, request_id, DenoiseModel.name))
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -1,0 +1,96 @@
+"""What every stage behind Triton's interface does: load, warm up, answer each request on its own.
+
+Errors: `InvalidRequestError` goes to the client as INVALID_ARG with its own text; anything else is logged with the
+request's id, and the client gets a neutral INTERNAL message.
+"""
+
+import atexit
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from diffsplat.serving.envelope import Envelope
+from diffsplat.serving.triton_io import read_array, required_text, text_tensor, to_triton_error
+
+_log = logging.getLogger("diffsplat.serving")
+
+
+class StageModel:
+    """One stage behind Triton's interface: subclasses say what to load and what one request means."""
+
+    name: str
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the version folder and run everything once, so that the first request finds it warm."""
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        config = json.loads(args["model_config"])
+        self.parameters: dict[str, str] = {
+            key: value["string_value"] for key, value in config.get("parameters", {}).items()
+        }
+        self.threads = int(self.parameters["threads"]) if self.parameters.get("threads", "0") != "0" else None
+        folder = Path(args["model_repository"]) / args["model_version"]
+        started = perf_counter()
+        self.load(folder)
+        self.warm_up()
+        _log.info(
+            "%s version %s is loaded and warm after %.1f s",
+            args["model_name"],
+            args["model_version"],
+            perf_counter() - started,
+        )
+
+    def load(self, folder: Path) -> None:
+        """Build the stage."""
+        raise NotImplementedError
+
+    def warm_up(self) -> None:
+        """One tiny pass through everything that compiles or allocates at its first use."""
+
+    def finalize(self) -> None:
+        """Leave the interpreter as it is: taking torch apart module by module costs seconds of every server's stop."""
+        atexit.register(os._exit, 0)  # the last one registered runs first, after Triton has had its answer
+
+    def execute(self, requests: list[Any]) -> list[Any] | None:
+        """Answer each request on its own; an error is the answer of that request alone."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        try:
+            return pb_utils.InferenceResponse(self.answer(request))
+        except Exception as error:
+            return pb_utils.InferenceResponse(error=to_triton_error(error, request.request_id(), self.name))
+
+    def answer(self, request: Any) -> list[Any]:
+        """Output tensors of one request; none for a progress message that is only passing by."""
+        raise NotImplementedError
+
+
+class LaterStage(StageModel):
+    """A stage behind `denoise`: runs with nothing in it for every progress message, and then answers with nothing."""
+
+    source: str  # the tensor it works on
+    request_tensor: str  # comes from the same stage as `source`
+    also: tuple[str, ...] = ()  # tensors of that stage which only some requests have
+    generated = True  # whether it looks at how the splats are made
+
+    def answer(self, request: Any) -> list[Any]:
+        """Work only when there is something to work on."""
+        array = read_array(request, self.source)
+        if array is None:
+            return []
+        envelope = Envelope.from_json(required_text(request, self.request_tensor), self.generated)
+        started = perf_counter()
+        tensors = self.work(array, envelope, *(read_array(request, name) for name in self.also))
+        timings = {self.name: round((perf_counter() - started) * 1e3, 3)}
+        return [*tensors, text_tensor(f"TIMINGS_{self.name.upper()}", json.dumps(timings))]
+
+    def work(self, array: np.ndarray, envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
+        """Output tensors but the timings."""
+        raise NotImplementedError
