@@ -12,14 +12,15 @@ RULES = {
     "diffsplat_client.cli": ("torch", "diffsplat"),
     "diffsplat.pipeline": ("training", "export", "tritonclient", "benchmarks"),
     "diffsplat.bundle": ("training", "export", "tritonclient", "benchmarks"),
-    "diffsplat.serving.encode": ("training", "export", "tritonclient"),
-    "diffsplat.serving.denoise": ("training", "export", "tritonclient"),
-    "diffsplat.serving.decode": ("training", "export", "tritonclient"),
-    "diffsplat.serving.rasterize": ("training", "export", "tritonclient"),
+    "diffsplat.serving.encode": ("diffusers", "transformers", "training", "export", "tritonclient"),
+    "diffsplat.serving.denoise": ("diffusers", "transformers", "training", "export", "tritonclient"),
+    "diffsplat.serving.decode": ("diffusers", "transformers", "training", "export", "tritonclient"),
+    "diffsplat.serving.rasterize": ("diffusers", "transformers", "training", "export", "tritonclient"),
     "diffsplat.serving.package": ("torch", "training", "export", "tritonclient"),  # starts at once
     "diffsplat.serving.engine": ("torch", "training", "export", "tritonclient"),
     "diffsplat.serving.server": ("torch", "training", "export", "tritonclient", "pytriton"),
     "diffsplat.serving.prerequisites": ("torch", "numpy"),
+    "diffsplat.networks": ("diffusers", "transformers", "training", "export"),  # until one is built that needs them
     "export": ("training",),
 }
 
