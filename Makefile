@@ -2,8 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-fast lint bench clean
 
-PROMPT ?= a red cube
-BUNDLE ?= bundles/pico
+PROMPT ?= a cupcake
+BUNDLE ?= bundles/nano
 OUT ?= out
 GRPC_PORT ?= 8001
 

@@ -15,7 +15,8 @@ from benchmarks.machine import machine_name
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "rasterizer": ("rasterizer",),
     "formats": ("formats",),
-    "quality": ("quality", "bundles/pico"),
+    "quality_nano": ("quality", "bundles/nano", "--sweep"),
+    "quality_pico": ("quality", "bundles/pico"),
     "ensemble_overhead": ("ensemble_overhead", "bundles/pico"),
     "flops": ("flops",),
 }
