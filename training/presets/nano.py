@@ -2,7 +2,7 @@
 
 Two cores do all of it in about four hours. `REFINEMENT` goes on from the shipped bundle, on objects not seen before.
 
-The shipped bundle was made by this chain, a later run starting from the one before (its lineage names the last of each):
+The shipped bundle was made by this chain, each run starting from the one before (its lineage names the last ones):
 
     recon      1,400 steps; 1,000 more with lr 1.2e-3                                        25.7 dB, 26.4 dB
     vae        3,000 steps; 4,600 with lr 7e-4, render_weight 0.3                            22.7 dB, 24.1 dB
