@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "quality_nano": ("quality", "bundles/nano", "--sweep"),
     "quality_pico": ("quality", "bundles/pico"),
     "ensemble_overhead": ("ensemble_overhead", "bundles/pico"),
+    "import_memory": ("import_memory",),
     "flops": ("flops",),
 }
 EVERYWHERE = ("flops",)  # counted, not measured: no machine stands beside them
