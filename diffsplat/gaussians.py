@@ -146,16 +146,6 @@ def to_array(gaussians: Gaussians) -> Tensor:
     return torch.cat([one.means, one.rgbs, one.opacities[:, None], one.scales, one.quats_wxyz], dim=-1)
 
 
-@torch.no_grad()
-def grid_to_array(grid: Tensor, cameras: Cameras, geometry: SplatGeometry, *, canonical: bool = True) -> Tensor:
-    """One object's grid [1, V, 12, H, W], lifted into the world: [N, 14] as the wire carries it.
-
-    Canonicalised, so that frames, raw splats and files show one object; or else as the published renderer takes it.
-    """
-    gaussians = grid_to_gaussians(grid, cameras, geometry)
-    return to_array(canonicalize(gaussians, geometry) if canonical else gaussians)
-
-
 def from_array(array: Tensor) -> Gaussians:
     """Inverse of `to_array`: [N, 14] -> Gaussians with B = 1."""
     if array.dim() != 2 or array.shape[1] != 14:

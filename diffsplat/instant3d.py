@@ -1,6 +1,6 @@
 """Start from a dark blob on white instead of pure noise (Instant3D, Li et al. 2024, section 3.2). Off by default.
 
-blob_views -> ImageEncoder.sample -> clean latents -> late_start(...).noised -> the remaining steps of the sampler
+blob_views -> ImageEncoder.moments, one draw -> clean latents -> late_start(...).noised -> the sampler's last steps
 """
 
 from typing import NamedTuple

@@ -3,12 +3,13 @@
 import os
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec, SplatGeometry
 from diffsplat.bundle import Bundle
 from diffsplat.cameras import Cameras, generated_view_cameras
-from diffsplat.gaussians import grid_to_array
+from diffsplat.gaussians import canonicalize, grid_to_gaussians, to_array
 from diffsplat.runtime import ExportRecord, Graph, bundle_graph, load_graph
 from diffsplat.serving.checks import check_range, check_shape
 from diffsplat.serving.envelope import Envelope
@@ -49,9 +50,9 @@ class DecodeStage:
         return splats_of(grid, cameras, spec.geometry, request.format)
 
 
+@torch.no_grad()
 def splats_of(grid: Tensor, cameras: Cameras, geometry: SplatGeometry, format: str) -> DecodeResult:
     """Lift one object's grid [1, V, 12, H, W] into the world, for the file format that a request names."""
-    splats = grid_to_array(grid, cameras, geometry)
-    if format != "ply_compat":
-        return DecodeResult(splats)
-    return DecodeResult(splats, grid_to_array(grid, cameras, geometry, canonical=False))
+    gaussians = grid_to_gaussians(grid, cameras, geometry)
+    splats = to_array(canonicalize(gaussians, geometry))
+    return DecodeResult(splats, to_array(gaussians) if format == "ply_compat" else None)
