@@ -6,9 +6,9 @@ python -m export models FOLDER ...                         what was imported and
 """
 
 import argparse
-import signal
 import sys
 
+from diffsplat_client.commands.interrupts import leave_on_sigterm
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -62,18 +62,15 @@ def _export(arguments: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="export even if DIR is up to date")
     options = parser.parse_args(arguments)
     console = Console()
-    # a terminated export cleans up as an interrupted one does
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        result = _export_with_progress(options, console)
+        with leave_on_sigterm():  # a terminated export cleans up as an interrupted one does
+            result = _export_with_progress(options, console)
     except (BundleError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing half-written is left", file=sys.stderr)
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
     console.print(_table(result.graphs))
     console.print(f"{result.folder}: {'written' if result.changed else 'up to date, nothing to do'}", soft_wrap=True)
     return 0

@@ -2,11 +2,11 @@
 
 import argparse
 import dataclasses
-import signal
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
+from diffsplat_client.commands.interrupts import leave_on_sigterm
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -30,17 +30,15 @@ def import_command(arguments: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(_spread(arguments))
     console = Console()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        bundle = _import_with_progress(_options(options), console)
+        with leave_on_sigterm():
+            bundle = _import_with_progress(_options(options), console)
     except (CheckpointError, BundleError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: the same command continues with the first network that is not finished", file=sys.stderr)
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
     console.print(table_of([describe_bundle(bundle)]))
     console.print(
         f"{bundle.root}: written; `python -m export {bundle.root} --out DIR` makes it servable", soft_wrap=True

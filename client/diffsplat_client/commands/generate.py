@@ -12,11 +12,11 @@ from typing import Any
 
 from diffsplat_client.client import Client
 from diffsplat_client.commands.artifacts import check_tools, write_artifacts
+from diffsplat_client.commands.interrupts import leave_on_sigterm
 from diffsplat_client.commands.jobs import Job, add_sources, is_batch, jobs_of
 from diffsplat_client.commands.results import (
     add_options,
     add_result_arguments,
-    leave_on_sigterm,
     move_files,
     print_result,
     with_film,

@@ -13,11 +13,11 @@ import numpy as np
 
 from diffsplat_client.client import Client
 from diffsplat_client.commands.artifacts import check_tools, versions, write_description, write_object
+from diffsplat_client.commands.interrupts import leave_on_sigterm
 from diffsplat_client.commands.jobs import slug
 from diffsplat_client.commands.results import (
     add_options,
     add_result_arguments,
-    leave_on_sigterm,
     move_files,
     print_result,
     with_film,

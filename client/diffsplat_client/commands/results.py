@@ -2,12 +2,8 @@
 
 import argparse
 import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -106,20 +102,3 @@ def print_result(timings_ms: Mapping[str, float], stages: Sequence[str], summary
     console.print(summary, highlight=False)
     for path in paths:
         console.print(str(path), markup=False, highlight=False)
-
-
-@contextmanager
-def leave_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that the request is stopped and temporary files go."""
-
-    def leave(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
