@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from diffsplat_client.client import Client
+from diffsplat_client.transport import GrpcTransport
 
 from diffsplat.serving.server import TritonServer
 
 if TYPE_CHECKING:
     from diffsplat.pipeline import Pipeline
 
+TIMEOUT_S = 60.0
 FOUR_VIEWS = np.array([[10, azimuth, 1.4, 1] for azimuth in (0, 90, 180, 270)], np.float32)
 
 
@@ -29,6 +32,21 @@ def server(pico_repository: Path) -> Iterator[TritonServer]:
     with TritonServer(pico_repository) as server:
         yield server
         assert server.running, server.why_it_failed()
+
+
+@pytest.fixture
+def client(server: TritonServer) -> Iterator[Client]:
+    """A client of it."""
+    with Client(server.grpc_url, timeout_s=TIMEOUT_S) as client:
+        yield client
+
+
+@pytest.fixture
+def wire(server: TritonServer) -> Iterator[GrpcTransport]:
+    """The wire below the client, which lets anything through."""
+    transport = GrpcTransport(server.grpc_url)
+    yield transport
+    transport.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,20 +40,6 @@ def requests(pico_bundle: Bundle) -> list[ReconstructionRequest]:
     """Unseen objects, drawn from where their novel views were taken."""
     samples = unseen_samples(pico_bundle.spec.geometry, EVALUATION_SEED, 4)
     return [sample_request(s, frame_poses=poses_of(s.camera_to_world[4:].numpy()), frame_size=32) for s in samples]
-
-
-@pytest.fixture
-def client(server: TritonServer) -> Iterator[Client]:
-    with Client(server.grpc_url, timeout_s=TIMEOUT_S) as client:
-        yield client
-
-
-@pytest.fixture
-def wire(server: TritonServer) -> Iterator[GrpcTransport]:
-    """The wire below the client, which lets anything through."""
-    transport = GrpcTransport(server.grpc_url)
-    yield transport
-    transport.close()
 
 
 def assert_same(served: Reconstruction, right: ReconstructionResult) -> None:

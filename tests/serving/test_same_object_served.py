@@ -54,13 +54,6 @@ def results(server: TritonServer) -> dict[str, Generation]:
         return {format: client.generate(REQUEST, format=format) for format in FORMATS}
 
 
-@pytest.fixture
-def wire(server: TritonServer) -> Iterator[GrpcTransport]:
-    transport = GrpcTransport(server.grpc_url)
-    yield transport
-    transport.close()
-
-
 def package(wire: GrpcTransport, request: GenerationRequest, **tensors: np.ndarray) -> Tensors:
     text = np.array([Envelope(request).to_json().encode()], np.object_)
     (answer,) = wire.stream("package", {**tensors, "DECODED_REQUEST": text}, "asked", 60.0)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -28,20 +27,6 @@ pytestmark = pytest.mark.triton
 
 TIMEOUT_S = 60.0
 LONG = GenerationRequest("a red cube", seed=1, steps=200)
-
-
-@pytest.fixture
-def client(server: TritonServer) -> Iterator[Client]:
-    with Client(server.grpc_url, timeout_s=TIMEOUT_S) as client:
-        yield client
-
-
-@pytest.fixture
-def wire(server: TritonServer) -> Iterator[GrpcTransport]:
-    """The wire below the client, which lets anything through."""
-    transport = GrpcTransport(server.grpc_url)
-    yield transport
-    transport.close()
 
 
 def assert_same_object(served: Generation, local: "PipelineResult", tolerance: float) -> None:
