@@ -26,9 +26,9 @@ from benchmarks.machine import describe_machine
 from diffsplat.backbones import SD15, BackboneSpec
 from diffsplat.backbones.text import TEXT_ENCODER
 from diffsplat.networks import network_builders
-from diffsplat.tokenizer import train_tokenizer
-from export.importing_layout import default_tags
-from export.importing_network import expected_tensors
+from diffsplat.text.tokenizer import train_tokenizer
+from export.importing.layout import default_tags
+from export.importing.network import expected_tensors
 
 MAX_RATIO = 1.3
 _BLOCK = 1 << 22  # numbers that are made once and written again and again
@@ -84,7 +84,7 @@ def _random_bytes(count: int, dtype: torch.dtype) -> Iterator[memoryview]:
 
 def _interpreter_kilobytes() -> int:
     """Peak of a process that only loads what an import needs."""
-    probe = "import export.importing, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    probe = "import export.importing.importer, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     return int(subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stdout)
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.weights import MAX_FILE_BYTES, BundleError, load_weights, weight_files, write_weights
+from diffsplat.weights import MAX_SHARD_BYTES, BundleError, write_weights
 
 FORMAT = "diffsplat-bundle"
 FORMAT_VERSION = 1
@@ -51,34 +51,10 @@ class Bundle:
         """The tokenizers of the text encoders, in the format of the `tokenizers` library."""
         return tuple(self.root / name for name in tokenizer_files(self.spec))
 
-    def load(self, network: str) -> nn.Module:
-        """Build one network in float32 and evaluation mode with its weights; loading is strict."""
-        return load_network(self.root, self.files, network, self.spec)
-
 
 def tokenizer_files(spec: BackboneSpec) -> tuple[str, ...]:
     """File names of a backbone's tokenizers, in the order of its text encoders."""
     return tuple(f"{name}.json" for name in spec.text.numbered(TOKENIZER))
-
-
-def load_network(folder: Path, listed: Collection[str], network: str, spec: BackboneSpec) -> nn.Module:
-    """Build `network` for a spec in float32 and evaluation mode with its weights, strictly.
-
-    Args:
-        folder: folder of the weights.
-        listed: names of its files that were verified; nothing else is opened.
-        network: a name of `networks.network_builders`.
-        spec: what to build.
-
-    Raises:
-        BundleError: the weights are not there, damaged, or do not fit the spec; the message names the file.
-    """
-    from diffsplat.networks import network_builders  # heavy: see there
-
-    weight_files(folder, listed, network)  # before a large module is built for nothing
-    module = network_builders(spec)[network]()
-    load_weights(module, folder, listed, network)
-    return module.eval().requires_grad_(False)
 
 
 def open_bundle(root: str | os.PathLike[str]) -> Bundle:
@@ -120,7 +96,7 @@ def write_bundle(
     tokenizers: Sequence[str],
     lineage: dict[str, Any],
     dtype: torch.dtype = torch.float16,
-    max_file_bytes: int = MAX_FILE_BYTES,
+    max_file_bytes: int = MAX_SHARD_BYTES,
 ) -> Bundle:
     """Write a bundle next to its final place, then move it there, so that a half-written one is never seen.
 

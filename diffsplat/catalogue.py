@@ -10,7 +10,7 @@ from typing import Any
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import MANIFEST, Bundle, BundleError, read_manifest
-from diffsplat.runtime import RECORD, ExportRecord
+from diffsplat.export_record import RECORD, ExportRecord
 
 # What the base models' own pages name; the terms may change, and DiffSplat's weights have terms of their own.
 _LICENCES = {

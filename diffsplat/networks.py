@@ -4,10 +4,11 @@ Pulls in diffusers or transformers when a network is built that needs them, and 
 every stage of a server is a process of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,32 +16,35 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backbones.text import TEXT_ENCODER
-from diffsplat.control import control_graphs
-from diffsplat.denoiser import STEP, build_denoiser, denoiser_graph, request_graphs, takes_pooled_text
-from diffsplat.elevest import ElevationEstimator, build_elevest, elevest_config
-from diffsplat.gsrecon import RECON, SplatReconstructor, build_gsrecon
+from diffsplat.bundle import Bundle
+from diffsplat.denoisers.control_inputs import control_graphs
+from diffsplat.denoisers.graph_inputs import STEP, request_graphs, takes_pooled_text
+from diffsplat.denoisers.interface import build_denoiser, denoiser_graph
+from diffsplat.images.elevest import ElevationEstimator, build_elevest, elevest_config
+from diffsplat.splats.gsrecon import RECON, SplatReconstructor, build_gsrecon
+from diffsplat.weights import load_weights, weight_files
 
 if TYPE_CHECKING:
-    from diffsplat.gsvae import GSVAE
+    from diffsplat.splats.gsvae import GSVAE
 
 
 def network_builders(spec: BackboneSpec) -> dict[str, Callable[[], nn.Module]]:
     """Network name -> how to build it, without weights. The order is that in which a request meets them."""
     texts = zip(spec.text.numbered(TEXT_ENCODER), spec.text.encoders, strict=True)
     return {
-        **{name: _built_by("text.build_encoder", encoder, f"{spec.name}, {name}") for name, encoder in texts},
+        **{name: _built_by("text.encoders.build_encoder", encoder, f"{spec.name}, {name}") for name, encoder in texts},
         "denoiser": partial(build_denoiser, spec),
-        "gsvae": _built_by("gsvae.build_gsvae", spec),
-        **({"image_encoder": _built_by("image_vae.build_image_encoder", spec)} if spec.image_encoder else {}),
+        "gsvae": _built_by("splats.gsvae.build_gsvae", spec),
+        **({"image_encoder": _built_by("images.vae_encoder.build_image_encoder", spec)} if spec.image_encoder else {}),
         **({"elevest": partial(build_elevest, elevest_config(spec.elevest))} if spec.elevest is not None else {}),
-        **{f"controlnet_{kind}": _built_by("controlnet.build_controlnet", spec) for kind in spec.controls},
+        **{f"controlnet_{kind}": _built_by("denoisers.controlnet.build_controlnet", spec) for kind in spec.controls},
         "gsrecon": partial(build_gsrecon, spec),
     }
 
 
 def _built_by(name: str, *arguments: Any) -> Callable[..., nn.Module]:
     """A function or class of the library, given as MODULE.NAME, that is imported when it is called."""
-    module, _, attribute = name.partition(".")
+    module, _, attribute = name.rpartition(".")
 
     def build(*more: Any) -> nn.Module:
         with torch.device("cpu"):  # a caller may build on the meta device: what an import makes must not lie there
@@ -48,6 +52,29 @@ def _built_by(name: str, *arguments: Any) -> Callable[..., nn.Module]:
         return function(*arguments, *more)  # type: ignore[no-any-return]
 
     return build
+
+
+def bundle_network(bundle: Bundle, network: str) -> nn.Module:
+    """One network of an opened bundle, as `load_network` builds it."""
+    return load_network(bundle.root, bundle.files, network, bundle.spec)
+
+
+def load_network(folder: Path, listed: Collection[str], network: str, spec: BackboneSpec) -> nn.Module:
+    """Build `network` for a spec in float32 and evaluation mode with its weights, strictly.
+
+    Args:
+        folder: folder of the weights.
+        listed: names of its files that were verified; nothing else is opened.
+        network: a name of `network_builders`.
+        spec: what to build.
+
+    Raises:
+        BundleError: the weights are not there, damaged, or do not fit the spec; the message names the file.
+    """
+    weight_files(folder, listed, network)  # before a large module is built for nothing
+    module = network_builders(spec)[network]()
+    load_weights(module, folder, listed, network)
+    return module.eval().requires_grad_(False)
 
 
 class SplatDecoder(nn.Module):
@@ -72,7 +99,7 @@ class GraphModule:
 
 def graph_modules(spec: BackboneSpec) -> dict[str, GraphModule]:
     """Graph name -> how it is made."""
-    moments = _built_by("image_vae.ImageMoments")
+    moments = _built_by("images.vae_encoder.ImageMoments")
     return {
         **{name: GraphModule(name, lambda network: network) for name in spec.text.numbered(TEXT_ENCODER)},
         **{
@@ -93,9 +120,9 @@ def _estimator(spec: BackboneSpec) -> Callable[[Any], nn.Module]:
 
 def _control_modules(spec: BackboneSpec, kind: str) -> dict[str, GraphModule]:
     """The graphs of a ControlNet."""
-    from diffsplat.controlnet import ControlStep, HintEncoder
-    from diffsplat.multiview import TextContext
-    from diffsplat.step_view import AddedEmbedding
+    from diffsplat.denoisers.controlnet import ControlStep, HintEncoder
+    from diffsplat.denoisers.shared_weights import AddedEmbedding
+    from diffsplat.denoisers.unet import TextContext
 
     views = spec.geometry.views
     wraps: tuple[Callable[[Any], nn.Module], ...] = (partial(HintEncoder, num_views=views), TextContext)

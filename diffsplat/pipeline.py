@@ -17,11 +17,11 @@ import numpy as np
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.bundle import Bundle
-from diffsplat.serving.decode import DecodeStage
-from diffsplat.serving.denoise import DenoiseStage, DenoiseWork
-from diffsplat.serving.encode import EncodeStage
-from diffsplat.serving.package import PackageStage
-from diffsplat.serving.rasterize import RasterizeStage
+from diffsplat.stages.decode import DecodeStage
+from diffsplat.stages.denoise import DenoiseStage, DenoiseWork
+from diffsplat.stages.encode import EncodeStage
+from diffsplat.stages.package import PackageStage
+from diffsplat.stages.rasterize import RasterizeStage
 
 
 class PipelineResult(NamedTuple):

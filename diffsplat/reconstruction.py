@@ -13,9 +13,9 @@ from diffsplat_client.contract import RECONSTRUCT
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 
 from diffsplat.bundle import Bundle
-from diffsplat.serving.package import PackageStage
-from diffsplat.serving.rasterize import RasterizeStage
-from diffsplat.serving.reconstruct import ReconstructStage
+from diffsplat.stages.package import PackageStage
+from diffsplat.stages.rasterize import RasterizeStage
+from diffsplat.stages.reconstruct import ReconstructStage
 
 
 class ReconstructionResult(NamedTuple):

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-MAX_FILE_BYTES = 16_000_000  # bundles that are committed stay friendly to git hosts and to reviews
+MAX_SHARD_BYTES = 16_000_000  # bundles that are committed stay friendly to git hosts and to reviews
 
 
 class BundleError(ValueError):
@@ -28,7 +28,7 @@ class BundleError(ValueError):
 
 
 def write_weights(
-    folder: Path, network: str, module: nn.Module, dtype: torch.dtype, max_file_bytes: int = MAX_FILE_BYTES
+    folder: Path, network: str, module: nn.Module, dtype: torch.dtype, max_file_bytes: int = MAX_SHARD_BYTES
 ) -> None:
     """Write the weights of a module; only the part that goes into one file is ever copied.
 

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from diffsplat.bundle import BundleError
-from diffsplat.runtime import Backend, GraphRecord
-from export.record import ExportError
+from diffsplat.export_record import GraphRecord
+from diffsplat.graph import Backend
+from export.common import ExportError
 from export.repository import RepositoryExport, export_repository
 
 TIMED: tuple[Backend, ...] = ("onnxruntime", "torch")
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["import"]:
         try:
-            from export.importing_command import import_command  # here: an export that is up to date loads no network
+            from export.importing.command import import_command  # here: an export that is up to date loads no network
         except KeyboardInterrupt:  # it takes seconds
             return 130
         return import_command(arguments[1:])

@@ -7,12 +7,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from diffsplat.backends.eager import TorchGraph
+from diffsplat.backends.onnx_runtime import OnnxGraph
 from diffsplat.bundle import Bundle, describe_file
-from diffsplat.runtime import Backend, Graph, GraphRecord, OnnxGraph, TorchGraph, available_cores
+from diffsplat.export_record import GraphRecord
+from diffsplat.graph import Backend, Graph
+from diffsplat.runtime import available_cores
 from diffsplat.weights import weight_files
+from export.common import VERSION, Progress, RuntimeChoice, served_stages
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
-from export.record import VERSION, Progress, RuntimeChoice, served_stages
 from export.timing import choose_backend, median_ms
 from export.to_onnx import parity, write_onnx
 

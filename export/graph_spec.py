@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle
-from diffsplat.cameras import orbit_cameras, plucker_rays
-from diffsplat.networks import build_graph_module, graph_modules
+from diffsplat.geometry.cameras import orbit_cameras, plucker_rays
+from diffsplat.networks import build_graph_module, bundle_network, graph_modules
 
 
 class TensorAxes(NamedTuple):
@@ -81,7 +81,7 @@ class GraphSpec:
 
     def build(self, bundle: Bundle) -> nn.Module:
         """The torch module with the bundle's weights."""
-        return build_graph_module(self.name, bundle.spec, bundle.load(self.network(bundle.spec)))
+        return build_graph_module(self.name, bundle.spec, bundle_network(bundle, self.network(bundle.spec)))
 
 
 def _rays(shape: list[int], generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@
     denoise  denoiser                `denoiser.step_input_names`                     prediction [rows, V, C, h, w]
     encode   image_encoder           images [objects, 3, S, S]                       mean, std [.., C, h, w]
     encode   elevation               images [objects, 3, S, S]                       elevation_deg [objects]
-    denoise  hints_TYPE, control_context_TYPE, (control_added_TYPE,) control_TYPE    see `diffsplat.control`
+    denoise  hints_TYPE, control_context_TYPE, (control_added_TYPE,) control_TYPE    see `denoisers.control_inputs`
     decode   decoder                 latents [objects, V, C, h, w]                   grid [objects, V, 12, H, W]
     reconstruct  recon               images [.., V, C, H, W], rays [.., V, 6, H, W]  grid [objects, V, 12, H, W]
 
@@ -20,16 +20,16 @@ import torch
 from diffsplat_client.contract import RECONSTRUCT
 
 from diffsplat.backbones import BackboneSpec, TextEncoderSpec
+from diffsplat.backbones.spec import PLUCKER_CHANNELS
 from diffsplat.backbones.text import TEXT_ENCODER
-from diffsplat.control import residual_numbers
-from diffsplat.denoiser import ADDED, CONTEXT, MODULATIONS, STEP, request_graphs, step_input_names
-from diffsplat.gsrecon import RECON, gsrecon_config
+from diffsplat.denoisers.control_inputs import residual_numbers
+from diffsplat.denoisers.graph_inputs import ADDED, CONTEXT, MODULATIONS, STEP, request_graphs, step_input_names
+from diffsplat.geometry.gaussians import GRID_WIDTH
 from diffsplat.networks import build_graph_module, network_builders
-from diffsplat.views import PLUCKER_CHANNELS
+from diffsplat.splats.gsrecon import RECON, gsrecon_config
 from export.graph_spec import GraphSpec, TensorAxes
-from export.picture_graphs import controlnet_graphs, picture_graphs
+from export.image_graphs import controlnet_graphs, image_graphs
 
-GRID_CHANNELS = 12
 _MANY_STEPS = 5  # sample length of a schedule; any other does as well
 
 
@@ -45,11 +45,11 @@ def graph_specs(spec: BackboneSpec) -> tuple[GraphSpec, ...]:
         "decoder",
         "decode",
         (TensorAxes("latents", ("objects", *latents)),),
-        (TensorAxes("grid", ("objects", views, GRID_CHANNELS, grid, grid)),),
+        (TensorAxes("grid", ("objects", views, GRID_WIDTH, grid, grid)),),
         {"objects": 1},
     )
     controls = [graph for kind in spec.controls for graph in controlnet_graphs(spec, kind)]
-    return (*texts, *picture_graphs(spec), *_denoiser_graphs(spec), *controls, decoder, _recon(spec))
+    return (*texts, *image_graphs(spec), *_denoiser_graphs(spec), *controls, decoder, _recon(spec))
 
 
 def _recon(spec: BackboneSpec) -> GraphSpec:
@@ -59,7 +59,7 @@ def _recon(spec: BackboneSpec) -> GraphSpec:
         TensorAxes("images", ("objects", views, channels, grid, grid), "colour"),
         TensorAxes("rays", ("objects", views, PLUCKER_CHANNELS, grid, grid), "ray"),
     )
-    output = TensorAxes("grid", ("objects", views, GRID_CHANNELS, grid, grid))
+    output = TensorAxes("grid", ("objects", views, GRID_WIDTH, grid, grid))
     return GraphSpec(RECON, RECONSTRUCT, inputs, (output,), {"objects": 1})
 
 

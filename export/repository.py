@@ -33,9 +33,10 @@ from diffsplat.bundle import (
     replace_folder,
     verify_file,
 )
-from diffsplat.gsrecon import gsrecon_config
-from diffsplat.runtime import RECORD, ExportRecord, GraphRecord, available_cores
-from export.record import VERSION, ExportError, Progress, RuntimeChoice, served_stages
+from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
+from diffsplat.runtime import available_cores
+from diffsplat.splats.gsrecon import gsrecon_config
+from export.common import VERSION, ExportError, Progress, RuntimeChoice, served_stages
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = ROOT / "model_repository"
@@ -45,23 +46,23 @@ _SOURCES = (
     "export/*.py",
     "diffsplat/backbones/*.py",
     "diffsplat/bundle.py",
-    "diffsplat/control.py",
-    "diffsplat/controlnet.py",
-    "diffsplat/denoiser.py",
-    "diffsplat/elevest.py",
-    "diffsplat/gsrecon.py",
-    "diffsplat/gsvae.py",
-    "diffsplat/image_vae.py",
-    "diffsplat/multiview.py",
+    "diffsplat/denoisers/control_inputs.py",
+    "diffsplat/denoisers/controlnet.py",
+    "diffsplat/denoisers/interface.py",
+    "diffsplat/images/elevest.py",
+    "diffsplat/splats/gsrecon.py",
+    "diffsplat/splats/gsvae.py",
+    "diffsplat/images/vae_encoder.py",
+    "diffsplat/denoisers/unet.py",
     "diffsplat/networks.py",
-    "diffsplat/pixart.py",
-    "diffsplat/pixart_text.py",
+    "diffsplat/denoisers/pixart.py",
+    "diffsplat/denoisers/pixart_text.py",
     "diffsplat/runtime.py",
-    "diffsplat/sd3.py",
-    "diffsplat/step_view.py",
-    "diffsplat/text.py",
-    "diffsplat/text_official.py",
-    "diffsplat/views.py",
+    "diffsplat/denoisers/sd3.py",
+    "diffsplat/denoisers/shared_weights.py",
+    "diffsplat/text/encoders.py",
+    "diffsplat/text/official_encoders.py",
+    "diffsplat/denoisers/view_inputs.py",
     "diffsplat/weights.py",
     "client/diffsplat_client/contract.py",
 )

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from diffsplat.runtime import Backend, Graph
+from diffsplat.graph import Backend, Graph
 
 CLEARLY_FASTER = 0.9  # torch must need less than this part of ONNX Runtime's time: its idle threads spin
 Key = TypeVar("Key")

@@ -13,9 +13,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from diffsplat.runtime import Graph, OnnxGraph
+from diffsplat.backends.onnx_runtime import OnnxGraph
+from diffsplat.graph import Graph
+from export.common import ExportError
 from export.graph_spec import GraphSpec
-from export.record import ExportError
 
 OPSET = 18
 TRACED_ROWS = 2

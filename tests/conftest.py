@@ -47,7 +47,7 @@ def write_tiny_bundle(folder: Path, seed: int = 0) -> Bundle:
 
     from diffsplat.bundle import write_bundle
     from diffsplat.networks import network_builders
-    from diffsplat.tokenizer import Tokenizer, train_tokenizer
+    from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
 
     tokenizer_json = train_tokenizer(CAPTIONS, MAX_TOKENS)
     spec = tiny_spec(Tokenizer.from_json(tokenizer_json).vocab_size)

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from diffsplat.backbones import SplatGeometry
-from diffsplat.cameras import orbit_cameras
-from diffsplat.gaussians import Gaussians
-from diffsplat.render import render
+from diffsplat.geometry.cameras import orbit_cameras
+from diffsplat.geometry.gaussians import Gaussians
+from diffsplat.splats.render import render
 
 FRAME = 96
 POSES = np.array([[10, 0, 1.4, 1], [-35, 100, 1.2, 1], [60, 215, 2.0, 0.5]], np.float32)

@@ -16,7 +16,7 @@ from diffsplat.backbones import BACKBONES, PICO, BackboneSpec, SplatGeometry, Te
 from diffsplat.backbones.spec import ControlType
 from diffsplat.bundle import Bundle, write_bundle
 from diffsplat.networks import network_builders
-from diffsplat.tokenizer import Tokenizer
+from diffsplat.text.tokenizer import Tokenizer
 
 CAPTIONS = ["a small red cube", "two blue spheres on a large green cone"]
 CLIP_TOKENS, T5_TOKENS = 12, 20
@@ -40,13 +40,13 @@ _ELEVEST = {
 }
 
 
-def family_spec(name: str, controls: tuple[ControlType, ...] = (), pictures: bool = False) -> BackboneSpec:
+def family_spec(name: str, controls: tuple[ControlType, ...] = (), images: bool = False) -> BackboneSpec:
     """A backbone of the table, shrunken: same family, same text recipe, same noise process, official geometry.
 
     Args:
         name: of the table.
         controls: ControlNets beside it.
-        pictures: with the base image VAE's encoder and ElevEst.
+        images: with the base image VAE's encoder and ElevEst.
     """
     base = BACKBONES[name.removesuffix("_image")]
     text = dataclasses.replace(base.text, encoders=tuple(_small_encoder(encoder) for encoder in base.text.encoders))
@@ -66,8 +66,8 @@ def family_spec(name: str, controls: tuple[ControlType, ...] = (), pictures: boo
             "norm_num_groups": 4,
         },
         gsrecon={**PICO.gsrecon, "dim": 16, "num_blocks": 1, "num_heads": 2},
-        image_encoder=pictures or name.endswith("_image"),
-        elevest=_ELEVEST if pictures else None,
+        image_encoder=images or name.endswith("_image"),
+        elevest=_ELEVEST if images else None,
         controls=controls,
         steps=3,
     )
@@ -137,10 +137,10 @@ def _clip_tokenizer() -> str:
 
 
 def write_family_bundle(
-    folder: Path, name: str, controls: tuple[ControlType, ...] = (), pictures: bool = False, seed: int = 0
+    folder: Path, name: str, controls: tuple[ControlType, ...] = (), images: bool = False, seed: int = 0
 ) -> Bundle:
-    """A bundle of `family_spec` with random weights, but ControlNets are not silent and pictures as loud as noise."""
-    spec = family_spec(name, controls, pictures)
+    """A bundle of `family_spec` with random weights, but ControlNets are not silent and images as loud as noise."""
+    spec = family_spec(name, controls, images)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         networks = {network: build() for network, build in network_builders(spec).items()}

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import CLIPTextConfig, T5Config
 
 from diffsplat.bundle import Bundle
-from diffsplat.networks import network_builders
-from diffsplat.text_official import to_transformers
-from export.importing import ImportOptions
-from export.importing_layout import default_tags
+from diffsplat.networks import bundle_network, network_builders
+from diffsplat.text.official_names import to_transformers
+from export.importing.importer import ImportOptions
+from export.importing.layout import default_tags
 
 NEWEST, OLDER = "013020", "001000"
 TAGS = {
@@ -60,7 +60,7 @@ def write_official(
     """
     spec, out, base = bundle.spec, root / "out", root / "base"
     for name in network_builders(spec):
-        state = {key: tensor.clone() for key, tensor in bundle.load(name).state_dict().items()}
+        state = {key: tensor.clone() for key, tensor in bundle_network(bundle, name).state_dict().items()}
         if name.startswith("text_encoder"):
             _write_encoder(bundle, base / name, name, state, sharded, base_variant)
         elif name == "image_encoder":

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.cameras import Cameras, latent_plucker
-from diffsplat.gsrecon import GSRecon
-from diffsplat.gsvae import GSVAE
+from diffsplat.geometry.cameras import Cameras, latent_plucker
+from diffsplat.splats.gsrecon import GSRecon
+from diffsplat.splats.gsvae import GSVAE
 from training.config import Data
-from training.data.captions import ObjectWords, draw_caption
+from training.data.captions import draw_caption
+from training.data.object_words import ObjectWords
 from training.data.sample import collate
 from training.data.stream import BatchStream
 from training.report import with_time_left

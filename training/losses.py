@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffsplat.render import Renders
+from diffsplat.splats.render import Renders
 from training.config import RenderWeights
 
 _SSIM_WINDOW = 7

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffsplat.backbones import NoiseSchedule
-from diffsplat.samplers import alphas_cumprod
+from diffsplat.sampling.schedulers import alphas_cumprod
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from diffsplat.bundle import Bundle, open_bundle
+from diffsplat.networks import bundle_network
 from training.checkpoint import FINISHED, MANIFEST, read_finished, save_finished
 from training.config import RefineConfig, check
 from training.recipe import STAGE_FOLDERS, bundle_runs, run_stage
@@ -47,13 +48,13 @@ def unpack(bundle: Bundle, out: Path) -> None:
     for name in STAGE_FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir(parents=True)
-    save_finished(out / "recon", {"gsrecon": bundle.load("gsrecon")}, stages["recon"], {})
+    save_finished(out / "recon", {"gsrecon": bundle_network(bundle, "gsrecon")}, stages["recon"], {})
     recon = read_finished(out / "recon")["files"]
     # The encoder is the same before and after the decoder stage, so one network stands for both.
-    gsvae = {"gsvae": bundle.load("gsvae")}
+    gsvae = {"gsvae": bundle_network(bundle, "gsvae")}
     save_finished(out / "vae", gsvae, {**stages["vae"], "recon": recon}, {})
     latents = read_finished(out / "vae")["files"]
     save_finished(out / "decoder", gsvae, {**stages["decoder"], "recon": recon, "vae": latents}, {})
-    networks = {name: bundle.load(name) for name in ("denoiser", "text_encoder")}
+    networks = {name: bundle_network(bundle, name) for name in ("denoiser", "text_encoder")}
     facts = {**stages["diffusion"], "spec": bundle.spec.to_dict(), "parents": {"recon": recon, "vae": latents}}
     save_finished(out / "diffusion", networks, facts, {TOKENIZER_FILE: bundle.tokenizer_paths[0].read_text()})

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.cameras import generated_view_cameras, latent_plucker
-from diffsplat.guidance import guidance_scales, guide
-from diffsplat.multiview import DenoiserStep, TextContext
-from diffsplat.samplers import build_sampler, model_input, needs_noise, sampler_step
-from diffsplat.tokenizer import Tokenizer
+from diffsplat.denoisers.unet import DenoiserStep, TextContext
+from diffsplat.geometry.cameras import generated_view_cameras, latent_plucker
+from diffsplat.sampling.guidance import guidance_scales, guide
+from diffsplat.sampling.schedulers import build_sampler, model_input, needs_noise, sampler_step
+from diffsplat.text.tokenizer import Tokenizer
 
 
 @torch.no_grad()

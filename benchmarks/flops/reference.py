@@ -2,15 +2,15 @@
 
 Counted as `counter` counts, on the reference's own networks in bf16 on the meta device (torch 2.13, diffusers 0.42.1):
 a step has four views and both guidance branches, attention over all views, text repeated for every view. T5 reads 300
-padded tokens for each branch, as PixArt-Sigma's scripts give it; image encoder and ElevEst look at one picture, the
+padded tokens for each branch, as PixArt-Sigma's scripts give it; image encoder and ElevEst look at one image, the
 splat decoders and GSRecon at four views.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from diffsplat.denoiser import STEP
-from diffsplat.gsrecon import RECON
+from diffsplat.denoisers.graph_inputs import STEP
+from diffsplat.splats.gsrecon import RECON
 
 
 class Reference(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.flops.counter import Work
 from benchmarks.flops.reference import BAR_PROMPT_TOKENS, BARS, reference
 from benchmarks.flops.stages import Request, Settings, Stage
-from diffsplat.denoiser import STEP
+from diffsplat.denoisers.graph_inputs import STEP
 
 _RUNS = {"request": "request", "step": "step", "option": "if asked", "apart": "apart"}
 

@@ -15,10 +15,10 @@ from benchmarks.flops.counter import Counted, Work, count
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backbones.spec import ControlType
 from diffsplat.backbones.text import TEXT_ENCODER
-from diffsplat.control import control_graphs
-from diffsplat.denoiser import STEP, request_graphs
-from diffsplat.gsrecon import RECON
+from diffsplat.denoisers.control_inputs import control_graphs
+from diffsplat.denoisers.graph_inputs import STEP, request_graphs
 from diffsplat.networks import build_graph_module, network_builders
+from diffsplat.splats.gsrecon import RECON
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
 

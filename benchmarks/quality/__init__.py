@@ -1,1 +1,1 @@
-"""What a bundle generates, by numbers and pictures: `python -m benchmarks.quality BUNDLE`; see `__main__`."""
+"""What a bundle generates, by numbers and images: `python -m benchmarks.quality BUNDLE`; see `__main__`."""

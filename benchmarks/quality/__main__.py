@@ -1,7 +1,7 @@
-"""What a bundle generates, by numbers and pictures.
+"""What a bundle generates, by numbers and images.
 
     python -m benchmarks.quality BUNDLE [--quick] [--sweep] [--json PATH] [--sheet PNG] [--prompts-sheet PNG]
-                                        [--turntables DIR] [--only-pictures]
+                                        [--turntables DIR] [--only-images]
 
 The grammar that the bundle was trained on (by its lineage) says what is asked for. Generated objects are judged from
 the four generated views:
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace, plan: Plan, cache: Path = CACHE) -> int:
     for path in (args.json, args.sheet, args.prompts_sheet):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-    _write_pictures(bundle, args.prompts_sheet, args.turntables)
-    if args.only_pictures:
+    _write_images(bundle, args.prompts_sheet, args.turntables)
+    if args.only_images:
         return 0
     measured = measure(bundle, plan, cache)
     if args.json:
@@ -74,11 +74,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="generated above true objects, for every prompt")
     parser.add_argument("--prompts-sheet", type=Path, metavar="PNG", help="a few prompts, four views of 256 px each")
     parser.add_argument("--turntables", type=Path, metavar="DIR", help="a PNG of 512 px views all around, per prompt")
-    parser.add_argument("--only-pictures", action="store_true", help="--prompts-sheet and --turntables, no figures")
+    parser.add_argument("--only-images", action="store_true", help="--prompts-sheet and --turntables, no figures")
     return parser
 
 
-def _write_pictures(bundle: Bundle, prompts_path: Path | None, turntables: Path | None) -> None:
+def _write_images(bundle: Bundle, prompts_path: Path | None, turntables: Path | None) -> None:
     if prompts_path is None and turntables is None:
         return
     pipeline, prompts = Pipeline.from_bundle(bundle), README_PROMPTS[bundle_config(bundle).grammar]

@@ -11,7 +11,7 @@ from benchmarks.quality.colour import ColourRule
 from benchmarks.quality.probe import ShapeProbe, seen_nouns
 from benchmarks.quality.relations import is_arranged
 from benchmarks.quality.silhouette import best_iou, silhouettes
-from training.data.captions import ObjectWords
+from training.data.object_words import ObjectWords
 from training.data.objects import COMPOSITES
 
 OTHER_RELATION = {"on top of": "next to", "next to": "on top of"}

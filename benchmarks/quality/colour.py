@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.data.captions import ObjectWords
+from training.data.object_words import ObjectWords
 from training.data.palette import PALETTE
 from training.data.render import AMBIENT
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from benchmarks.quality.progress import Advance
 from diffsplat.backbones import BackboneSpec
-from diffsplat.cameras import generated_view_cameras
-from diffsplat.gaussians import from_array
+from diffsplat.geometry.cameras import generated_view_cameras
+from diffsplat.geometry.gaussians import from_array
 from diffsplat.pipeline import Pipeline
-from diffsplat.render import render
-from diffsplat.serving.denoise import DenoiseWork
+from diffsplat.splats.render import render
+from diffsplat.stages.denoise import DenoiseWork
 
 _BATCH = 8
 _MIN_ALPHA = 1e-3  # below it a pixel has no colour of its own

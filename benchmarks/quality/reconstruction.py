@@ -7,9 +7,10 @@ import torch
 
 from benchmarks.quality.truth import EVALUATION_SEED
 from diffsplat.bundle import Bundle
-from diffsplat.cameras import Cameras
-from diffsplat.gaussians import grid_to_gaussians
-from diffsplat.render import render
+from diffsplat.geometry.cameras import Cameras
+from diffsplat.geometry.gaussians import grid_to_gaussians
+from diffsplat.networks import bundle_network
+from diffsplat.splats.render import render
 from training.data.procedural import ProceduralDataset
 from training.data.sample import collate
 from training.data.synthetic_config import SyntheticConfig
@@ -31,7 +32,7 @@ class Reconstruction(NamedTuple):
 @torch.no_grad()
 def reconstruct(bundle: Bundle, config: SyntheticConfig, objects: int) -> Reconstruction:
     """Measure on the first objects behind `_FIRST_OBJECT`, at the resolution of the bundle's grid."""
-    gsrecon, gsvae, geometry = bundle.load("gsrecon"), bundle.load("gsvae"), bundle.spec.geometry
+    gsrecon, gsvae, geometry = bundle_network(bundle, "gsrecon"), bundle_network(bundle, "gsvae"), bundle.spec.geometry
     inputs, size = geometry.views, geometry.grid_size
     source = ProceduralDataset(
         EVALUATION_SEED, objects, size, num_input_views=inputs, num_views=inputs + _NOVEL_VIEWS, first_views=(0,),

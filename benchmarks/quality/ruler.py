@@ -18,7 +18,7 @@ from benchmarks.quality.progress import Advance
 from benchmarks.quality.silhouette import silhouettes
 from benchmarks.quality.truth import EVALUATION_SEED, nouns_of, render_true, true_instances, true_object, words_of
 from diffsplat.backbones import BackboneSpec
-from training.data.captions import ObjectWords
+from training.data.object_words import ObjectWords
 from training.data.objects import COMPOSITES
 from training.data.scenes import draw_words
 from training.data.solids import SIZES

@@ -20,7 +20,7 @@ from training.data.synthetic_config import SyntheticConfig
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "quality"
 _JUDGES = ("truth", "probe", "colour", "relations", "silhouette", "calibration", "ruler")
-_SOURCES = ("training/data", "diffsplat/cameras.py", *(f"benchmarks/quality/{name}.py" for name in _JUDGES))
+_SOURCES = ("training/data", "diffsplat/geometry/cameras.py", *(f"benchmarks/quality/{name}.py" for name in _JUDGES))
 
 
 def ruler_path(folder: Path, config: SyntheticConfig, spec: BackboneSpec, pixels: int, size: RulerSize) -> Path:

@@ -1,4 +1,4 @@
-"""Pictures to look at: generated beside true objects, prompts of the README, turntables.
+"""Images to look at: generated beside true objects, prompts of the README, turntables.
 
 Images are numpy uint8 [H, W, 3].
 """
@@ -41,7 +41,7 @@ _INK, _FAILED = (60, 60, 60), (190, 30, 30)
 
 
 class Cell(NamedTuple):
-    """A picture with a line under it."""
+    """An image with a line under it."""
 
     image: np.ndarray
     caption: str

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle
-from diffsplat.cameras import orbit_camera_to_world
+from diffsplat.geometry.cameras import orbit_camera_to_world
 from training.data.camera_chain import y_up_to_z_up
-from training.data.captions import ObjectWords
+from training.data.object_words import ObjectWords
 from training.data.objects import COMPOSITES
 from training.data.render import render_views
 from training.data.solids import SIZES

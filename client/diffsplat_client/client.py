@@ -1,4 +1,4 @@
-"""Client: one prompt or picture in, one object out.
+"""Client: one prompt or image in, one object out.
 
     client = Client("localhost:8001")
     generation = client.generate("a red cube", steps=20, timeout_s=60)
@@ -113,7 +113,7 @@ class Client:
         """Generate one object and wait for it.
 
         Args:
-            prompt: the prompt, which may be left out with a picture, or a whole request.
+            prompt: the prompt, which may be left out with an image, or a whole request.
             timeout_s: seconds for everything, from the connection to the last byte; then the request is stopped.
             options: fields of GenerationRequest.
 

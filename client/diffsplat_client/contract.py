@@ -2,7 +2,7 @@
 
 The client builds requests from it, the stages of the server read them with it, and a test holds every `config.pbtxt`
 against it. A request travels twice: as one small tensor per option from the client to `encode`, and from there on as
-one JSON tensor (`REQUEST`) in which every default has been filled in, and which leaves the pictures out.
+one JSON tensor (`REQUEST`) in which every default has been filled in, and which leaves the images out.
 """
 
 from typing import NamedTuple
@@ -139,12 +139,12 @@ RAW_SPLATS = TensorSpec("RAW_SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))
 DECODED_REQUEST = TensorSpec("DECODED_REQUEST", "BYTES", (1,))
 STOP = TensorSpec("STOP", "BOOL", (1,))  # sent straight to `denoise` under the id of the request to stop
 
-PICTURE_TENSORS = (CONDITION_LATENTS, HINT, START_MOMENTS)  # each left out where a request has none
+IMAGE_TENSORS = (CONDITION_LATENTS, HINT, START_MOMENTS)  # each left out where a request has none
 TEXT_TENSORS = (TEXT_EMBEDDINGS, TEXT_MASK, POOLED_TEXT)
 STAGES = {
-    "encode": StageSpec(REQUEST_TENSORS, (REQUEST, *TEXT_TENSORS, *PICTURE_TENSORS)),
+    "encode": StageSpec(REQUEST_TENSORS, (REQUEST, *TEXT_TENSORS, *IMAGE_TENSORS)),
     "denoise": StageSpec(
-        (REQUEST, *TEXT_TENSORS, *PICTURE_TENSORS, STOP),
+        (REQUEST, *TEXT_TENSORS, *IMAGE_TENSORS, STOP),
         (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS),
         decoupled=True,
     ),

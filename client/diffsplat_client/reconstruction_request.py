@@ -59,7 +59,7 @@ class ReconstructionRequest:
 
     def validate(self) -> "ReconstructionRequest":
         """Return self, or raise InvalidRequestError for the first field that is wrong whatever bundle is served."""
-        images = _numbers("images", self.images, pictures=True)
+        images = _numbers("images", self.images, images=True)
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
             raise InvalidRequestError(f"images has shape {list(images.shape)}: must be [V, H, W, 3] with H = W")
         views, side = images.shape[:2]
@@ -96,14 +96,14 @@ class ReconstructionRequest:
         return cls(**values)
 
 
-def _numbers(name: str, value: Any, pictures: bool = False) -> np.ndarray:
-    """Floats, and bytes where they can be a picture."""
+def _numbers(name: str, value: Any, images: bool = False) -> np.ndarray:
+    """Floats, and bytes where they can be an image."""
     try:
         array = np.asarray(value)
     except ValueError:  # rows of different lengths
         raise InvalidRequestError(f"{name} is not an array: must be numbers") from None
-    if array.dtype.kind != "f" and not (pictures and array.dtype == np.uint8):
-        raise InvalidRequestError(f"{name} has type {array.dtype}: must be floats{', or uint8' * pictures}")
+    if array.dtype.kind != "f" and not (images and array.dtype == np.uint8):
+        raise InvalidRequestError(f"{name} has type {array.dtype}: must be floats{', or uint8' * images}")
     return array
 
 
@@ -114,7 +114,7 @@ def _check_range(what: str, value: float, low: float, high: float) -> None:
 
 def _check_map(name: str, value: Any, shape: tuple[int, ...]) -> None:
     """Refuse a map of another shape than the images', and values that no such map holds."""
-    array = _numbers(name, value, pictures=name != "coords")  # positions need more than 256 steps
+    array = _numbers(name, value, images=name != "coords")  # positions need more than 256 steps
     if array.shape != shape:
         raise InvalidRequestError(f"{name} has shape {list(array.shape)}: must be {list(shape)}, as of images")
     if array.dtype == np.uint8:

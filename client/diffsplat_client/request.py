@@ -36,7 +36,7 @@ def _option(
 
 @dataclass(frozen=True, eq=False)
 class GenerationRequest:
-    """One generation, from a prompt, a picture or both.
+    """One generation, from a prompt, an image or both.
 
     `None` leaves the choice to the served bundle; limits are inclusive. `image` and `control_image` are the bytes of a
     PNG, JPEG or WebP file.
@@ -46,20 +46,20 @@ class GenerationRequest:
     (`poses.OWN_ELEVATION`) stands for theirs, for requests that leave it to the bundle or have it estimated.
     """
 
-    prompt: str = ""  # may be blank with a picture alone
+    prompt: str = ""  # may be blank with an image alone
     negative_prompt: str = _option("", "what the object should not be")
-    image: bytes | None = _option(None, "picture of the object from the front, for bundles made for images", file=True)
+    image: bytes | None = _option(None, "image of the object from the front, for bundles made for images", file=True)
     control_image: bytes | None = _option(
         None, "depth, normal or canny map of the front view, for bundles with a ControlNet", file=True
     )
-    remove_background: bool = _option(False, "cut the object out of its picture and centre it")
+    remove_background: bool = _option(False, "cut the object out of its image and centre it")
     border_ratio: float = _option(
         0.2, "share of the side that remove_background leaves free, both borders together", limits=(0.0, 0.9)
     )
     elevation_deg: float | None = _option(
         None, "elevation of the generated views above the horizon, degrees", limits=(-89.0, 89.0)
     )
-    estimate_elevation: bool = _option(False, "estimate elevation_deg from the picture")
+    estimate_elevation: bool = _option(False, "estimate elevation_deg from the image")
     distance: float | None = _option(None, "distance of the cameras from the object", limits=(0.5, 10.0))
     seed: int | None = _option(
         None, "seed of all noise; without one the server draws one and reports it", limits=(0, 2**63 - 1), integer=True
@@ -162,7 +162,7 @@ class GenerationRequest:
         return cls(**values).validate()
 
     def to_dict(self) -> dict[str, Any]:
-        """The request as plain JSON types, without its pictures; None for elevations of poses that are left open."""
+        """The request as plain JSON types, without its images; None for elevations of poses that are left open."""
         values = {name: getattr(self, name) for name in OPTIONS if name not in FILES}
         values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
         if self.frame_poses is not None:
@@ -171,14 +171,14 @@ class GenerationRequest:
         return values
 
     def to_json(self) -> str:
-        """The request as one JSON object, without its pictures: what the stages behind `encode` need of it."""
+        """The request as one JSON object, without its images: what the stages behind `encode` need of it."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> "GenerationRequest":
         """Read what `to_json` wrote, with the checks of every field, since each stage can be called directly.
 
-        Whether options go together is not checked again: that depends on pictures, which this form leaves out, and
+        Whether options go together is not checked again: that depends on images, which this form leaves out, and
         `encode` has seen them.
         """
         try:

@@ -18,7 +18,7 @@ MAX_FRAMES = 720
 MAX_FRAME_PIXELS = 100_000_000  # of all frames together; 300 MB of bytes on the wire
 MAX_IMAGE_BYTES = 32 * 2**20  # of a file; how many pixels it may have is for the server, which reads it
 
-ONE_PICTURE = "image and control_image exclude each other: a ControlNet belongs to a text model, which takes no image"
+ONE_IMAGE = "image and control_image exclude each other: a ControlNet belongs to a text model, which takes no image"
 
 
 def short(value: Any) -> str:
@@ -61,7 +61,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_file(name: str, value: Any) -> None:
-    """Refuse what is not the content of a picture file by its type or size; it is opened by the server alone."""
+    """Refuse what is not the content of an image file by its type or size; it is opened by the server alone."""
     if not isinstance(value, bytes):
         raise InvalidRequestError(f"{name} = {short(value)}: must be the bytes of a PNG, JPEG or WebP file")
     if not value:
@@ -108,7 +108,7 @@ def check_together(request: "GenerationRequest") -> None:
     """
     has_image, has_control = request.image is not None, request.control_image is not None
     if has_image and has_control:
-        raise InvalidRequestError(ONE_PICTURE)
+        raise InvalidRequestError(ONE_IMAGE)
     if not (request.prompt.strip() or has_image or has_control):
         raise InvalidRequestError(
             f"prompt = {short(request.prompt)}: must contain at least one character that is not blank, "
@@ -137,7 +137,7 @@ def check_together(request: "GenerationRequest") -> None:
         for name in ("estimate_elevation", "remove_background"):
             if getattr(request, name):
                 raise InvalidRequestError(
-                    f"{name} = True needs image or control_image: must be left out without a picture"
+                    f"{name} = True needs image or control_image: must be left out without an image"
                 )
     if request.estimate_elevation and request.elevation_deg is not None:
         raise InvalidRequestError(

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from diffsplat.backbones.spec import BackboneSpec, NoiseSchedule, SplatGeometry
+from diffsplat.backbones.spec import PLUCKER_CHANNELS, BackboneSpec, NoiseSchedule, SplatGeometry
 from diffsplat.backbones.text import TEXTS
 from diffsplat.backbones.unet import GSRECON, SD_AUTOENCODER, SDXL_AUTOENCODER
 
@@ -18,7 +18,7 @@ _DENOISER: dict[str, Any] = {
     "caption_channels": 4096,
     "cross_attention_dim": 1152,
     "dropout": 0.0,
-    "in_channels": _LATENT_CHANNELS + 6,
+    "in_channels": _LATENT_CHANNELS + PLUCKER_CHANNELS,
     "interpolation_scale": 1,
     "norm_elementwise_affine": False,
     "norm_eps": 1e-6,

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from diffsplat.backbones.spec import BackboneSpec, NoiseSchedule, SplatGeometry
+from diffsplat.backbones.spec import PLUCKER_CHANNELS, BackboneSpec, NoiseSchedule, SplatGeometry
 from diffsplat.backbones.text import TEXTS
 from diffsplat.backbones.unet import GSRECON, SD_AUTOENCODER
 
@@ -15,7 +15,7 @@ def _transformer(position_grid: int, **config: Any) -> dict[str, Any]:
     return {
         "sample_size": _LATENT_SIZE,
         "patch_size": 2,
-        "in_channels": _LATENT_CHANNELS + 6,
+        "in_channels": _LATENT_CHANNELS + PLUCKER_CHANNELS,
         "out_channels": _LATENT_CHANNELS,
         "num_layers": 24,
         "attention_head_dim": 64,

@@ -11,6 +11,9 @@ PixelRule = Literal["legacy", "pixel_centers"]
 Prediction = Literal["epsilon", "v_prediction", "velocity"]
 ControlType = Literal["depth", "normal", "canny"]
 
+PLUCKER_CHANNELS = 6
+MASK_CHANNELS = 1  # of image models: 0 on the condition view, 1 on the generated ones
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -78,7 +81,7 @@ class BackboneSpec:
     @property
     def is_image_conditioned(self) -> bool:
         """Whether the denoiser has a mask channel, and so a condition view beside the generated ones."""
-        return self.denoiser["in_channels"] > self.latent_channels + 6
+        return self.denoiser["in_channels"] > self.latent_channels + PLUCKER_CHANNELS
 
     @property
     def hint_size(self) -> int:

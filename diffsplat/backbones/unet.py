@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from diffsplat.backbones.spec import BackboneSpec, NoiseSchedule, SplatGeometry
+from diffsplat.backbones.spec import PLUCKER_CHANNELS, BackboneSpec, NoiseSchedule, SplatGeometry
 from diffsplat.backbones.text import TEXTS
 
 _LATENT_CHANNELS = 4
@@ -26,7 +26,12 @@ GSRECON: dict[str, Any] = {"input_size": 256, "patch_size": 8, "dim": 512, "num_
 
 def unet(latent_channels: int, latent_size: int, **config: Any) -> dict[str, Any]:
     """Constructor arguments of a UNet that takes latents and rays."""
-    return {"in_channels": latent_channels + 6, "out_channels": latent_channels, "sample_size": latent_size, **config}
+    return {
+        "in_channels": latent_channels + PLUCKER_CHANNELS,
+        "out_channels": latent_channels,
+        "sample_size": latent_size,
+        **config,
+    }
 
 
 SD15 = BackboneSpec(

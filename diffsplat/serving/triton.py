@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from diffsplat_client.contract import (
-    PICTURE_TENSORS,
+    IMAGE_TENSORS,
     POOLED_TEXT,
     RECONSTRUCTION_TENSORS,
     REQUEST_TENSORS,
@@ -26,7 +26,6 @@ from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.serving.engine import Engine, EnginePolicy
-from diffsplat.serving.envelope import Envelope
 from diffsplat.serving.triton_io import (
     array_tensor,
     read_array,
@@ -38,10 +37,11 @@ from diffsplat.serving.triton_io import (
 )
 from diffsplat.serving.triton_stage import LaterStage, StageModel
 from diffsplat.serving.triton_stream import ResponseStream, send_error
+from diffsplat.stages.envelope import Envelope
 
 if TYPE_CHECKING:
-    from diffsplat.serving.decode import DecodeResult
-    from diffsplat.serving.denoise import DenoiseJob, DenoiseWork
+    from diffsplat.stages.decode import DecodeResult
+    from diffsplat.stages.denoise import DenoiseJob, DenoiseWork
 
 _log = logging.getLogger("diffsplat.serving")
 _TINY_PROMPT = "warm up"
@@ -54,18 +54,18 @@ class EncodeModel(StageModel):
 
     def load(self, folder: Path) -> None:
         """Text encoder and tokenizer."""
-        from diffsplat.serving.encode import EncodeStage
+        from diffsplat.stages.encode import EncodeStage
 
         self.stage = EncodeStage.load(folder, self.threads)
 
     def warm_up(self) -> None:
-        """One prompt, one picture."""
+        """One prompt, one image."""
         self.stage.warm_up()
 
     def answer(self, request: Any) -> list[Any]:
         """Encode one request."""
         result = self.stage.run(GenerationRequest.from_tensors(read_arrays(request, REQUEST_TENSORS)))
-        features = [*zip(TEXT_TENSORS, result.text, strict=True), *zip(PICTURE_TENSORS, result.pictures, strict=True)]
+        features = [*zip(TEXT_TENSORS, result.text, strict=True), *zip(IMAGE_TENSORS, result.images, strict=True)]
         return [
             text_tensor("REQUEST", result.envelope.to_json()),
             *(
@@ -83,7 +83,7 @@ class DenoiseModel(StageModel):
 
     def load(self, folder: Path) -> None:
         """Both graphs, and the thread that runs them."""
-        from diffsplat.serving.denoise import DenoiseStage
+        from diffsplat.stages.denoise import DenoiseStage
 
         self.stage = DenoiseStage.load(folder, self.threads)
         self.policy = EnginePolicy.from_parameters(self.parameters)
@@ -124,9 +124,9 @@ class DenoiseModel(StageModel):
         return True
 
     def _read_work(self, request: Any) -> "DenoiseWork":
-        from diffsplat.serving.denoise import DenoiseWork
-        from diffsplat.serving.picture_features import PictureFeatures
-        from diffsplat.text_features import TextFeatures
+        from diffsplat.stages.denoise import DenoiseWork
+        from diffsplat.stages.image_features import ImageFeatures
+        from diffsplat.text.features import TextFeatures
 
         envelope = Envelope.from_json(required_text(request, "REQUEST"))
         embeddings = required_array(request, TEXT_EMBEDDINGS.name)
@@ -136,11 +136,11 @@ class DenoiseModel(StageModel):
             np.ones(embeddings.shape[:2], bool) if mask is None else mask,
             np.zeros((len(embeddings), 0), np.float32) if pooled is None else pooled,
         ]
-        pictures = [read_array(request, spec.name) for spec in PICTURE_TENSORS]
+        images = [read_array(request, spec.name) for spec in IMAGE_TENSORS]
         work = DenoiseWork(
             envelope,
             TextFeatures(*map(to_torch, text)),
-            PictureFeatures(*(None if array is None else to_torch(array) for array in pictures)),
+            ImageFeatures(*(None if array is None else to_torch(array) for array in images)),
         )
         self.stage.check(work)
         return work
@@ -153,7 +153,7 @@ class ReconstructModel(StageModel):
 
     def load(self, folder: Path) -> None:
         """GSRecon."""
-        from diffsplat.serving.reconstruct import ReconstructStage
+        from diffsplat.stages.reconstruct import ReconstructStage
 
         self.stage = ReconstructStage.load(folder, self.threads)
 
@@ -178,7 +178,7 @@ class DecodeModel(LaterStage):
 
     def load(self, folder: Path) -> None:
         """The splat decoder."""
-        from diffsplat.serving.decode import DecodeStage
+        from diffsplat.stages.decode import DecodeStage
 
         self.stage = DecodeStage.load(folder, self.threads)
 
@@ -204,7 +204,7 @@ class RasterizeModel(LaterStage):
 
     def load(self, folder: Path) -> None:
         """Nothing but the geometry."""
-        from diffsplat.serving.rasterize import RasterizeStage
+        from diffsplat.stages.rasterize import RasterizeStage
 
         self.stage = RasterizeStage.load(folder, self.threads)
 
@@ -227,7 +227,7 @@ class PackageModel(LaterStage):
 
     def load(self, folder: Path) -> None:
         """Nothing."""
-        from diffsplat.serving.package import PackageStage
+        from diffsplat.stages.package import PackageStage
 
         self.stage = PackageStage.load(folder)
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from diffsplat.serving.envelope import Envelope
 from diffsplat.serving.triton_io import read_array, required_text, text_tensor, to_triton_error
+from diffsplat.stages.envelope import Envelope
 
 _log = logging.getLogger("diffsplat.serving")
 

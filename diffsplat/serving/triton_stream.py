@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from diffsplat.serving.engine import Progress
-from diffsplat.serving.envelope import Envelope
 from diffsplat.serving.triton_io import array_tensor, text_tensor, to_triton_error
+from diffsplat.stages.envelope import Envelope
 
 if TYPE_CHECKING:
-    from diffsplat.serving.denoise import DenoiseJob
+    from diffsplat.stages.denoise import DenoiseJob
 
 
 class ResponseStream:

@@ -17,11 +17,11 @@ from benchmarks.flops.counter import Work, WorkCounter, count
 from benchmarks.flops.report import missed
 from benchmarks.flops.stages import Settings, meta_inputs, meta_network
 from diffsplat.backbones import SD15, SD35
-from diffsplat.denoiser import CONTEXT, MODULATIONS, STEP
+from diffsplat.denoisers.graph_inputs import CONTEXT, MODULATIONS, STEP
+from diffsplat.denoisers.view_inputs import network_input, stack_views
 from diffsplat.networks import build_graph_module
 from diffsplat.pipeline import Pipeline
-from diffsplat.serving.denoise import DenoiseWork
-from diffsplat.views import network_input, stack_views
+from diffsplat.stages.denoise import DenoiseWork
 from export.graphs import graph_specs
 from tests.families import family_spec, write_family_bundle
 

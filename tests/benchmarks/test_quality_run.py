@@ -22,7 +22,7 @@ from diffsplat.backbones import TextSpec
 from diffsplat.bundle import Bundle, open_bundle, write_bundle
 from diffsplat.networks import network_builders
 from diffsplat.pipeline import Pipeline
-from diffsplat.tokenizer import Tokenizer, train_tokenizer
+from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
 from training.data.held_out import HELD_OUT
 from training.data.synthetic import DEFAULT_CONFIG, RICH_CONFIG, vocabulary
 

@@ -1,4 +1,4 @@
-"""`diffsplat generate` from pictures, prompt files and folders over a scripted transport; kinds of films."""
+"""`diffsplat generate` from images, prompt files and folders over a scripted transport; kinds of films."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from diffsplat_client.cli import main
 from diffsplat_client.request_checks import MAX_IMAGE_BYTES
 from diffsplat_client.transport import TransportError
 
-PICTURE = b"\x89PNG of the client's tests, which does not look inside\0"
+IMAGE = b"\x89PNG of the client's tests, which does not look inside\0"
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def fake(answering, serve_fake):
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "My photo.PNG"
-    path.write_bytes(PICTURE)
+    path.write_bytes(IMAGE)
     return path
 
 
@@ -62,34 +62,34 @@ def folders(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
-def test_a_picture_is_sent_and_described_by_its_hash(fake, picture, tmp_path) -> None:
-    options = ["--image", picture, "--remove-background", "--border-ratio=0.3", "--estimate-elevation"]
+def test_an_image_is_sent_and_described_by_its_hash(fake, image, tmp_path) -> None:
+    options = ["--image", image, "--remove-background", "--border-ratio=0.3", "--estimate-elevation"]
     assert generate(tmp_path, *options) == 0
     (sent,) = fake.sent
-    assert sent["IMAGE"] == PICTURE and sent["PROMPT"] == b"" and sent["FRAME_SIZE"] == 32
+    assert sent["IMAGE"] == IMAGE and sent["PROMPT"] == b"" and sent["FRAME_SIZE"] == 32
     assert sent["REMOVE_BACKGROUND"] and sent["ESTIMATE_ELEVATION"] and sent["BORDER_RATIO"] == np.float32(0.3)
     assert folders(tmp_path) == ["my-photo"]
     text = (tmp_path / "out" / "my-photo" / "generation.json").read_text()
     request = json.loads(text, parse_constant=pytest.fail)["request"]
-    assert request["image"] == {"sha256": hashlib.sha256(PICTURE).hexdigest(), "bytes": len(PICTURE)}
+    assert request["image"] == {"sha256": hashlib.sha256(IMAGE).hexdigest(), "bytes": len(IMAGE)}
     assert "control_image" not in request and "PNG of the client" not in text
 
 
-def test_frames_stand_at_an_elevation_that_the_client_does_not_know(fake, picture, tmp_path) -> None:
+def test_frames_stand_at_an_elevation_that_the_client_does_not_know(fake, image, tmp_path) -> None:
     for options in (["--estimate-elevation"], ["--elevation-deg=20"]):
-        assert generate(tmp_path, "--image", picture, *options) == 0
+        assert generate(tmp_path, "--image", image, *options) == 0
     assert generate(tmp_path, "a red cube") == 0
     estimated, given, of_the_bundle = (tensors["FRAME_POSES"][:, 0] for _, tensors, _, _ in fake.calls)
     assert np.isnan(estimated).all() and (given == 20).all() and np.isnan(of_the_bundle).all()
     assert ["ELEVATION_DEG" in sent for sent in fake.sent] == [False, True, False]
 
 
-def test_a_control_map_with_every_option(fake, picture, tmp_path) -> None:
+def test_a_control_map_with_every_option(fake, image, tmp_path) -> None:
     options = ["--control-type=canny", "--control-scale=0.5", "--guess-mode", "--extract-canny", "--init-std=0.1"]
     more = ["--init-noise-strength=0.9", "--init-background=0.25", "--elevation-deg=10", "--name-by-id"]
-    assert generate(tmp_path, *options, "--control-image", picture, *more, "a robot") == 0
+    assert generate(tmp_path, *options, "--control-image", image, *more, "a robot") == 0
     (sent,) = fake.sent
-    assert sent["CONTROL_IMAGE"] == PICTURE and sent["PROMPT"] == b"a robot" and "IMAGE" not in sent
+    assert sent["CONTROL_IMAGE"] == IMAGE and sent["PROMPT"] == b"a robot" and "IMAGE" not in sent
     assert sent["CONTROL_TYPE"] == b"canny" and sent["CONTROL_SCALE"] == 0.5
     assert sent["GUESS_MODE"] and sent["EXTRACT_CANNY"]
     assert sent["INIT_STD"] == np.float32(0.1) and sent["INIT_NOISE_STRENGTH"] == np.float32(0.9)
@@ -122,26 +122,26 @@ def test_ctrl_c_ends_a_batch(fake, tmp_path) -> None:
     assert folders(tmp_path) == ["one"] and len(fake.stopped) == 1
 
 
-def test_every_picture_of_a_folder_with_every_prompt(fake, tmp_path, capsys) -> None:
-    pictures = tmp_path / "pictures"
-    (pictures / "sub.png").mkdir(parents=True)
+def test_every_image_of_a_folder_with_every_prompt(fake, tmp_path, capsys) -> None:
+    images = tmp_path / "images"
+    (images / "sub.png").mkdir(parents=True)
     for name in ("b.JPEG", "a.png", "a.webp", "notes.txt", "empty.jpg"):
-        (pictures / name).write_bytes(b"" if name == "empty.jpg" else name.encode())
+        (images / name).write_bytes(b"" if name == "empty.jpg" else name.encode())
     (tmp_path / "prompts.txt").write_text("red\nblue")
-    sources = ["--image-dir", pictures, "--prompt-file", tmp_path / "prompts.txt", "--elevation-deg=0"]
+    sources = ["--image-dir", images, "--prompt-file", tmp_path / "prompts.txt", "--elevation-deg=0"]
     assert generate(tmp_path, *sources) == 1
-    assert f"{pictures / 'empty.jpg'} has 0 bytes" in capsys.readouterr().err
+    assert f"{images / 'empty.jpg'} has 0 bytes" in capsys.readouterr().err
     assert folders(tmp_path) == ["a-blue", "a-blue-2", "a-red", "a-red-2", "b-blue", "b-red"]
     sent = [(sent["IMAGE"], sent["PROMPT"]) for sent in fake.sent]
     assert sent[:2] == [(b"a.png", b"red"), (b"a.png", b"blue")] and sent[-1] == (b"b.JPEG", b"blue")
-    (pictures / "empty.jpg").unlink()
+    (images / "empty.jpg").unlink()
     assert generate(tmp_path, *sources, "--name-by-id") == 0
     assert [f"{i:03d}_{j:03d}" for i in range(3) for j in range(2)] == folders(tmp_path)[:6]
 
 
-def test_a_folder_of_control_maps(fake, picture, tmp_path) -> None:
+def test_a_folder_of_control_maps(fake, image, tmp_path) -> None:
     assert generate(tmp_path, "--control-image-dir", tmp_path, "--control-type=depth", "a robot") == 0
-    assert fake.sent[0]["CONTROL_IMAGE"] == PICTURE and folders(tmp_path) == ["my-photo-a-robot"]
+    assert fake.sent[0]["CONTROL_IMAGE"] == IMAGE and folders(tmp_path) == ["my-photo-a-robot"]
 
 
 @pytest.mark.parametrize(
@@ -149,32 +149,32 @@ def test_a_folder_of_control_maps(fake, picture, tmp_path) -> None:
     [
         ([], 2, "nothing to make: give a PROMPT, --prompt-file, --image or --control-image"),
         (["x", "--prompt-file=f"], 2, "not allowed with argument"),
-        (["--image={picture}", "--image-dir={dir}"], 2, "not allowed with argument"),
-        (["--image={picture}", "--control-image={picture}"], 2, "a ControlNet belongs to a text model"),
+        (["--image={image}", "--image-dir={dir}"], 2, "not allowed with argument"),
+        (["--image={image}", "--control-image={image}"], 2, "a ControlNet belongs to a text model"),
         (["--image-dir={dir}", "--control-image-dir={dir}"], 2, "a ControlNet belongs to a text model"),
         (["--image={dir}/absent"], 1, "absent"),
         (["--image-dir={dir}/absent"], 1, "absent"),
-        (["--image-dir={dir}/folder"], 2, "folder holds no picture: must have files .png, .jpg"),
+        (["--image-dir={dir}/folder"], 2, "folder holds no image: must have files .png, .jpg"),
         (["--image={dir}/empty"], 2, "empty has 0 bytes: must have 1 .."),
         (["--image={dir}/huge"], 2, f"huge has more than {MAX_IMAGE_BYTES} bytes"),
         (["--prompt-file={dir}/empty"], 2, "empty holds no prompt"),
-        (["--prompt-file={picture}"], 2, "is not UTF-8 text"),
+        (["--prompt-file={image}"], 2, "is not UTF-8 text"),
         (["--prompt-file={dir}/prompts", "--steps=0"], 2, "steps = 0"),
         (["--image-dir={dir}", "--init-std=0.1"], 2, "init_std = 0.1 and image exclude each other"),
         (["--control-image-dir={dir}"], 2, "control_image needs control_type"),
         (["x", "--guess-mode"], 2, "guess_mode = True needs control_image"),
-        (["--image={picture}", "--estimate-elevation", "--elevation-deg=3"], 2, "exclude each other"),
+        (["--image={image}", "--estimate-elevation", "--elevation-deg=3"], 2, "exclude each other"),
         (["x", "--video=webm"], 2, "invalid choice: 'webm'"),
         (["x", "--video=fancy-gif", "--turntable-frames=717"], 2, "turntable_frames = 717"),
     ],
 )
-def test_bad_sources_are_one_line_and_nothing_is_sent(fake, picture, tmp_path, capsys, options, code, says) -> None:
+def test_bad_sources_are_one_line_and_nothing_is_sent(fake, image, tmp_path, capsys, options, code, says) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty").touch()
     (tmp_path / "prompts").write_text("one\ntwo")
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(MAX_IMAGE_BYTES + 1)
-    assert generate(tmp_path, *(option.format(picture=picture, dir=tmp_path) for option in options)) == code
+    assert generate(tmp_path, *(option.format(image=image, dir=tmp_path) for option in options)) == code
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and says in captured.err
     assert not fake.calls and not (tmp_path / "out").exists()

@@ -326,12 +326,12 @@ def test_status_and_close(fakes) -> None:
     assert fake.closed
 
 
-def test_a_picture_needs_no_prompt_and_travels_whole(fakes) -> None:
+def test_an_image_needs_no_prompt_and_travels_whole(fakes) -> None:
     fake = fakes.transport(fakes.finished())
-    picture = b"\x89PNG\0\0\xff" * 100_000 + b"\0"
+    image = b"\x89PNG\0\0\xff" * 100_000 + b"\0"
     with Client(transport=fake) as client:
-        result = client.generate(image=picture, estimate_elevation=True)
+        result = client.generate(image=image, estimate_elevation=True)
     ((_, tensors, _, _),) = fake.calls
-    assert tensors["IMAGE"].tolist() == [picture] and tensors["PROMPT"].tolist() == [b""]
+    assert tensors["IMAGE"].tolist() == [image] and tensors["PROMPT"].tolist() == [b""]
     assert tensors["ESTIMATE_ELEVATION"].tolist() == [True] and "CONTROL_IMAGE" not in tensors
-    assert result.request.image == picture
+    assert result.request.image == image

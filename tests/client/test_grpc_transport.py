@@ -120,8 +120,8 @@ def client(server):
 
 def test_a_generation_crosses_the_wire(client, server) -> None:
     poses = np.zeros((0, 4), np.float32)
-    picture = bytes(range(256)) * 20_000 + b"\0"  # 5 MB
-    options = {"seed": 5, "triangle_guidance": True, "image": picture}
+    image = bytes(range(256)) * 20_000 + b"\0"  # 5 MB
+    options = {"seed": 5, "triangle_guidance": True, "image": image}
     with client.stream("ü 🟥", frame_poses=poses, **options) as events:
         progress, last = list(events)
     assert isinstance(progress, Progress) and isinstance(last, Finished)
@@ -131,7 +131,7 @@ def test_a_generation_crosses_the_wire(client, server) -> None:
     inputs = zip(request.inputs, request.raw_input_contents, strict=True)
     sent = {tensor.name: (tensor.datatype, list(tensor.shape), raw) for tensor, raw in inputs}
     assert sent["PROMPT"] == ("BYTES", [1], b"\x07\0\0\0" + "ü 🟥".encode())
-    assert sent["IMAGE"] == ("BYTES", [1], len(picture).to_bytes(4, "little") + picture)
+    assert sent["IMAGE"] == ("BYTES", [1], len(image).to_bytes(4, "little") + image)
     assert sent["SEED"] == ("INT64", [1], (5).to_bytes(8, "little"))
     assert sent["TRIANGLE_GUIDANCE"] == ("BOOL", [1], b"\1")
     assert sent["FRAME_POSES"] == ("FP32", [0, 4], b"")

@@ -75,7 +75,7 @@ def test_views_survive_the_wire() -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no pictures": ({"images": np.zeros((4, SIDE, SIDE))}, r"images has shape \[4, 16, 16\]: must be \[V, H, W, 3\]"),
+    "no images": ({"images": np.zeros((4, SIDE, SIDE))}, r"images has shape \[4, 16, 16\]: must be \[V, H, W, 3\]"),
     "not square": ({"images": np.zeros((4, SIDE, 8, 3))}, "images has shape .* with H = W"),
     "too many": ({"images": np.zeros((17, 1, 1, 3))}, r"images has V = 17: must be in 1 \.\. 16"),
     "none": ({"images": np.zeros((0, 1, 1, 3))}, r"images has V = 0: must be in 1 \.\. 16"),

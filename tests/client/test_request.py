@@ -10,7 +10,7 @@ from diffsplat_client.poses import OWN_ELEVATION
 from diffsplat_client.request import CHOICES, FILES, OPTIONS, RANGES
 from diffsplat_client.request_checks import MAX_IMAGE_BYTES, MAX_PROMPT_CHARACTERS
 
-PICTURE = bytes(range(256)) + b"\0"  # the client does not look inside
+IMAGE = bytes(range(256)) + b"\0"  # the client does not look inside
 # no value of these two equals its default, so that a field lost on the way shows
 FULL = GenerationRequest(
     prompt="ein roter Würfel 🟥",
@@ -36,7 +36,7 @@ FULL = GenerationRequest(
 
 
 CONTROLLED = GenerationRequest(
-    control_image=PICTURE,
+    control_image=IMAGE,
     remove_background=True,
     border_ratio=0.15,
     estimate_elevation=True,
@@ -47,7 +47,7 @@ CONTROLLED = GenerationRequest(
 )
 
 
-CONTROL = {"control_image": PICTURE, "control_type": "depth"}
+CONTROL = {"control_image": IMAGE, "control_type": "depth"}
 
 
 def assert_same(a: GenerationRequest, b: GenerationRequest, but: tuple[str, ...] = ()) -> None:
@@ -74,7 +74,7 @@ def test_every_field_has_a_tensor_and_a_check() -> None:
 REQUESTS = {
     "full": FULL,
     "controlled": CONTROLLED,
-    "image": GenerationRequest(image=PICTURE, elevation_deg=20.0),
+    "image": GenerationRequest(image=IMAGE, elevation_deg=20.0),
     "defaults": GenerationRequest("x"),
 }
 
@@ -83,13 +83,13 @@ REQUESTS = {
 def test_round_trips(request_: GenerationRequest) -> None:
     tensors = request_.validate().to_tensors()
     assert_same(GenerationRequest.from_tensors(tensors), request_)
-    assert_same(GenerationRequest.from_json(request_.to_json()), request_, but=FILES)  # pictures stay with `encode`
+    assert_same(GenerationRequest.from_json(request_.to_json()), request_, but=FILES)  # images stay with `encode`
     for spec in REQUEST_TENSORS:  # as declared
         if spec.name in tensors and spec.dims == (1,):
             assert tensors[spec.name].shape == (1,)
 
 
-def test_json_has_no_pictures_and_takes_none() -> None:
+def test_json_has_no_images_and_takes_none() -> None:
     for request in (CONTROLLED, REQUESTS["image"]):
         values = json.loads(request.to_json())
         assert not set(FILES) & set(values) and not set(FILES) & set(request.to_dict())
@@ -98,7 +98,7 @@ def test_json_has_no_pictures_and_takes_none() -> None:
                 GenerationRequest.from_json(json.dumps({**values, name: "abc"}))
 
 
-def test_a_picture_does_not_flood_a_log() -> None:
+def test_an_image_does_not_flood_a_log() -> None:
     assert "control_image" not in repr(CONTROLLED)
 
 
@@ -162,8 +162,8 @@ def test_bad_numbers_are_named(name: str, value: object) -> None:
 def test_limits_are_inclusive(name: str) -> None:
     for value in RANGES[name]:
         number = int(value) if OPTIONS[name].metadata["integer"] else value
-        picture = CONTROL if name == "control_scale" else {}
-        GenerationRequest("x", **{name: number}, **picture).validate()
+        image = CONTROL if name == "control_scale" else {}
+        GenerationRequest("x", **{name: number}, **image).validate()
 
 
 @pytest.mark.parametrize(
@@ -197,21 +197,21 @@ def test_other_bad_fields_are_named(fields: dict, message: str) -> None:
 
 
 TOGETHER = [
-    ({"image": PICTURE, **CONTROL}, "image and control_image exclude each other: a ControlNet belongs to a text model"),
+    ({"image": IMAGE, **CONTROL}, "image and control_image exclude each other: a ControlNet belongs to a text model"),
     ({"control_type": "depth"}, "control_type = 'depth' needs control_image"),
-    ({"control_image": PICTURE}, "control_image needs control_type: .* one of depth, normal, canny"),
+    ({"control_image": IMAGE}, "control_image needs control_type: .* one of depth, normal, canny"),
     ({"control_scale": 0.5}, "control_scale = 0.5 needs control_image"),
     ({"guess_mode": True}, "guess_mode = True needs control_image"),
     ({"extract_canny": True}, "extract_canny = True needs control_image"),
-    ({"extract_canny": True, "image": PICTURE}, "extract_canny = True needs control_image"),
+    ({"extract_canny": True, "image": IMAGE}, "extract_canny = True needs control_image"),
     ({"extract_canny": True, **CONTROL}, "extract_canny = True and control_type = 'depth': must be 'canny'"),
     ({"estimate_elevation": True}, "estimate_elevation = True needs image or control_image"),
     ({"remove_background": True}, "remove_background = True needs image or control_image"),
     (
-        {"estimate_elevation": True, "elevation_deg": 0.0, "image": PICTURE},
+        {"estimate_elevation": True, "elevation_deg": 0.0, "image": IMAGE},
         "estimate_elevation = True and elevation_deg = 0.0 exclude each other",
     ),
-    ({"init_std": 0.1, "image": PICTURE}, "init_std = 0.1 and image exclude each other"),
+    ({"init_std": 0.1, "image": IMAGE}, "init_std = 0.1 and image exclude each other"),
     ({"prompt": " \n\t"}, r"prompt = ' .n.t': must contain .* or come with image or control_image"),
 ]
 
@@ -228,8 +228,8 @@ def test_options_that_do_not_go_together_are_named(fields: dict, message: str) -
 @pytest.mark.parametrize(
     "fields",
     [
-        {"image": PICTURE, "prompt": "x", "remove_background": True, "estimate_elevation": True},
-        {"image": PICTURE, "elevation_deg": 20.0, "negative_prompt": "blue"},
+        {"image": IMAGE, "prompt": "x", "remove_background": True, "estimate_elevation": True},
+        {"image": IMAGE, "elevation_deg": 20.0, "negative_prompt": "blue"},
         {"init_std": 0.1, **CONTROL},
         {"image": bytes(MAX_IMAGE_BYTES)},
     ],

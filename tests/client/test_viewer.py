@@ -47,10 +47,10 @@ def bar_and_balls() -> SplatCloud:
 
 
 def drawn(cloud: SplatCloud, elevation_deg: float, azimuth_deg: float, distance: float) -> np.ndarray:
-    """The rasterizer's picture, uint8 [SIZE, SIZE, 3]."""
+    """The rasterizer's image, uint8 [SIZE, SIZE, 3]."""
     import torch
 
-    from diffsplat.cameras import orbit_cameras, pixel_intrinsics, world_to_camera
+    from diffsplat.geometry.cameras import orbit_cameras, pixel_intrinsics, world_to_camera
     from diffsplat.rasterize import render_uint8
 
     cameras = orbit_cameras(elevation_deg, azimuth_deg, distance)
@@ -73,10 +73,10 @@ def middle(browser: Chromium) -> np.ndarray:
     return browser.screenshot()[:, (WIDTH - SIZE) // 2 : (WIDTH + SIZE) // 2]
 
 
-def difference(picture: np.ndarray, other: np.ndarray) -> float:
+def difference(image: np.ndarray, other: np.ndarray) -> float:
     """Mean difference of the pixels where either shows anything, in levels of 255."""
-    seen = (np.minimum(picture, other) < 250).any(axis=-1)
-    return float(np.abs(picture.astype(float) - other)[seen].mean())
+    seen = (np.minimum(image, other) < 250).any(axis=-1)
+    return float(np.abs(image.astype(float) - other)[seen].mean())
 
 
 def wait_until_like(browser: Chromium, expected: np.ndarray, levels: float, seconds: float = 60.0) -> None:

@@ -9,13 +9,16 @@ import pytest
 import torch
 from diffsplat_client.contract import CONTRACT_VERSION
 
+from diffsplat.backends.eager import TorchGraph
+from diffsplat.backends.onnx_runtime import OnnxGraph
 from diffsplat.bundle import Bundle, BundleError
-from diffsplat.multiview import DenoiserStep
-from diffsplat.networks import build_graph_module, network_builders
-from diffsplat.runtime import ExportRecord, OnnxGraph, TorchGraph, bundle_graph, load_graph
+from diffsplat.denoisers.unet import DenoiserStep
+from diffsplat.export_record import ExportRecord
+from diffsplat.networks import build_graph_module, bundle_network, network_builders
+from diffsplat.runtime import bundle_graph, load_graph
+from export.common import ExportError
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
-from export.record import ExportError
 from export.repository import VERSION, export_repository
 from export.timing import median_ms
 from export.to_onnx import PARITY_LIMIT, parity, relative_error, write_onnx
@@ -181,7 +184,7 @@ def test_a_batch_size_baked_in_by_tracing_is_refused(tiny_bundle: Bundle, tmp_pa
             return super().forward(*inputs).reshape(rows, *inputs[0].shape[1:])
 
     graph = next(graph for graph in graph_specs(tiny_bundle.spec) if graph.name == "denoiser")
-    module = Baked(tiny_bundle.load("denoiser"), tiny_bundle.spec.geometry.views).eval()
+    module = Baked(bundle_network(tiny_bundle, "denoiser"), tiny_bundle.spec.geometry.views).eval()
     (path,) = write_onnx(graph, module, tmp_path / "graph.onnx")
     with pytest.raises(ExportError, match="graph 'denoiser' does not run at"):
         parity(graph, module, path, threads=1)

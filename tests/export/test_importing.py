@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 from diffsplat.backbones import BACKBONES
 from diffsplat.bundle import Bundle, describe_file, open_bundle, write_bundle
-from diffsplat.networks import network_builders
+from diffsplat.networks import bundle_network, network_builders
 from diffsplat.pipeline import Pipeline
 from diffsplat.weights import weight_files
-from export import importing_copy
 from export.__main__ import main
-from export.importing import ImportOptions, import_bundle
-from export.importing_layout import default_tags
+from export.importing import copy as importing_copy
+from export.importing.importer import ImportOptions, import_bundle
+from export.importing.layout import default_tags
 from tests.families import write_family_bundle
 from tests.official import NEWEST, OLDER, TAGS, iteration_folder, write_official
 
@@ -26,12 +26,12 @@ TINY_DECODER = {"num_blocks": [1, 1, 1], "block_out_channels": [8, 8, 8]}
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """SD1.5 with everything beside it: ControlNets, image encoder, elevation estimator, the GSVAE's tiny decoder."""
-    folder = tmp_path_factory.mktemp("pictures")
-    bundle = write_family_bundle(folder / "plain", "sd15", ("depth", "canny"), pictures=True)
+    folder = tmp_path_factory.mktemp("images")
+    bundle = write_family_bundle(folder / "plain", "sd15", ("depth", "canny"), images=True)
     spec = dataclasses.replace(bundle.spec, gsvae={**bundle.spec.gsvae, "tiny_decoder": TINY_DECODER})
-    networks = {name: bundle.load(name) for name in network_builders(spec) if name != "gsvae"}
+    networks = {name: bundle_network(bundle, name) for name in network_builders(spec) if name != "gsvae"}
     with torch.random.fork_rng():
         torch.manual_seed(1)
         networks["gsvae"] = network_builders(spec)["gsvae"]()
@@ -40,8 +40,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture
-def options(pictures: Bundle, tmp_path: Path) -> ImportOptions:
-    return write_official(pictures, tmp_path)
+def options(images: Bundle, tmp_path: Path) -> ImportOptions:
+    return write_official(images, tmp_path)
 
 
 def stored(bundle: Bundle, network: str) -> dict[str, torch.Tensor]:
@@ -51,7 +51,7 @@ def stored(bundle: Bundle, network: str) -> dict[str, torch.Tensor]:
 
 def assert_same_weights(imported: Bundle, direct: Bundle) -> None:
     for name in network_builders(direct.spec):
-        ours, theirs = imported.load(name).state_dict(), direct.load(name).state_dict()
+        ours, theirs = bundle_network(imported, name).state_dict(), bundle_network(direct, name).state_dict()
         assert ours.keys() == theirs.keys(), name
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
 
@@ -68,8 +68,8 @@ def test_an_imported_bundle_generates_the_same_splats(family: str, sharded: bool
     assert (ours == theirs).all() and len(ours) > 0
 
 
-def test_image_models_and_everything_beside_a_text_model(pictures: Bundle, options: ImportOptions, tmp_path: Path):
-    assert_same_weights(import_bundle(options), pictures)
+def test_image_models_and_everything_beside_a_text_model(images: Bundle, options: ImportOptions, tmp_path: Path):
+    assert_same_weights(import_bundle(options), images)
     image = write_family_bundle(tmp_path / "image" / "direct", "sd15_image")
     assert_same_weights(import_bundle(write_official(image, tmp_path / "image")), image)
 
@@ -89,21 +89,21 @@ def test_the_bundle_tells_where_everything_came_from(options: ImportOptions) -> 
 
 def test_an_older_iteration_on_demand(options: ImportOptions) -> None:
     bundle = import_bundle(dataclasses.replace(options, iterations={"denoiser": int(OLDER)}))
-    assert not any(tensor.any() for tensor in bundle.load("denoiser").state_dict().values())
+    assert not any(tensor.any() for tensor in bundle_network(bundle, "denoiser").state_dict().values())
     newest = import_bundle(options)
     assert newest.lineage["networks"]["denoiser"]["made_from"][0]["file"].split("/")[2] == NEWEST
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_precision_is_chosen_and_recorded(
-    precision: str, dtype: torch.dtype, options: ImportOptions, pictures: Bundle
+    precision: str, dtype: torch.dtype, options: ImportOptions, images: Bundle
 ) -> None:
     """What turns latents into splats keeps every bit; the others are rounded as torch rounds."""
     bundle = import_bundle(dataclasses.replace(options, precision=precision))
     for name in network_builders(bundle.spec):
         narrow = name.startswith(("text_encoder", "denoiser", "controlnet"))
         assert bundle.lineage["networks"][name]["precision"] == (precision if narrow else "fp32")
-        expected = pictures.load(name).state_dict()
+        expected = bundle_network(images, name).state_dict()
         for key, tensor in stored(bundle, name).items():
             wanted = expected[key].to(dtype) if narrow and expected[key].is_floating_point() else expected[key]
             assert tensor.dtype == wanted.dtype and torch.equal(tensor, wanted), (name, key)
@@ -116,13 +116,13 @@ def test_a_half_precision_variant_is_taken_and_kept(sharded: bool, tmp_path: Pat
     bundle = import_bundle(write_official(direct, tmp_path, sharded, base_variant="fp16"))
     for name in ("text_encoder", "text_encoder_2"):
         assert bundle.lineage["networks"][name]["precision"] == "fp16"
-        expected = direct.load(name).state_dict()
+        expected = bundle_network(direct, name).state_dict()
         for key, tensor in stored(bundle, name).items():
             assert torch.equal(tensor, expected[key].half())
     assert bundle.lineage["networks"]["denoiser"]["precision"] == "fp32"
 
 
-def test_large_networks_are_split(options: ImportOptions, pictures: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_networks_are_split(options: ImportOptions, images: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a bundle need not end where those of the source do, and neither need the pieces that are copied."""
     monkeypatch.setattr(importing_copy, "PIECE_BYTES", 1000)
     limit = 50_000
@@ -130,14 +130,14 @@ def test_large_networks_are_split(options: ImportOptions, pictures: Bundle, monk
     shards = [name for name in bundle.files if name.startswith("denoiser-")]
     assert len(shards) > 2 and "denoiser.safetensors.index.json" in bundle.files
     assert all(bundle.files[name]["bytes"] <= limit for name in shards)
-    assert_same_weights(bundle, pictures)
+    assert_same_weights(bundle, images)
 
 
 class Interrupted(BaseException):
     """Ctrl-C, at a place of the test's choice."""
 
 
-def test_an_interrupted_import_continues(options: ImportOptions, pictures: Bundle) -> None:
+def test_an_interrupted_import_continues(options: ImportOptions, images: Bundle) -> None:
     reads: list[str] = []
 
     def interrupt(text: str, done: int, total: int) -> None:
@@ -161,7 +161,7 @@ def test_an_interrupted_import_continues(options: ImportOptions, pictures: Bundl
     assert "denoiser" not in again and "text_encoder" in again and "gsvae" in again
     assert "stray.safetensors" not in bundle.files
     assert (bundle.root / "denoiser.safetensors").stat().st_mtime_ns in finished.values()
-    assert_same_weights(bundle, pictures)
+    assert_same_weights(bundle, images)
     assert not working.exists()
 
 
@@ -187,9 +187,9 @@ def test_progress_ends_at_its_total(options: ImportOptions) -> None:
 
 
 def test_the_command_line(
-    options: ImportOptions, pictures: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: ImportOptions, images: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = dataclasses.replace(pictures.spec, controls=(), image_encoder=False, elevest=None)
+    spec = dataclasses.replace(images.spec, controls=(), image_encoder=False, elevest=None)
     monkeypatch.setitem(BACKBONES, "sd15", spec)
     command = ["import", "--backbone", "sd15", "--control", "depth", "canny", options.source, str(options.out)]
     assert main([*command, "--base", options.base, "--precision", "bf16"]) == 0
@@ -236,7 +236,7 @@ def test_conditions_that_exclude_each_other(
     assert message in capsys.readouterr().err
 
 
-def test_default_tags_are_those_of_the_layout(pictures: Bundle) -> None:
+def test_default_tags_are_those_of_the_layout(images: Bundle) -> None:
     assert default_tags("sd15") == TAGS
     assert default_tags("sd35_image")["denoiser"] == "gsdiff_gobj83k_sd35m_image__render"
     assert default_tags("pixart_sigma")["gsvae"] == "gsvae_gobj265k_sdxl_fp16"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from diffsplat.backbones import BACKBONES, BackboneSpec
-from diffsplat.views import stock_config
-from export.importing_check import SHOWN, CheckpointError, KeyReport, check_denoiser_config, compare_keys
-from export.importing_network import expected_tensors, renaming
+from diffsplat.denoisers.view_inputs import stock_config
+from export.importing.check import SHOWN, CheckpointError, KeyReport, check_denoiser_config, compare_keys
+from export.importing.network import expected_tensors, renaming
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 DENOISERS = {

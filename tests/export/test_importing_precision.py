@@ -14,10 +14,10 @@ import torch
 from safetensors import safe_open
 
 from diffsplat.backbones import SD15
-from diffsplat.cameras import Cameras
-from diffsplat.gaussians import GRID_CHANNELS
-from diffsplat.gsrecon import GSReconConfig, build_gsrecon
-from diffsplat.gsvae import build_gsvae
+from diffsplat.geometry.cameras import Cameras
+from diffsplat.geometry.gaussians import GRID_LAYOUT
+from diffsplat.splats.gsrecon import GSReconConfig, build_gsrecon
+from diffsplat.splats.gsvae import build_gsvae
 
 DATA = Path(__file__).parents[1] / "golden" / "data"
 TOLERANCE = 1e-4  # of the largest number, as in tests/golden
@@ -62,5 +62,5 @@ def test_gsrecon_keeps_the_published_numbers_in_float32_alone(dtype: torch.dtype
     case = next(name for name in tensors if name.startswith("out/") and name.endswith("/rgb")).split("/")[1]
     given = {name.split("/")[-1]: t for name, t in tensors.items() if name.startswith((f"in/{case}/", "in/shared/"))}
     grid = gsrecon(given["input_images"], Cameras(given["input_C2W"], given["input_fxfycxcy"]))
-    found = error(grid[:, :, GRID_CHANNELS["rgb"]], tensors[f"out/{case}/rgb"])
+    found = error(grid[:, :, GRID_LAYOUT["rgb"]], tensors[f"out/{case}/rgb"])
     assert (found <= TOLERANCE) == (dtype == torch.float32), f"{found:.1e}"

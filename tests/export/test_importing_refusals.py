@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from diffsplat.backbones import BACKBONES
 from diffsplat.bundle import Bundle, BundleError
 from export.__main__ import main
-from export.importing import ImportOptions, import_bundle
-from export.importing_layout import CheckpointError
+from export.importing.importer import ImportOptions, import_bundle
+from export.importing.layout import CheckpointError
 from tests.families import family_spec, write_family_bundle
 from tests.official import TAGS, iteration_folder, write_official
 
@@ -232,7 +232,7 @@ def test_twins_that_differ(tmp_path: Path) -> None:
 
 
 def test_another_image_vae(tmp_path: Path) -> None:
-    options = write_official(write_family_bundle(tmp_path / "direct", "sd15", pictures=True), tmp_path)
+    options = write_official(write_family_bundle(tmp_path / "direct", "sd15", images=True), tmp_path)
     edit_config(Path(options.base) / "vae" / "config.json", scaling_factor=0.5)
     with pytest.raises(CheckpointError, match="not the image VAE of tiny_sd15: scaling_factor is 0.5"):
         import_bundle(options)

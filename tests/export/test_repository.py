@@ -17,10 +17,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from diffsplat.bundle import Bundle, BundleError, describe_file
-from diffsplat.runtime import RECORD, ExportRecord, load_graph
+from diffsplat.export_record import RECORD, ExportRecord
+from diffsplat.runtime import load_graph
 from export import build, repository
 from export.__main__ import main
-from export.record import VERSION, ExportError, RuntimeChoice
+from export.common import VERSION, ExportError, RuntimeChoice
 from export.repository import ROOT, TEMPLATES, export_repository
 from export.timing import choose_backend
 

@@ -6,7 +6,7 @@ from diffsplat_client.contract import POSE_COLUMNS
 from diffsplat_client.poses import turntable
 
 from diffsplat.backbones import SplatGeometry
-from diffsplat.cameras import (
+from diffsplat.geometry.cameras import (
     DIFFSPLAT_FOCAL,
     generated_view_cameras,
     latent_plucker,
@@ -18,7 +18,7 @@ from diffsplat.cameras import (
     rotate_map,
     unproject_depth,
 )
-from diffsplat.gsrecon import patchify, unpatchify
+from diffsplat.splats.gsrecon import patchify, unpatchify
 from training.data.camera_chain import relative_orbit_cameras, y_up_to_z_up
 
 # The reference counts elevation positive below the horizon, and mostly keeps OpenGL camera axes.

@@ -3,16 +3,16 @@
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from diffsplat.control import control_scales, residual_shapes
-from diffsplat.controlnet import (
+from diffsplat.denoisers.control_inputs import control_scales, residual_shapes
+from diffsplat.denoisers.controlnet import (
     ControlledDenoiserStep,
     ControlStep,
     HintEncoder,
     controlnet_config,
     unpack_residuals,
 )
-from diffsplat.multiview import TextContext, set_multiview_attention
-from diffsplat.views import stock_config
+from diffsplat.denoisers.unet import TextContext, set_multiview_attention
+from diffsplat.denoisers.view_inputs import stock_config
 
 
 def test_controlnet(golden, assert_close):

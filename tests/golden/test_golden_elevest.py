@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffsplat.dinov2 import DinoConfig, DinoV2
-from diffsplat.elevest import ElevEst, elevation_losses
-from diffsplat.images import elevation_input
+from diffsplat.images.dinov2 import DinoConfig, DinoV2
+from diffsplat.images.elevest import ElevEst, elevation_losses
+from diffsplat.images.prepare import elevation_input
 
 STUB_POOLED = 8  # the stand-in backbone pools images to 8 x 8 and multiplies them by a matrix
 

@@ -5,9 +5,9 @@ from dataclasses import fields, replace
 import pytest
 
 from diffsplat.backbones import SD15
-from diffsplat.cameras import Cameras
-from diffsplat.gaussians import GRID_CHANNELS
-from diffsplat.gsrecon import GSReconConfig, build_gsrecon
+from diffsplat.geometry.cameras import Cameras
+from diffsplat.geometry.gaussians import GRID_LAYOUT
+from diffsplat.splats.gsrecon import GSReconConfig, build_gsrecon
 
 REFERENCE_NAMES = {"rgb": "rgb", "scale": "scale", "rotation": "quat_wxyz", "opacity": "opacity", "depth": "depth"}
 SETTINGS = {field.name for field in fields(GSReconConfig)}
@@ -23,4 +23,4 @@ def test_gsrecon(golden, assert_close, part):
         given, expected = file.case_in(case), file.out(case)
         grid = gsrecon(given["input_images"], Cameras(given["input_C2W"], given["input_fxfycxcy"]))
         for name, reference in expected.items():
-            assert_close(grid[:, :, GRID_CHANNELS[REFERENCE_NAMES[name]]], reference, f"{case}/{name}")
+            assert_close(grid[:, :, GRID_LAYOUT[REFERENCE_NAMES[name]]], reference, f"{case}/{name}")

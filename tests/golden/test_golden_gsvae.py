@@ -11,9 +11,9 @@ from diffsplat_client.formats.ply import RECORD, encode_ply
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from diffsplat.backbones import SD15
-from diffsplat.cameras import generated_view_cameras, world_to_camera
-from diffsplat.gaussians import GRID_CHANNELS, grid_to_gaussians
-from diffsplat.gsvae import GSVAE, build_gsvae, widen_from_image_vae
+from diffsplat.geometry.cameras import generated_view_cameras, world_to_camera
+from diffsplat.geometry.gaussians import GRID_LAYOUT, grid_to_gaussians
+from diffsplat.splats.gsvae import GSVAE, build_gsvae, widen_from_image_vae
 
 PARTS = ["gsvae_sd", "gsvae_sdxl", "gsvae_sd3"]
 TINY_NAMES = {  # arguments of DecoderTiny -> of AutoencoderTiny
@@ -96,7 +96,7 @@ def test_both_directions(golden, assert_close, part):
         assert_close(tiny[0], file.out("decode_tiny")["gs"], "decode_tiny")
     for name, reference in file.out("decode_gslatents").items():
         latents = scaled(file.case_in("decode_gslatents")["latents"])[0].unflatten(0, reference.shape[:2])
-        part_of_grid = gsvae.decode(latents)[:, :, GRID_CHANNELS[REFERENCE_NAMES[name]]]
+        part_of_grid = gsvae.decode(latents)[:, :, GRID_LAYOUT[REFERENCE_NAMES[name]]]
         assert_close(part_of_grid, reference, f"decode_gslatents/{name}")
 
 

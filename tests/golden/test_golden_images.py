@@ -2,17 +2,17 @@
 
 import torch
 
-from diffsplat.images import on_white
-from diffsplat.images_background import centre_object, fit_longer_side
-from diffsplat.images_file import Picture
+from diffsplat.images.background import centre_object, fit_longer_side
+from diffsplat.images.decode_file import DecodedImage
+from diffsplat.images.prepare import on_white
 
 
 def test_blend_and_resize(golden, assert_close):
     file = golden("image_preprocess")
     for case in file.cases:
         pixels = file.case_in(case)["image_hwc_01"].numpy()  # [H, W, 3 or 4] in 0 .. 1
-        picture = Picture(pixels[..., :3], pixels[..., 3] if pixels.shape[2] == 4 else None)
-        prepared = on_white(picture, file.config["input_res"], "IMAGE")
+        image = DecodedImage(pixels[..., :3], pixels[..., 3] if pixels.shape[2] == 4 else None)
+        prepared = on_white(image, file.config["input_res"], "IMAGE")
         assert_close(prepared.rgb[None, None], file.out(case)["image_bvchw"], case)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from diffsplat.instant3d import blob_views
+from diffsplat.sampling.blob_start import blob_views
 
 
 def test_blob(golden, assert_close):

@@ -12,17 +12,17 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
 from diffsplat.backbones import SD15
-from diffsplat.cameras import generated_view_cameras, latent_plucker, plucker_rays
-from diffsplat.control import control_scales
-from diffsplat.controlnet import ControlledDenoiserStep, ControlStep, HintEncoder, controlnet_config
-from diffsplat.denoiser import size_numbers
-from diffsplat.guidance import guidance_scales, guide, needs_guidance
-from diffsplat.image_vae import ImageEncoder
-from diffsplat.instant3d import blob_views, late_start
-from diffsplat.multiview import DenoiserStep, TextContext, set_multiview_attention
-from diffsplat.samplers import build_sampler, model_input, needs_noise, sampler_step
-from diffsplat.step_view import AddedEmbedding
-from diffsplat.views import stock_config
+from diffsplat.denoisers.control_inputs import control_scales
+from diffsplat.denoisers.controlnet import ControlledDenoiserStep, ControlStep, HintEncoder, controlnet_config
+from diffsplat.denoisers.graph_inputs import size_numbers
+from diffsplat.denoisers.shared_weights import AddedEmbedding
+from diffsplat.denoisers.unet import DenoiserStep, TextContext, set_multiview_attention
+from diffsplat.denoisers.view_inputs import stock_config
+from diffsplat.geometry.cameras import generated_view_cameras, latent_plucker, plucker_rays
+from diffsplat.images.vae_encoder import ImageEncoder
+from diffsplat.sampling.blob_start import blob_views, late_start
+from diffsplat.sampling.guidance import guidance_scales, guide, needs_guidance
+from diffsplat.sampling.schedulers import build_sampler, model_input, needs_noise, sampler_step
 
 PARTS = ("pipe_sd_text", "pipe_sd_image", "pipe_sdxl_text", "pipe_controlnet", "pipe_sd_instant3d_init")
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from diffsplat.pixart import PixArtStep, build_network, pixart_condition_views
-from diffsplat.pixart_text import PixArtTextContext
-from diffsplat.text_features import drop_masked_tokens
-from diffsplat.views import PLUCKER_CHANNELS, split_views, stack_views, stock_config
+from diffsplat.backbones.spec import PLUCKER_CHANNELS
+from diffsplat.denoisers.pixart import PixArtStep, build_network, pixart_condition_views
+from diffsplat.denoisers.pixart_text import PixArtTextContext
+from diffsplat.denoisers.view_inputs import split_views, stack_views, stock_config
+from diffsplat.text.features import drop_masked_tokens
 
 PARTS = ["pixart_alpha", "pixart_sigma"]
 

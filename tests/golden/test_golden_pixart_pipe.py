@@ -7,14 +7,14 @@ import torch
 from diffusers import AutoencoderKL
 
 from diffsplat.backbones import SD15
-from diffsplat.cameras import generated_view_cameras, latent_plucker, plucker_rays
-from diffsplat.guidance import guidance_scales, guide, needs_guidance
-from diffsplat.image_vae import ImageEncoder
-from diffsplat.pixart import PixArtStep, build_network
-from diffsplat.pixart_text import PixArtTextContext
-from diffsplat.samplers import build_sampler, model_input, needs_noise, sampler_step
-from diffsplat.text_features import batch_contexts
-from diffsplat.views import split_views, stock_config
+from diffsplat.denoisers.pixart import PixArtStep, build_network
+from diffsplat.denoisers.pixart_text import PixArtTextContext
+from diffsplat.denoisers.view_inputs import split_views, stock_config
+from diffsplat.geometry.cameras import generated_view_cameras, latent_plucker, plucker_rays
+from diffsplat.images.vae_encoder import ImageEncoder
+from diffsplat.sampling.guidance import guidance_scales, guide, needs_guidance
+from diffsplat.sampling.schedulers import build_sampler, model_input, needs_noise, sampler_step
+from diffsplat.text.features import batch_contexts
 
 PARTS = ["pipe_pixart_alpha_text", "pipe_pixart_sigma_text", "pipe_pixart_sigma_image"]
 

@@ -8,9 +8,9 @@ from diffsplat_client.formats.ply import decode_ply, encode_ply
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.backbones import SD15
-from diffsplat.gaussians import canonicalize, from_array, to_array
-from diffsplat.serving.envelope import Envelope
-from diffsplat.serving.package import PackageStage
+from diffsplat.geometry.gaussians import canonicalize, from_array, to_array
+from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.package import PackageStage
 
 
 def torch_log(values: np.ndarray) -> np.ndarray:

@@ -3,9 +3,9 @@
 import torch
 
 from diffsplat.backbones import SplatGeometry
-from diffsplat.cameras import Cameras, pixel_intrinsics, world_to_camera
-from diffsplat.gaussians import grid_to_gaussians
-from diffsplat.render import coordinate_map, normal_map
+from diffsplat.geometry.cameras import Cameras, pixel_intrinsics, world_to_camera
+from diffsplat.geometry.gaussians import grid_to_gaussians
+from diffsplat.splats.render import coordinate_map, normal_map
 
 
 def test_renderer(golden, assert_close):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsplat.samplers import alphas_cumprod, build_sampler, sampler_step
+from diffsplat.sampling.schedulers import alphas_cumprod, build_sampler, sampler_step
 
 
 def test_schedules(golden, assert_close, noise_schedule):

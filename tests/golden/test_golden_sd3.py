@@ -3,8 +3,9 @@
 import pytest
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
-from diffsplat.sd3 import SD3Context, SD3Modulations, SD3Step, sd3_condition_views, set_multiview_patches
-from diffsplat.views import PLUCKER_CHANNELS, split_views, stack_views, stock_config
+from diffsplat.backbones.spec import PLUCKER_CHANNELS
+from diffsplat.denoisers.sd3 import SD3Context, SD3Modulations, SD3Step, sd3_condition_views, set_multiview_patches
+from diffsplat.denoisers.view_inputs import split_views, stack_views, stock_config
 
 PARTS = ["sd3m", "sd35m"]
 

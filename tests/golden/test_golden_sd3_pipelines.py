@@ -8,11 +8,11 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from diffsplat.backbones import SD15
-from diffsplat.cameras import generated_view_cameras, latent_plucker
-from diffsplat.guidance import guidance_scales, guide, needs_guidance
-from diffsplat.samplers import build_sampler, model_input, needs_noise, sampler_step
-from diffsplat.sd3 import SD3Context, SD3Modulations, SD3Step, build_network
-from diffsplat.views import network_input, stock_config
+from diffsplat.denoisers.sd3 import SD3Context, SD3Modulations, SD3Step, build_network
+from diffsplat.denoisers.view_inputs import network_input, stock_config
+from diffsplat.geometry.cameras import generated_view_cameras, latent_plucker
+from diffsplat.sampling.guidance import guidance_scales, guide, needs_guidance
+from diffsplat.sampling.schedulers import build_sampler, model_input, needs_noise, sampler_step
 
 PARTS = ["pipe_sd3_text", "pipe_sd3_image"]
 

@@ -9,10 +9,10 @@ import torch
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 
 from diffsplat.backbones.text import TEXTS, TextEncoderSpec, TextSpec
-from diffsplat.text import build_encoder
-from diffsplat.text_features import EncodedPrompts, PromptEncoder
-from diffsplat.text_official import from_official
-from diffsplat.tokenizer import Tokenizer
+from diffsplat.text.encoders import build_encoder
+from diffsplat.text.features import EncodedPrompts, PromptEncoder
+from diffsplat.text.official_names import from_official
+from diffsplat.text.tokenizer import Tokenizer
 
 # names of the encoders in the file, in the order in which a backbone has them
 ENCODERS = {

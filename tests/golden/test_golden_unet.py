@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from diffsplat.multiview import DenoiserStep, TextContext, set_multiview_attention
-from diffsplat.step_view import AddedEmbedding, step_view
-from diffsplat.views import stock_config
+from diffsplat.denoisers.shared_weights import AddedEmbedding, step_view
+from diffsplat.denoisers.unet import DenoiserStep, TextContext, set_multiview_attention
+from diffsplat.denoisers.view_inputs import stock_config
 
 
 @pytest.mark.parametrize("part", ["unet_sd_text", "unet_sd_image", "unet_sdxl"])

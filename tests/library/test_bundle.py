@@ -22,8 +22,8 @@ from diffsplat.bundle import (
     replace_folder,
     write_bundle,
 )
-from diffsplat.networks import network_builders
-from diffsplat.text import build_encoder
+from diffsplat.networks import bundle_network, network_builders
+from diffsplat.text.encoders import build_encoder
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_every_spec_survives_json(spec: BackboneSpec) -> None:
 def test_networks_come_back_in_float32_and_frozen(tiny_bundle: Bundle) -> None:
     for name in network_builders(tiny_bundle.spec):
         stored = load_file(tiny_bundle.root / f"{name}.safetensors")
-        network = tiny_bundle.load(name)
+        network = bundle_network(tiny_bundle, name)
         state = network.state_dict()
         assert state.keys() == stored.keys()
         assert all(torch.equal(state[key], stored[key].float()) for key in stored if stored[key].is_floating_point())
@@ -62,7 +62,7 @@ def test_full_precision_round_trip_is_exact(tiny_bundle: Bundle, tmp_path: Path)
     assert opened == written and opened.spec == spec and opened.lineage == lineage
     assert [path.read_text() for path in opened.tokenizer_paths] == tokenizer
     for key, value in network.state_dict().items():
-        assert torch.equal(opened.load("text_encoder").state_dict()[key], value)
+        assert torch.equal(bundle_network(opened, "text_encoder").state_dict()[key], value)
 
 
 @pytest.mark.parametrize("name", ["denoiser.safetensors", "text_encoder.safetensors", "tokenizer.json"])
@@ -120,18 +120,18 @@ def test_weights_that_do_not_fit_the_spec_are_refused(copied: Path) -> None:
     manifest = json.loads((copied / MANIFEST).read_text())
     edit_manifest(copied, files={**manifest["files"], path.name: bundles.describe_file(path)})
     with pytest.raises(BundleError, match=f"{re.escape(str(path))}: does not fit the spec(.|\n)*conv_in.bias"):
-        open_bundle(copied).load("denoiser")
+        bundle_network(open_bundle(copied), "denoiser")
 
 
 def test_a_network_that_is_not_there_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "empty", tiny_bundle.spec, {}, ["{}"], {})
     with pytest.raises(BundleError, match="has no network 'gsvae'"):
-        bundle.load("gsvae")
+        bundle_network(bundle, "gsvae")
 
 
 def test_the_digest_follows_content_and_nothing_else(tiny_bundle: Bundle, tmp_path: Path) -> None:
     spec, tokenizer = tiny_bundle.spec, [path.read_text() for path in tiny_bundle.tokenizer_paths]
-    networks: dict[str, nn.Module] = {"denoiser": tiny_bundle.load("denoiser")}
+    networks: dict[str, nn.Module] = {"denoiser": bundle_network(tiny_bundle, "denoiser")}
 
     def digest(name: str, spec: BackboneSpec = spec, tokenizer: list[str] = tokenizer, lineage: str = "a") -> str:
         return write_bundle(tmp_path / name, spec, networks, tokenizer, {"run": lineage}).digest

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffsplat.bundle import MANIFEST, Bundle, BundleError, describe_file, open_bundle, write_bundle
-from diffsplat.networks import network_builders
-from diffsplat.runtime import ExportRecord, bundle_graph, load_graph
+from diffsplat.export_record import ExportRecord
+from diffsplat.networks import bundle_network, network_builders
+from diffsplat.runtime import bundle_graph, load_graph
 from diffsplat.weights import load_weights, weight_files, write_weights
+from export.common import VERSION
 from export.graphs import graph_specs
-from export.record import VERSION
 from export.repository import export_repository
 
 LIMIT = 100_000  # splits the tiny denoiser in three and the tiny autoencoder in two; the others stay whole
@@ -29,7 +30,7 @@ SHARDS = [f"denoiser-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
 def sharded_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """`tiny_bundle` in smaller files. Read only."""
     root = tmp_path_factory.mktemp("sharded") / "tiny"
-    networks = {name: tiny_bundle.load(name) for name in network_builders(tiny_bundle.spec)}
+    networks = {name: bundle_network(tiny_bundle, name) for name in network_builders(tiny_bundle.spec)}
     tokenizer = [path.read_text() for path in tiny_bundle.tokenizer_paths]
     return write_bundle(root, tiny_bundle.spec, networks, tokenizer, {}, max_file_bytes=LIMIT)
 
@@ -62,7 +63,7 @@ def edit_index(root: Path, **changes: str | None) -> None:
 
 def test_split_weights_come_back_exactly(sharded_bundle: Bundle, tiny_bundle: Bundle) -> None:
     for name in network_builders(tiny_bundle.spec):
-        whole, split = tiny_bundle.load(name), sharded_bundle.load(name)
+        whole, split = bundle_network(tiny_bundle, name), bundle_network(sharded_bundle, name)
         assert not split.training and not any(parameter.requires_grad for parameter in split.parameters())
         assert {parameter.dtype for parameter in split.parameters()} == {torch.float32}
         expected = whole.state_dict()
@@ -88,12 +89,12 @@ def test_the_layout_is_the_usual_one(sharded_bundle: Bundle, tiny_bundle: Bundle
     assert index["metadata"] == {"total_size": sum(t.nbytes for state in stored.values() for t in state.values())}
     module = network_builders(tiny_bundle.spec)["denoiser"]()  # and the field's own reader takes it
     load_torch_model(module, sharded_bundle.root, strict=True, filename_pattern="denoiser{suffix}.safetensors")
-    expected = tiny_bundle.load("denoiser").state_dict()
+    expected = bundle_network(tiny_bundle, "denoiser").state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in module.state_dict().items())
 
 
 def test_what_fits_into_one_file_is_written_as_before(pico_bundle: Bundle, tmp_path: Path) -> None:
-    networks = {name: pico_bundle.load(name) for name in network_builders(pico_bundle.spec)}
+    networks = {name: bundle_network(pico_bundle, name) for name in network_builders(pico_bundle.spec)}
     again = write_bundle(
         tmp_path / "pico", pico_bundle.spec, networks, [pico_bundle.tokenizer_paths[0].read_text()], {}
     )
@@ -180,7 +181,7 @@ def test_shards_and_index_that_disagree_are_refused_by_name(
     damage(copied)
     reseal(copied)
     with pytest.raises(BundleError, match=f"^{re.escape(str(copied / named))}: .*{said}"):
-        open_bundle(copied).load("denoiser")
+        bundle_network(open_bundle(copied), "denoiser")
 
 
 def test_everything_that_does_not_fit_is_named_and_nothing_is_loaded(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffsplat.backbones import PICO, SD15
-from diffsplat.cameras import (
+from diffsplat.geometry.cameras import (
     DIFFSPLAT_FOCAL,
     generated_view_cameras,
     latent_plucker,

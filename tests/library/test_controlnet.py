@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffsplat.backbones import PICO, SD15, image_conditioned
-from diffsplat.control import control_scales, residual_shapes
-from diffsplat.controlnet import (
+from diffsplat.denoisers.control_inputs import control_scales, residual_shapes
+from diffsplat.denoisers.controlnet import (
     ControlledDenoiserStep,
     ControlStep,
     HintEncoder,
@@ -21,9 +21,9 @@ from diffsplat.controlnet import (
     pack_residuals,
     unpack_residuals,
 )
-from diffsplat.denoiser import size_numbers
-from diffsplat.multiview import DenoiserStep, TextContext, set_multiview_attention
-from diffsplat.step_view import AddedEmbedding
+from diffsplat.denoisers.graph_inputs import size_numbers
+from diffsplat.denoisers.shared_weights import AddedEmbedding
+from diffsplat.denoisers.unet import DenoiserStep, TextContext, set_multiview_attention
 
 VIEWS, SIZE, TEXT, POOLED = 4, 6, 12, 10  # an odd size after one level
 SD: dict[str, Any] = {

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from diffsplat.backbones import BACKBONES, SD15, SD21
-from diffsplat.controlnet import build_controlnet
-from diffsplat.denoiser import STEP, build_denoiser, denoiser_graph, request_graphs
-from diffsplat.views import stock_config
+from diffsplat.denoisers.controlnet import build_controlnet
+from diffsplat.denoisers.graph_inputs import STEP, request_graphs
+from diffsplat.denoisers.interface import build_denoiser, denoiser_graph
+from diffsplat.denoisers.view_inputs import stock_config
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffsplat.dinov2 import DinoConfig
-from diffsplat.elevest import (
+from diffsplat.images.dinov2 import DinoConfig
+from diffsplat.images.elevest import (
     ElevationEstimator,
     ElevationPrediction,
     ElevEst,

@@ -7,9 +7,9 @@ import torch
 from diffsplat_client.contract import GAUSSIAN_COLUMNS
 
 from diffsplat.backbones import PICO, SD15
-from diffsplat.cameras import generated_view_cameras
-from diffsplat.gaussians import (
-    GRID_CHANNELS,
+from diffsplat.geometry.cameras import generated_view_cameras
+from diffsplat.geometry.gaussians import (
+    GRID_LAYOUT,
     Gaussians,
     canonicalize,
     covariances,
@@ -63,9 +63,9 @@ def test_grid_activation():
     geometry = dataclasses.replace(PICO.geometry, grid_size=2, views=2)
     cameras = generated_view_cameras(0.0, 1.5, views=2)
     grid = torch.zeros(1, 2, 12, 2, 2)
-    grid[:, :, GRID_CHANNELS["quat_wxyz"]] = torch.tensor([2.0, 0.0, 0.0, 0.0])[:, None, None]
-    grid[:, :, GRID_CHANNELS["scale"]] = torch.tensor([-1.0, 0.0, 1.0])[:, None, None]
-    grid[:, 1, GRID_CHANNELS["opacity"]] = 0.5
+    grid[:, :, GRID_LAYOUT["quat_wxyz"]] = torch.tensor([2.0, 0.0, 0.0, 0.0])[:, None, None]
+    grid[:, :, GRID_LAYOUT["scale"]] = torch.tensor([-1.0, 0.0, 1.0])[:, None, None]
+    grid[:, 1, GRID_LAYOUT["opacity"]] = 0.5
     gaussians = grid_to_gaussians(grid, cameras, geometry, opacity_threshold=0.5)
     middle = (geometry.scale_min + geometry.scale_max) / 2
     torch.testing.assert_close(gaussians.scales[0, 0], torch.tensor([geometry.scale_max, middle, geometry.scale_min]))

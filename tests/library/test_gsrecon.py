@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from diffsplat.backbones import PICO
-from diffsplat.cameras import Cameras, generated_view_cameras
-from diffsplat.gaussians import GRID_CHANNELS
-from diffsplat.gsrecon import GSReconConfig, build_gsrecon
+from diffsplat.geometry.cameras import Cameras, generated_view_cameras
+from diffsplat.geometry.gaussians import GRID_LAYOUT
+from diffsplat.splats.gsrecon import GSReconConfig, build_gsrecon
 
 
 def test_starts_as_a_faint_shell_of_medium_splats():
     torch.manual_seed(0)
     grid = build_gsrecon(PICO)(torch.rand(2, 4, 9, 32, 32), generated_view_cameras(10.0, 1.4))
     assert grid.shape == (2, 4, 12, 32, 32)
-    assert (grid[:, :, GRID_CHANNELS["depth"]] == 0).all()
-    assert (grid[:, :, GRID_CHANNELS["scale"]] == 0).all()
-    opacity = grid[:, :, GRID_CHANNELS["opacity"]]
+    assert (grid[:, :, GRID_LAYOUT["depth"]] == 0).all()
+    assert (grid[:, :, GRID_LAYOUT["scale"]] == 0).all()
+    opacity = grid[:, :, GRID_LAYOUT["opacity"]]
     torch.testing.assert_close(0.5 * opacity + 0.5, torch.full_like(opacity, torch.tensor(-2.0).sigmoid().item()))
-    torch.testing.assert_close(grid[:, :, GRID_CHANNELS["quat_wxyz"]].norm(dim=2), torch.ones(2, 4, 32, 32))
+    torch.testing.assert_close(grid[:, :, GRID_LAYOUT["quat_wxyz"]].norm(dim=2), torch.ones(2, 4, 32, 32))
 
 
 def test_views_have_no_order():

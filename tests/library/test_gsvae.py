@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffsplat.backbones import PICO
-from diffsplat.gsvae import build_gsvae, widen_from_image_vae
+from diffsplat.splats.gsvae import build_gsvae, widen_from_image_vae
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,9 @@ import torch
 from diffsplat_client.errors import InvalidRequestError
 from PIL import Image
 
-from diffsplat.images import (
+from diffsplat.images.background import GrabCut
+from diffsplat.images.decode_file import DecodedImage
+from diffsplat.images.prepare import (
     canny_map,
     elevation_input,
     on_white,
@@ -18,8 +20,6 @@ from diffsplat.images import (
     prepare_image,
     resize_antialiased,
 )
-from diffsplat.images_background import GrabCut
-from diffsplat.images_file import Picture
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -69,12 +69,12 @@ def test_blending_comes_before_resizing() -> None:
     """Half transparent pixels count half."""
     rgba = np.zeros((32, 32, 4), np.float32)
     rgba[..., 0], rgba[..., 3] = 1.0, 0.25
-    prepared = on_white(Picture(rgba[..., :3], rgba[..., 3]), 16, "IMAGE")
+    prepared = on_white(DecodedImage(rgba[..., :3], rgba[..., 3]), 16, "IMAGE")
     assert torch.allclose(prepared.rgb[0], torch.ones(16, 16)) and torch.allclose(prepared.rgb[1], torch.tensor(0.75))
     assert torch.allclose(prepared.alpha, torch.tensor(0.25))
 
 
-def test_a_picture_that_is_no_square_is_stretched_and_says_so() -> None:
+def test_an_image_that_is_no_square_is_stretched_and_says_so() -> None:
     prepared = prepare_image(encode(photo()[:200]))
     assert prepared.rgb.shape == (3, 256, 256)
     assert prepared.notes == ("IMAGE: 300 x 200 pixels, stretched to a square",)
@@ -173,7 +173,7 @@ def test_refusals_name_the_field(prepare, field: str) -> None:
     empty = np.zeros((40, 40, 4), np.uint8)
     for data, message in (
         (b"", "has 0 bytes"),
-        (b"not a picture", "begins with"),
+        (b"not an image", "begins with"),
         (encode(empty), "all 1600 pixels have alpha 0"),
         (encode(photo())[:-100], "cannot be read"),
     ):

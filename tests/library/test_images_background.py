@@ -9,7 +9,7 @@ import onnx
 import pytest
 from diffsplat_client.errors import InvalidRequestError
 
-from diffsplat.images_background import (
+from diffsplat.images.background import (
     BackgroundRemover,
     GrabCut,
     Rembg,
@@ -18,7 +18,7 @@ from diffsplat.images_background import (
     fit_longer_side,
     load_background_remover,
 )
-from diffsplat.images_file import Picture
+from diffsplat.images.decode_file import DecodedImage
 
 
 class Never:
@@ -53,10 +53,10 @@ def scene(size: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return pixels.clip(0, 255).astype(np.uint8), mask
 
 
-def cut(picture: Picture, remover: BackgroundRemover, border_ratio: float = 0.2) -> tuple[np.ndarray, str]:
-    result = cut_out(picture, remover, 256, border_ratio, "IMAGE")
-    assert result.picture.alpha is not None
-    return result.picture.alpha, result.method
+def cut(image: DecodedImage, remover: BackgroundRemover, border_ratio: float = 0.2) -> tuple[np.ndarray, str]:
+    result = cut_out(image, remover, 256, border_ratio, "IMAGE")
+    assert result.image.alpha is not None
+    return result.image.alpha, result.method
 
 
 def extent(alpha: np.ndarray) -> tuple[int, int, int, int]:
@@ -67,7 +67,7 @@ def extent(alpha: np.ndarray) -> tuple[int, int, int, int]:
 
 def test_the_files_own_alpha_is_used() -> None:
     pixels, mask = scene()
-    alpha, method = cut(Picture(pixels, mask.astype(np.uint8) * 255), Never())
+    alpha, method = cut(DecodedImage(pixels, mask.astype(np.uint8) * 255), Never())
     assert method == "its own alpha"
     top, left, bottom, right = extent(alpha)
     assert bottom - top == int(256 * 0.8) and top == (256 - (bottom - top)) // 2
@@ -85,7 +85,7 @@ def test_alpha_without_a_wholly_transparent_pixel_is_no_cut_out() -> None:
             seen.append(rgb)
             return super().__call__(rgb)
 
-    _, method = cut(Picture(pixels, np.full(pixels.shape[:2], 128, np.uint8)), Watching(50, 60, 100, 120))
+    _, method = cut(DecodedImage(pixels, np.full(pixels.shape[:2], 128, np.uint8)), Watching(50, 60, 100, 120))
     assert method == "a box"
     assert np.abs(seen[0] - (fit_longer_side(pixels, 256) * (128 / 255) + 127)).max() <= 1
 
@@ -105,22 +105,22 @@ def test_grabcut_leaves_specks_out() -> None:
     assert not found[15:35, 145:165].any() and found[mask].mean() > 0.97
 
 
-def test_a_picture_without_object_is_refused() -> None:
+def test_an_image_without_object_is_refused() -> None:
     white = np.full((64, 64, 3), 255, np.uint8)
 
     class Nothing(Fixed):
         name = "a blind one"
 
     with pytest.raises(InvalidRequestError, match=r"IMAGE: no object found by a blind one: must show one .* 0\.1%"):
-        cut(Picture(white, None), Nothing(0, 0, 0, 0))
+        cut(DecodedImage(white, None), Nothing(0, 0, 0, 0))
 
 
 @pytest.mark.parametrize("value", [0, 255, 128])
 @pytest.mark.parametrize("shape", [(16, 16), (256, 16), (16, 256), (300, 200)])
-def test_grabcut_survives_one_colour_and_narrow_pictures(value: int, shape: tuple[int, int]) -> None:
+def test_grabcut_survives_one_colour_and_narrow_images(value: int, shape: tuple[int, int]) -> None:
     """It calls something an object, or refuses, and soon: equal cuts once took minutes. No error of OpenCV."""
     try:
-        alpha, method = cut(Picture(np.full((*shape, 3), value, np.uint8), None), GrabCut())
+        alpha, method = cut(DecodedImage(np.full((*shape, 3), value, np.uint8), None), GrabCut())
     except InvalidRequestError as error:
         assert str(error).startswith("IMAGE: no object found by GrabCut")
     else:
@@ -131,13 +131,13 @@ def test_grabcut_survives_one_colour_and_narrow_pictures(value: int, shape: tupl
 def test_border_ratio_out_of_range(border_ratio: float) -> None:
     pixels, _ = scene()
     with pytest.raises(InvalidRequestError, match=rf"border_ratio = {border_ratio}: must be in 0 \.\. 0\.9"):
-        cut(Picture(pixels, None), Fixed(50, 50, 150, 150), border_ratio)
+        cut(DecodedImage(pixels, None), Fixed(50, 50, 150, 150), border_ratio)
 
 
 @pytest.mark.parametrize("border_ratio", [0.0, 0.2, 0.5, 0.9])
 def test_the_longer_side_leaves_the_border_free(border_ratio: float) -> None:
     pixels, _ = scene(256)
-    alpha, _ = cut(Picture(pixels, None), Fixed(10, 30, 60, 230), border_ratio)
+    alpha, _ = cut(DecodedImage(pixels, None), Fixed(10, 30, 60, 230), border_ratio)
     top, left, bottom, right = extent(alpha)
     assert int(256 * (1 - border_ratio)) - (right - left) in (0, 1)  # cut, not rounded, as in the reference
     assert abs((top + bottom) / 2 - 128) <= 1 and abs((left + right) / 2 - 128) <= 1

@@ -1,4 +1,4 @@
-"""Picture files from strangers: every format becomes the right pixels, everything else a refusal that says why."""
+"""Image files from strangers: every format becomes the right pixels, everything else a refusal that says why."""
 
 import io
 import struct
@@ -11,7 +11,14 @@ import pytest
 from diffsplat_client.errors import InvalidRequestError
 from PIL import Image
 
-from diffsplat.images_file import MAX_FILE_BYTES, MAX_PIXELS, Picture, read_picture, to_bytes, unit_range
+from diffsplat.images.decode_file import (
+    MAX_IMAGE_FILE_BYTES,
+    MAX_PIXELS,
+    DecodedImage,
+    read_image,
+    to_bytes,
+    unit_range,
+)
 
 SIDE = 24
 
@@ -39,8 +46,8 @@ def png(width: int, height: int, bits: int, color_type: int, rows: bytes, *extra
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body
 
 
-def read(data: bytes) -> Picture:
-    return read_picture(data, "IMAGE")
+def read(data: bytes) -> DecodedImage:
+    return read_image(data, "IMAGE")
 
 
 # --- what is read ---
@@ -49,16 +56,16 @@ def read(data: bytes) -> Picture:
 @pytest.mark.parametrize("options", [{"kind": "PNG"}, {"kind": "WEBP", "lossless": True}])
 def test_lossless_colour_is_read_exactly(options: dict[str, Any]) -> None:
     rgb = pixels()
-    picture = read(encode(Image.fromarray(rgb), **options))
-    assert np.array_equal(picture.rgb, rgb) and picture.alpha is None and picture.notes == ()
+    image = read(encode(Image.fromarray(rgb), **options))
+    assert np.array_equal(image.rgb, rgb) and image.alpha is None and image.notes == ()
 
 
 @pytest.mark.parametrize("options", [{"kind": "PNG"}, {"kind": "WEBP", "lossless": True, "exact": True}])
 def test_alpha_stays_straight(options: dict[str, Any]) -> None:
     rgba = pixels(4)
-    picture = read(encode(Image.fromarray(rgba), **options))
-    assert np.array_equal(picture.rgb, rgba[..., :3])
-    assert picture.alpha is not None and np.array_equal(picture.alpha, rgba[..., 3])
+    image = read(encode(Image.fromarray(rgba), **options))
+    assert np.array_equal(image.rgb, rgba[..., :3])
+    assert image.alpha is not None and np.array_equal(image.alpha, rgba[..., 3])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
@@ -80,31 +87,31 @@ def test_opaque_alpha_is_no_alpha() -> None:
 def test_grey_and_palette_files_become_rgb(mode: str) -> None:
     image = Image.fromarray(pixels()).convert("P" if mode == "PA" else mode)
     data = encode(image.convert("RGBA").quantize(16), transparency=3) if mode == "PA" else encode(image)
-    picture = read(data)
+    image = read(data)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
-    assert np.array_equal(to_bytes(picture), expected)
-    assert (picture.alpha is not None) == (mode == "PA")
+    assert np.array_equal(to_bytes(image), expected)
+    assert (image.alpha is not None) == (mode == "PA")
 
 
 def test_16_bit_grey_keeps_its_bits() -> None:
     """Pillow's own conversion clips it to white."""
     grey = (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) * 100).astype(">u2")
-    picture = read(png(SIDE, SIDE, 16, 0, grey.tobytes()))
-    assert picture.rgb.dtype == np.uint16
-    assert np.array_equal(picture.rgb, np.repeat(grey[..., None], 3, axis=2))
-    assert np.abs(to_bytes(picture)[..., 0] / 255.0 - grey / 65535.0).max() <= 0.5 / 255 + 1e-6
+    image = read(png(SIDE, SIDE, 16, 0, grey.tobytes()))
+    assert image.rgb.dtype == np.uint16
+    assert np.array_equal(image.rgb, np.repeat(grey[..., None], 3, axis=2))
+    assert np.abs(to_bytes(image)[..., 0] / 255.0 - grey / 65535.0).max() <= 0.5 / 255 + 1e-6
 
 
 @pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (6, 4), (4, 2)])
 def test_16_bit_colour_and_alpha_keep_their_bits(color_type: int, channels: int) -> None:
     values = np.random.default_rng(1).integers(0, 65536, (SIDE, SIDE, channels)).astype(">u2")
-    picture = read(png(SIDE, SIDE, 16, color_type, values.tobytes()))
+    image = read(png(SIDE, SIDE, 16, color_type, values.tobytes()))
     colours = np.repeat(values[..., :1], 3, axis=2) if channels == 2 else values[..., :3]
-    assert np.array_equal(picture.rgb, colours)
+    assert np.array_equal(image.rgb, colours)
     if channels == 3:
-        assert picture.alpha is None
+        assert image.alpha is None
     else:
-        assert picture.alpha is not None and np.array_equal(picture.alpha, values[..., -1])
+        assert image.alpha is not None and np.array_equal(image.alpha, values[..., -1])
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
@@ -118,25 +125,25 @@ def test_a_grey_value_that_means_transparent(bits: int) -> None:
     else:
         packed = np.unpackbits(levels.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :]
         rows = np.packbits(packed.reshape(SIDE, -1), axis=1).tobytes()
-    picture = read(png(SIDE, SIDE, bits, 0, rows, chunk(b"tRNS", struct.pack(">H", key))))
-    assert picture.alpha is not None and np.array_equal(picture.alpha == 0, levels == key)
-    assert np.allclose(unit_range(picture.rgb)[..., 0], levels / (2**bits - 1))
+    image = read(png(SIDE, SIDE, bits, 0, rows, chunk(b"tRNS", struct.pack(">H", key))))
+    assert image.alpha is not None and np.array_equal(image.alpha == 0, levels == key)
+    assert np.allclose(unit_range(image.rgb)[..., 0], levels / (2**bits - 1))
 
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_colour_that_means_transparent(bits: int) -> None:
     values = np.zeros((SIDE, SIDE, 3), ">u2" if bits == 16 else np.uint8)
     values[: SIDE // 2] = (1, 2, 3)
-    picture = read(png(SIDE, SIDE, bits, 2, values.tobytes(), chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))))
-    assert picture.alpha is not None and (picture.alpha[: SIDE // 2] == 0).all()
-    assert (picture.alpha[SIDE // 2 :] == np.iinfo(picture.alpha.dtype).max).all()
+    image = read(png(SIDE, SIDE, bits, 2, values.tobytes(), chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))))
+    assert image.alpha is not None and (image.alpha[: SIDE // 2] == 0).all()
+    assert (image.alpha[SIDE // 2 :] == np.iinfo(image.alpha.dtype).max).all()
 
 
 def test_cmyk_becomes_rgb_with_a_note() -> None:
     cmyk = Image.new("CMYK", (SIDE, SIDE), (255, 0, 0, 0))  # full cyan
-    picture = read(encode(cmyk, "JPEG", quality=95))
-    assert np.abs(picture.rgb.astype(int) - (0, 255, 255)).max() <= 3
-    assert len(picture.notes) == 1 and picture.notes[0].startswith("IMAGE: a CMYK file")
+    image = read(encode(cmyk, "JPEG", quality=95))
+    assert np.abs(image.rgb.astype(int) - (0, 255, 255)).max() <= 3
+    assert len(image.notes) == 1 and image.notes[0].startswith("IMAGE: a CMYK file")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -152,12 +159,12 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     if inverse is not None:
         stored = stored.transpose(Image.Transpose(inverse))
     options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
-    picture = read(encode(stored, kind, exif=exif.tobytes(), **options))
-    assert picture.rgb.shape == upright.shape
-    assert np.abs(picture.rgb.astype(int) - upright).max() <= (8 if kind == "JPEG" else 0)
+    image = read(encode(stored, kind, exif=exif.tobytes(), **options))
+    assert image.rgb.shape == upright.shape
+    assert np.abs(image.rgb.astype(int) - upright).max() <= (8 if kind == "JPEG" else 0)
 
 
-def test_a_photo_with_a_second_picture_is_a_still() -> None:
+def test_a_photo_with_a_second_image_is_a_still() -> None:
     """Phones put a gain map or a second eye behind the photo (MPO)."""
     first, second = (Image.fromarray(pixels(seed=seed)) for seed in (0, 1))
     data = encode(first, "MPO", save_all=True, append_images=[second])
@@ -219,13 +226,13 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "huge lossless webp": (lambda: huge_webp(b"VP8L"), r"IMAGE is 16000 x 16000"),
     "huge lossy webp": (lambda: huge_webp(b"VP8 "), r"IMAGE is 16000 x 16000"),
     "huge file": (
-        lambda: b"\x89PNG\r\n\x1a\n" + bytes(MAX_FILE_BYTES),
-        rf"bytes: at most {MAX_FILE_BYTES} are",
+        lambda: b"\x89PNG\r\n\x1a\n" + bytes(MAX_IMAGE_FILE_BYTES),
+        rf"bytes: at most {MAX_IMAGE_FILE_BYTES} are",
     ),
     "tiny": (lambda: encode(Image.new("RGB", (15, 40))), r"IMAGE is 15 x 40 pixels: must be at least 16 x 16"),
     "narrow": (lambda: encode(Image.new("RGB", (16, 400))), r"16 x 400 pixels: one side may be at most 16 times"),
-    "animated png": (lambda: animated("PNG"), r"IMAGE is animated, 3 frames: must be one still picture"),
-    "animated webp": (lambda: animated("WEBP"), r"IMAGE is animated, 3 frames: must be one still picture"),
+    "animated png": (lambda: animated("PNG"), r"IMAGE is animated, 3 frames: must be one still image"),
+    "animated webp": (lambda: animated("WEBP"), r"IMAGE is animated, 3 frames: must be one still image"),
     "transparent png": (lambda: transparent("PNG"), r"IMAGE: all 768 pixels have alpha 0: must show something"),
     "transparent webp": (lambda: transparent("WEBP"), r"IMAGE: all 768 pixels have alpha 0"),
 }
@@ -240,7 +247,7 @@ def test_refusals_name_field_value_and_range(name: str) -> None:
 
 def test_refusals_name_the_field_they_are_about() -> None:
     with pytest.raises(ValueError, match=r"^CONTROL_IMAGE has 0 bytes"):
-        read_picture(b"", "CONTROL_IMAGE")
+        read_image(b"", "CONTROL_IMAGE")
 
 
 def test_nothing_is_decoded_before_the_size_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,11 +278,11 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(kind: str) -> None:
         if random.random() < 0.2:
             data = data[: random.integers(8, len(data))]
         try:
-            picture = read(bytes(data))
+            image = read(bytes(data))
         except InvalidRequestError as error:
             refused += 1
             assert str(error).startswith("IMAGE")
         else:
-            assert picture.rgb.ndim == 3 and picture.rgb.dtype in (np.uint8, np.uint16)
-            assert picture.alpha is None or picture.alpha.shape == picture.rgb.shape[:2]
+            assert image.rgb.ndim == 3 and image.rgb.dtype in (np.uint8, np.uint16)
+            assert image.alpha is None or image.alpha.shape == image.rgb.shape[:2]
     assert refused > 30

@@ -12,11 +12,11 @@ RULES = {
     "diffsplat_client.cli": ("torch", "diffsplat"),
     "diffsplat.pipeline": ("training", "export", "tritonclient", "benchmarks"),
     "diffsplat.bundle": ("training", "export", "tritonclient", "benchmarks"),
-    "diffsplat.serving.encode": ("diffusers", "transformers", "training", "export", "tritonclient"),
-    "diffsplat.serving.denoise": ("diffusers", "transformers", "training", "export", "tritonclient"),
-    "diffsplat.serving.decode": ("diffusers", "transformers", "training", "export", "tritonclient"),
-    "diffsplat.serving.rasterize": ("diffusers", "transformers", "training", "export", "tritonclient"),
-    "diffsplat.serving.package": ("torch", "training", "export", "tritonclient"),  # starts at once
+    "diffsplat.stages.encode": ("diffusers", "transformers", "training", "export", "tritonclient"),
+    "diffsplat.stages.denoise": ("diffusers", "transformers", "training", "export", "tritonclient"),
+    "diffsplat.stages.decode": ("diffusers", "transformers", "training", "export", "tritonclient"),
+    "diffsplat.stages.rasterize": ("diffusers", "transformers", "training", "export", "tritonclient"),
+    "diffsplat.stages.package": ("torch", "training", "export", "tritonclient"),  # starts at once
     "diffsplat.serving.engine": ("torch", "training", "export", "tritonclient"),
     "diffsplat.serving.server": ("torch", "training", "export", "tritonclient", "pytriton"),
     "diffsplat.serving.prerequisites": ("torch", "numpy"),

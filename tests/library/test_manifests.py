@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from diffsplat.backbones import BACKBONES, SD15
-from diffsplat.gsrecon import build_gsrecon
-from diffsplat.gsvae import build_gsvae
+from diffsplat.splats.gsrecon import build_gsrecon
+from diffsplat.splats.gsvae import build_gsvae
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 

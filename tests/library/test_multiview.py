@@ -10,8 +10,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from diffsplat.backbones import PICO
-from diffsplat.denoiser import build_denoiser
-from diffsplat.multiview import (
+from diffsplat.denoisers.interface import build_denoiser
+from diffsplat.denoisers.unet import (
     DenoiserStep,
     JointViewAttention,
     TextContext,

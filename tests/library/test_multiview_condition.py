@@ -10,9 +10,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffsplat.denoiser import size_numbers
-from diffsplat.multiview import DenoiserStep, TextContext, set_multiview_attention
-from diffsplat.step_view import AddedEmbedding
+from diffsplat.denoisers.graph_inputs import size_numbers
+from diffsplat.denoisers.shared_weights import AddedEmbedding
+from diffsplat.denoisers.unet import DenoiserStep, TextContext, set_multiview_attention
 
 VIEWS, SIZE, TEXT, POOLED = 4, 8, 12, 10
 SD: dict[str, Any] = {

@@ -15,12 +15,12 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from diffsplat.backbones import PIXART_SIGMA, image_conditioned
-from diffsplat.multiview import JointViewAttention, expand_input_channels
-from diffsplat.pixart import PixArtStep, build_network, set_tall_views
-from diffsplat.pixart_text import PixArtTextContext
-from diffsplat.samplers import COEFFICIENTS, build_sampler
-from diffsplat.text_features import batch_contexts, drop_masked_tokens
-from diffsplat.views import network_input, split_views, stack_views
+from diffsplat.denoisers.pixart import PixArtStep, build_network, set_tall_views
+from diffsplat.denoisers.pixart_text import PixArtTextContext
+from diffsplat.denoisers.unet import JointViewAttention, expand_input_channels
+from diffsplat.denoisers.view_inputs import network_input, split_views, stack_views
+from diffsplat.sampling.schedulers import COEFFICIENTS, build_sampler
+from diffsplat.text.features import batch_contexts, drop_masked_tokens
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 VIEWS, LAYERS, WIDTH, TEXT_WIDTH, PADDED = 4, 3, 16, 12, 9
@@ -218,7 +218,7 @@ def test_text_is_projected_once_per_request_and_without_its_padding():
             assert before[name] == steps * rows * VIEWS * PADDED, name
         elif name.startswith("adaln_single."):  # time modulation: per object, not per view
             assert (ran[name], before[name]) == (steps * rows, steps * rows * VIEWS), name
-        else:  # the work on the pictures is the same
+        else:  # the work on the images is the same
             assert ran[name] == before[name] == steps * rows * VIEWS * 16, name
 
 
@@ -242,8 +242,8 @@ def test_expanded_input_starts_as_the_base_network():
     set_tall_views(base, VIEWS + 1)
     latents, plucker, times, text, mask, condition = inputs(1)
     context = PixArtTextContext(base)(text)
-    pictures = stack_views(torch.cat([condition[:, None], latents], dim=1))
-    expected = base(pictures, context, times, encoder_attention_mask=mask).sample
+    images = stack_views(torch.cat([condition[:, None], latents], dim=1))
+    expected = base(images, context, times, encoder_attention_mask=mask).sample
     expected = split_views(expected, VIEWS + 1)[:, 1:, :4]
     assert_near(PixArtStep(wide, VIEWS)(latents, plucker, times, context, mask, condition), expected)
 

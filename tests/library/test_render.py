@@ -6,9 +6,15 @@ import pytest
 import torch
 
 from diffsplat.backbones import PICO, SD15
-from diffsplat.cameras import DIFFSPLAT_FOCAL, Cameras, generated_view_cameras, pixel_intrinsics, world_to_camera
-from diffsplat.gaussians import Gaussians, canonicalize, grid_to_gaussians
-from diffsplat.render import opacity_factors, render
+from diffsplat.geometry.cameras import (
+    DIFFSPLAT_FOCAL,
+    Cameras,
+    generated_view_cameras,
+    pixel_intrinsics,
+    world_to_camera,
+)
+from diffsplat.geometry.gaussians import Gaussians, canonicalize, grid_to_gaussians
+from diffsplat.splats.render import opacity_factors, render
 
 LEGACY = dataclasses.replace(SD15.geometry, grid_size=32, scale_min=0.01, scale_max=0.05)
 

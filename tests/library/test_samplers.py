@@ -13,8 +13,15 @@ from diffusers import (
 )
 
 from diffsplat.backbones import PICO, SD15, NoiseSchedule
-from diffsplat.guidance import guidance_scales, guide, needs_guidance
-from diffsplat.samplers import SamplerTable, alphas_cumprod, build_sampler, model_input, needs_noise, sampler_step
+from diffsplat.sampling.guidance import guidance_scales, guide, needs_guidance
+from diffsplat.sampling.schedulers import (
+    SamplerTable,
+    alphas_cumprod,
+    build_sampler,
+    model_input,
+    needs_noise,
+    sampler_step,
+)
 
 PIXART = NoiseSchedule("vp", "epsilon", "linear", 0.0001, 0.02, ddim_final_alpha_one=True, ddim_clip_x0=True)
 FLOW = NoiseSchedule("flow", "velocity", shift=3.0)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffsplat import backbones
-from diffsplat.samplers import build_sampler
-from diffsplat.sd3 import SD3Context, SD3Modulations, SD3Step, build_network, set_multiview_patches
-from diffsplat.views import network_input, split_views, stack_views
+from diffsplat.denoisers.sd3 import SD3Context, SD3Modulations, SD3Step, build_network, set_multiview_patches
+from diffsplat.denoisers.view_inputs import network_input, split_views, stack_views
+from diffsplat.sampling.schedulers import build_sampler
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 VIEWS, CHANNELS, SIZE, WIDTH = 4, 3, 6, 16

@@ -11,8 +11,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextModel
 
 from diffsplat.backbones import PICO, TextEncoderSpec
-from diffsplat.text import TextEncoder, build_encoder
-from diffsplat.tokenizer import Tokenizer, train_tokenizer
+from diffsplat.text.encoders import TextEncoder, build_encoder
+from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
 
 CAPTIONS = ["a red cube", "two Blue_spheres, stacked.", "A small green cone"]
 WORDS = ["<unk>", "a", "blue", "cone", "cube", "green", "red", "small", "spheres", "stacked", "two"]

@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.backbones.text import TEXTS, TextEncoderSpec, TextSpec
-from diffsplat.text import PooledText, T5TextEncoder, build_encoder
-from diffsplat.text_official import to_transformers
+from diffsplat.text.encoders import PooledText, T5TextEncoder, build_encoder
+from diffsplat.text.official_names import to_transformers
 
 END = 29
 CLIP: dict[str, Any] = {

@@ -11,9 +11,9 @@ import torch
 from tokenizers import models, pre_tokenizers, processors
 
 from diffsplat.backbones.text import TEXTS, TextEncoderSpec, TextSpec
-from diffsplat.text import build_encoder
-from diffsplat.text_features import PromptEncoder
-from diffsplat.tokenizer import Tokenizer, train_tokenizer
+from diffsplat.text.encoders import build_encoder
+from diffsplat.text.features import PromptEncoder
+from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
 
 CAPTION = "a red blue cube with two small green spheres on it"
 CLIP_TOKENS, T5_TOKENS = 8, 10
@@ -207,6 +207,6 @@ def test_warnings():
 
 
 def test_serving_needs_no_transformers():
-    code = "import sys, diffsplat.text_features; print(*({'transformers', 'diffusers'} & sys.modules.keys()))"
+    code = "import sys, diffsplat.text.features; print(*({'transformers', 'diffusers'} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not result.stdout.strip()

@@ -14,10 +14,11 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from diffsplat.backbones.text import TextEncoderSpec
-from diffsplat.text import build_encoder
-from diffsplat.text_official import from_official, load_official_encoder, to_transformers
-from diffsplat.tokenizer import Tokenizer
-from diffsplat.tokenizer_official import official_tokenizer_json
+from diffsplat.text.encoders import build_encoder
+from diffsplat.text.official_encoders import load_official_encoder
+from diffsplat.text.official_names import from_official, to_transformers
+from diffsplat.text.official_tokenizers import official_tokenizer_json
+from diffsplat.text.tokenizer import Tokenizer
 from tests.official import protobuf_field as message
 
 MARKS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # as in official config files: not the tokenizer's

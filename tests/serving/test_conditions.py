@@ -10,9 +10,9 @@ from diffsplat_client.request import GenerationRequest
 
 from diffsplat.bundle import Bundle
 from diffsplat.pipeline import Pipeline
-from diffsplat.serving.denoise import DenoiseJob, DenoiseWork
+from diffsplat.stages.denoise import DenoiseJob, DenoiseWork
 from tests.families import GRID, LATENT, write_family_bundle
-from tests.pictures import picture
+from tests.image_files import image
 
 IMAGE_FAMILIES = ["sd15_image", "sdxl_image", "pixart_sigma_image", "sd3_image", "sd35_image"]
 CONTROL_FAMILIES = ["sd15", "sdxl"]
@@ -23,10 +23,10 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipeline]:
     """Pipelines by family, each made once."""
     made: dict[tuple[object, ...], Pipeline] = {}
 
-    def get(name: str, controls: tuple[str, ...] = (), pictures: bool = False) -> Pipeline:
-        key = (name, controls, pictures)
+    def get(name: str, controls: tuple[str, ...] = (), images: bool = False) -> Pipeline:
+        key = (name, controls, images)
         if key not in made:
-            bundle: Bundle = write_family_bundle(tmp_path_factory.mktemp("conditions") / name, name, controls, pictures)
+            bundle: Bundle = write_family_bundle(tmp_path_factory.mktemp("conditions") / name, name, controls, images)
             made[key] = Pipeline.from_bundle(bundle)
         return made[key]
 
@@ -52,13 +52,13 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)
 def test_an_image_steers_and_requests_stay_apart(make, family: str) -> None:
     pipeline = make(family)
-    first = GenerationRequest("a red cube", image=picture(1), elevation_deg=10.0, seed=1)
-    other = GenerationRequest("", image=picture(2), elevation_deg=30.0, seed=1, steps=4, guidance_scale=1.0)
+    first = GenerationRequest("a red cube", image=image(1), elevation_deg=10.0, seed=1)
+    other = GenerationRequest("", image=image(2), elevation_deg=30.0, seed=1, steps=4, guidance_scale=1.0)
     alone = [finish(pipeline, start(pipeline, request))[0] for request in (first, other)]
     together = finish(pipeline, *(start(pipeline, request) for request in (first, other)))
     for mine, expected in zip(together, alone, strict=True):
         assert_near(mine, expected)
-    elsewhere = GenerationRequest("a red cube", image=picture(3), elevation_deg=10.0, seed=1)
+    elsewhere = GenerationRequest("a red cube", image=image(3), elevation_deg=10.0, seed=1)
     assert not torch.allclose(finish(pipeline, start(pipeline, elsewhere))[0], alone[0])
     assert pipeline.generate(first).splats.shape == (4 * GRID * GRID, 14)
 
@@ -69,10 +69,10 @@ def test_a_control_map_steers_its_own_request_alone(make, family: str, guess_mod
     pipeline = make(family, ("depth", "canny"))
     plain = GenerationRequest("a red cube", seed=1)
     depth = GenerationRequest(
-        "a red cube", seed=1, control_image=picture(1), control_type="depth", guess_mode=guess_mode, elevation_deg=10.0
+        "a red cube", seed=1, control_image=image(1), control_type="depth", guess_mode=guess_mode, elevation_deg=10.0
     )
     canny = GenerationRequest(
-        "two blue spheres", seed=2, control_image=picture(2), control_type="canny", extract_canny=True,
+        "two blue spheres", seed=2, control_image=image(2), control_type="canny", extract_canny=True,
         control_scale=0.5, guidance_scale=1.0, elevation_deg=10.0,
     )  # fmt: skip
     requests = (plain, depth, canny)
@@ -84,22 +84,22 @@ def test_a_control_map_steers_its_own_request_alone(make, family: str, guess_mod
     assert_near(alone[0], finish(uncontrolled, start(uncontrolled, plain))[0])
 
 
-def test_the_elevation_is_estimated_from_the_picture(make) -> None:
-    pipeline = make("sd15_image", pictures=True)
-    envelope = pipeline.encode.run(GenerationRequest("", image=picture(1), estimate_elevation=True)).envelope
+def test_the_elevation_is_estimated_from_the_image(make) -> None:
+    pipeline = make("sd15_image", images=True)
+    envelope = pipeline.encode.run(GenerationRequest("", image=image(1), estimate_elevation=True)).envelope
     assert envelope.request.elevation_deg is not None and -10.0 <= envelope.request.elevation_deg <= 40.0
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd35"])
 def test_instant3d_starts_late_from_a_blob(make, family: str) -> None:
-    pipeline = make(family, pictures=True)
+    pipeline = make(family, images=True)
     request = GenerationRequest("a red cube", seed=1, steps=4, init_std=0.1, init_noise_strength=0.6)
     job = start(pipeline, request)
     assert job.steps == 2  # the last 60 % of 4, rounded down
     generator = torch.Generator().manual_seed(1)
     shape = job.latents.shape
     draws = [torch.randn(shape, generator=generator) for _ in range(3)]
-    features = pipeline.encode.run(request).pictures
+    features = pipeline.encode.run(request).images
     assert features.start_moments is not None
     mean, std = features.start_moments
     late = pipeline.denoise._sampler(pipeline.encode.run(request).envelope.request)[1]
@@ -109,7 +109,7 @@ def test_instant3d_starts_late_from_a_blob(make, family: str) -> None:
 
 
 def test_a_blob_under_all_noise_is_an_ordinary_start(make) -> None:
-    pipeline = make("sd15", pictures=True)
+    pipeline = make("sd15", images=True)
     ordinary = GenerationRequest("a red cube", seed=1, steps=4)
     covered = dataclasses.replace(ordinary, init_std=0.1, init_noise_strength=1.0)
     job = start(pipeline, covered)
@@ -120,17 +120,17 @@ def test_a_blob_under_all_noise_is_an_ordinary_start(make) -> None:
     ("family", "options", "says"),
     [
         ("sd15_image", {}, "image is missing: the bundle 'tiny_sd15_image' is conditioned on an image"),
-        ("sd15_image", {"image": picture(1)}, "elevation_deg is open"),
+        ("sd15_image", {"image": image(1)}, "elevation_deg is open"),
         (
             "sd15_image",
-            {"image": picture(1), "estimate_elevation": True},
+            {"image": image(1), "estimate_elevation": True},
             "estimate_elevation = True: the bundle 'tiny_sd15_image' has no elevation estimator",
         ),
-        ("sd15_image", {"image": b"not a picture", "elevation_deg": 0.0}, "IMAGE"),
-        ("sd15", {"image": picture(1)}, "image is given: the bundle 'tiny_sd15' is conditioned on text alone"),
+        ("sd15_image", {"image": b"not an image", "elevation_deg": 0.0}, "IMAGE"),
+        ("sd15", {"image": image(1)}, "image is given: the bundle 'tiny_sd15' is conditioned on text alone"),
         (
             "sd15",
-            {"control_image": picture(1), "control_type": "normal"},
+            {"control_image": image(1), "control_type": "normal"},
             "control_type = 'normal': the bundle 'tiny_sd15' has the ControlNets: none",
         ),
         ("sd15", {"init_std": 0.2}, "init_std = 0.2: must be 0, the bundle 'tiny_sd15' has no image encoder"),
@@ -142,20 +142,20 @@ def test_what_a_bundle_cannot_do_is_refused(make, family: str, options: dict[str
 
 
 def test_a_control_that_is_not_loaded_is_refused(make) -> None:
-    request = GenerationRequest("a red cube", control_image=picture(1), control_type="normal")
+    request = GenerationRequest("a red cube", control_image=image(1), control_type="normal")
     with pytest.raises(InvalidRequestError, match="the bundle 'tiny_sd15' has the ControlNets: depth, canny"):
         make("sd15", ("depth", "canny")).encode.run(request)
 
 
-def test_denoise_refuses_pictures_that_do_not_belong(make) -> None:
+def test_denoise_refuses_images_that_do_not_belong(make) -> None:
     pipeline = make("sd15_image")
-    encoded = pipeline.encode.run(GenerationRequest("x", image=picture(1), elevation_deg=0.0))
-    without = encoded.pictures._replace(condition_latents=None)
+    encoded = pipeline.encode.run(GenerationRequest("x", image=image(1), elevation_deg=0.0))
+    without = encoded.images._replace(condition_latents=None)
     with pytest.raises(InvalidRequestError, match="CONDITION_LATENTS is missing"):
         pipeline.denoise.check(DenoiseWork(encoded.envelope, encoded.text, without))
-    wrong = encoded.pictures._replace(condition_latents=torch.zeros(4, LATENT, LATENT + 1))
+    wrong = encoded.images._replace(condition_latents=torch.zeros(4, LATENT, LATENT + 1))
     with pytest.raises(InvalidRequestError, match="CONDITION_LATENTS has shape"):
         pipeline.denoise.check(DenoiseWork(encoded.envelope, encoded.text, wrong))
-    surplus = encoded.pictures._replace(hint=torch.zeros(3, 8 * LATENT, 8 * LATENT))
+    surplus = encoded.images._replace(hint=torch.zeros(3, 8 * LATENT, 8 * LATENT))
     with pytest.raises(InvalidRequestError, match="HINT is given, but nothing asks for it"):
         pipeline.denoise.check(DenoiseWork(encoded.envelope, encoded.text, surplus))

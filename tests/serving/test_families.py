@@ -7,11 +7,11 @@ import pytest
 import torch
 from diffsplat_client.request import GenerationRequest
 
+from diffsplat.backends.eager import TorchGraph
 from diffsplat.bundle import Bundle
-from diffsplat.denoiser import STEP
+from diffsplat.denoisers.graph_inputs import STEP
 from diffsplat.pipeline import Pipeline
-from diffsplat.runtime import TorchGraph
-from diffsplat.serving.denoise import DenoiseJob, DenoiseWork
+from diffsplat.stages.denoise import DenoiseJob, DenoiseWork
 from export.repository import export_repository
 from tests.families import write_family_bundle
 

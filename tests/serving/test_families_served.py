@@ -22,12 +22,12 @@ from diffsplat.bundle import Bundle, open_bundle
 from diffsplat.pipeline import Pipeline, PipelineResult
 from diffsplat.serving.server import TritonServer
 from export.__main__ import main
-from export.importing_layout import default_tags
-from export.record import RuntimeChoice
+from export.common import RuntimeChoice
+from export.importing.layout import default_tags
 from export.repository import export_repository
 from tests.families import write_family_bundle
+from tests.image_files import BAD_IMAGES, cmyk_image, grey_16_bit_image, image
 from tests.official import unpublished_tags, write_official
-from tests.pictures import BAD_PICTURES, cmyk_picture, grey_16_bit_picture, picture
 
 pytestmark = pytest.mark.triton
 
@@ -37,22 +37,22 @@ Fields = dict[str, Any]  # of a request
 # One seed for all: what makes the results of a cell differ are the conditions.
 SHORT: Fields = {"prompt": "a red cube"}
 LONG: Fields = {"prompt": "two blue spheres on a large green cone"}
-PHOTO: Fields = {"image": picture(1), "elevation_deg": 10.0}
-DEPTH: Fields = {"control_image": grey_16_bit_picture(2), "control_type": "depth"}
-NORMAL: Fields = {"control_image": cmyk_picture(3), "control_type": "normal"}
-CANNY: Fields = {"control_image": picture(4), "control_type": "canny", "extract_canny": True}
+PHOTO: Fields = {"image": image(1), "elevation_deg": 10.0}
+DEPTH: Fields = {"control_image": grey_16_bit_image(2), "control_type": "depth"}
+NORMAL: Fields = {"control_image": cmyk_image(3), "control_type": "normal"}
+CANNY: Fields = {"control_image": image(4), "control_type": "canny", "extract_canny": True}
 
 TEXT = [SHORT, {**LONG, "negative_prompt": "small", "steps": 5}, {**LONG, "guidance_scale": 1.0}]
 START = [{**SHORT, "init_std": 0.1, "init_noise_strength": 0.7}]
 IMAGE = [
     PHOTO,
     {**PHOTO, **SHORT},
-    {**PHOTO, **SHORT, "image": grey_16_bit_picture(5)},
+    {**PHOTO, **SHORT, "image": grey_16_bit_image(5)},
     {**PHOTO, **LONG, "guidance_scale": 1.0, "steps": 5},
 ]
 MORE_IMAGES = [
-    {**SHORT, "image": picture(1), "estimate_elevation": True},
-    {**PHOTO, **LONG, "image": cmyk_picture(6), "negative_prompt": "small"},
+    {**SHORT, "image": image(1), "estimate_elevation": True},
+    {**PHOTO, **LONG, "image": cmyk_image(6), "negative_prompt": "small"},
 ]
 CONTROL = [
     SHORT,
@@ -71,7 +71,7 @@ class Cell:
     requests: list[Fields]
     image: bool = False
     controls: tuple[ControlType, ...] = ()
-    pictures: bool = False  # the image encoder and ElevEst beside the model
+    images: bool = False  # the image encoder and ElevEst beside the model
     runtime: RuntimeChoice = "onnxruntime"  # of all graphs
 
     @property
@@ -82,8 +82,8 @@ class Cell:
 
 ALL_CONTROLS: tuple[ControlType, ...] = ("depth", "normal", "canny")
 CELLS = {
-    "sd15": Cell("sd15", TEXT + START, pictures=True),
-    "sd15-image": Cell("sd15", IMAGE + MORE_IMAGES, image=True, pictures=True),
+    "sd15": Cell("sd15", TEXT + START, images=True),
+    "sd15-image": Cell("sd15", IMAGE + MORE_IMAGES, image=True, images=True),
     "sd15-controls": Cell("sd15", CONTROL, controls=ALL_CONTROLS),
     "sd21": Cell("sd21", TEXT),
     "sd21-image": Cell("sd21", IMAGE, image=True),
@@ -106,7 +106,7 @@ def import_by_command(cell: Cell, direct: Bundle, root: Path) -> Bundle:
     own = unpublished_tags(cell.name)
     options = write_official(direct, root, sharded=not cell.image, tags={**default_tags(cell.name), **own})
     arguments = ["import", "--backbone", cell.backbone, "--base", options.base]
-    arguments += ["--image"] * cell.image + ["--image-encoder"] * (cell.pictures and not cell.image)
+    arguments += ["--image"] * cell.image + ["--image-encoder"] * (cell.images and not cell.image)
     arguments += ["--control", *cell.controls] if cell.controls else []
     for network, tag in own.items():
         arguments += ["--tag", f"{network}={tag}"]
@@ -131,7 +131,7 @@ class Served:
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     cell = CELLS[request.param]
     root = tmp_path_factory.mktemp(request.param)
-    direct = write_family_bundle(root / "direct", cell.name, cell.controls, cell.pictures)
+    direct = write_family_bundle(root / "direct", cell.name, cell.controls, cell.images)
     imported = import_by_command(cell, direct, root)
     assert imported.spec == direct.spec
     repository = export_repository(imported.root, root / "repository", cell.runtime)
@@ -191,24 +191,24 @@ def refused(cell: Cell) -> dict[str, tuple[Fields, str]]:
     """Name -> fields of a request that this cell must not take, and what the refusal says."""
     whose = f"the bundle 'tiny_{cell.name}'"
     cases = {
-        "both pictures": ({**PHOTO, **DEPTH}, "image and control_image exclude each other"),
+        "both images": ({**PHOTO, **DEPTH}, "image and control_image exclude each other"),
         "an unknown control": ({**DEPTH, "control_type": "pose"}, "control_type = 'pose': must be one of"),
         "a control without its map": ({"control_type": "depth"}, "control_type = 'depth' needs control_image"),
-        "a map without its type": ({"control_image": picture(4)}, "control_image needs control_type"),
+        "a map without its type": ({"control_image": image(4)}, "control_image needs control_type"),
         "edges of depth": ({**DEPTH, "extract_canny": True}, "extract_canny = True and control_type = 'depth'"),
         "a blob and an image": ({**PHOTO, "init_std": 0.1}, "init_std = 0.1 and image exclude each other"),
     }
     if cell.image:
         cases["no image"] = (SHORT, f"image is missing: {whose}")
         cases["a map for an image model"] = (DEPTH, f"image is missing: {whose}")
-        cases["an open elevation"] = ({"image": picture(1)}, f"elevation_deg is open: {whose}")
+        cases["an open elevation"] = ({"image": image(1)}, f"elevation_deg is open: {whose}")
     else:
         cases["an image for a text model"] = (PHOTO, f"image is given: {whose} is conditioned on text alone")
     if not (cell.image or cell.controls):
         cases["a control that is not there"] = (DEPTH, f"control_type = 'depth': {whose} has the ControlNets: none")
-    if not (cell.image or cell.pictures):
+    if not (cell.image or cell.images):
         cases["a blob without an encoder"] = ({"init_std": 0.1}, f"init_std = 0.1: must be 0, {whose}")
-    for name, (data, says) in BAD_PICTURES.items():
+    for name, (data, says) in BAD_IMAGES.items():
         if cell.image:
             cases[f"{name} as image"] = ({**PHOTO, "image": data}, says)
         if cell.controls:

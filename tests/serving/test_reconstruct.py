@@ -16,14 +16,14 @@ from diffsplat_client.reconstruction_request import ReconstructionRequest
 from benchmarks.quality.reconstruction import reconstruct
 from benchmarks.quality.truth import EVALUATION_SEED
 from diffsplat.backbones import PICO, SplatGeometry
+from diffsplat.backends.eager import TorchGraph
 from diffsplat.bundle import Bundle, BundleError
-from diffsplat.cameras import Cameras, generated_view_cameras
-from diffsplat.gaussians import canonicalize, grid_to_gaussians, to_array
-from diffsplat.gsrecon import SplatReconstructor, build_gsrecon
+from diffsplat.geometry.cameras import Cameras, generated_view_cameras
+from diffsplat.geometry.gaussians import canonicalize, grid_to_gaussians, to_array
 from diffsplat.reconstruction import ReconstructionPipeline
-from diffsplat.runtime import TorchGraph
-from diffsplat.serving.envelope import Envelope
-from diffsplat.serving.reconstruct import ReconstructStage
+from diffsplat.splats.gsrecon import SplatReconstructor, build_gsrecon
+from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.reconstruct import ReconstructStage
 from tests.reconstruction_views import RGB_ONLY, UNSEEN_OBJECTS, sample_request, unseen_samples
 from training.data.synthetic_config import DEFAULT_CONFIG
 

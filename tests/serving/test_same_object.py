@@ -11,11 +11,11 @@ from diffsplat_client.formats.ply import decode_ply
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.gaussians import Gaussians, from_array
-from diffsplat.serving.decode import DecodeResult, DecodeStage
-from diffsplat.serving.envelope import Envelope
-from diffsplat.serving.package import PackageResult, PackageStage
-from diffsplat.serving.rasterize import RasterizeStage
+from diffsplat.geometry.gaussians import Gaussians, from_array
+from diffsplat.stages.decode import DecodeResult, DecodeStage
+from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.package import PackageResult, PackageStage
+from diffsplat.stages.rasterize import RasterizeStage
 from tests.drawing import BOUNDS, FRAME, POSES, difference, draw
 from tests.families import family_spec
 

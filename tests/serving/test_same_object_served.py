@@ -16,10 +16,10 @@ from diffsplat_client.request import GenerationRequest
 from diffsplat_client.transport import GrpcTransport, Tensors, TransportError
 from safetensors import safe_open
 
-from diffsplat.gaussians import canonicalize, from_array, to_array
+from diffsplat.geometry.gaussians import canonicalize, from_array, to_array
 from diffsplat.pipeline import Pipeline
-from diffsplat.serving.envelope import Envelope
 from diffsplat.serving.server import TritonServer
+from diffsplat.stages.envelope import Envelope
 from export.repository import export_repository
 from tests.drawing import BOUNDS, FRAME, POSES, difference, draw
 from tests.families import write_family_bundle

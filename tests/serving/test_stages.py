@@ -14,13 +14,13 @@ from diffsplat_client.formats.ply import decode_ply
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.bundle import Bundle, BundleError
-from diffsplat.denoiser import STEP
+from diffsplat.denoisers.graph_inputs import STEP
 from diffsplat.pipeline import Pipeline
-from diffsplat.serving.decode import DecodeStage
-from diffsplat.serving.denoise import DenoiseJob, DenoiseStage, DenoiseWork
-from diffsplat.serving.encode import EncodeStage
-from diffsplat.serving.envelope import Envelope
-from diffsplat.text_features import TextFeatures
+from diffsplat.stages.decode import DecodeStage
+from diffsplat.stages.denoise import DenoiseJob, DenoiseStage, DenoiseWork
+from diffsplat.stages.encode import EncodeStage
+from diffsplat.stages.envelope import Envelope
+from diffsplat.text.features import TextFeatures
 
 
 def run_job(pipeline: Pipeline, request: GenerationRequest) -> DenoiseJob:

@@ -59,7 +59,7 @@ def test_distance_ratios_and_each_elevation_are_kept():
 
 
 def test_roll_is_discarded_and_normals_follow_view_0():
-    """Normals turn with view 0's whole rotation, so a rolled reference camera still sees what its picture shows."""
+    """Normals turn with view 0's whole rotation, so a rolled reference camera still sees what its image shows."""
     straight, rolled = camera_zup(15, 120, 1.4), camera_zup(15, 120, 1.4, roll_deg=30)
     torch.testing.assert_close(
         relative_orbit_cameras(straight[None]).camera_to_world, relative_orbit_cameras(rolled[None]).camera_to_world

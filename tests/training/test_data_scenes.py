@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.data.captions import ObjectWords, all_captions, draw_caption, plain_caption
+from training.data.captions import all_captions, draw_caption, plain_caption
 from training.data.grammar import COLOUR_SYNONYMS, RELATIONS, nouns_of
 from training.data.held_out import HELD_OUT, HELD_OUT_OBJECTS, HELD_OUT_SHAPES
+from training.data.object_words import ObjectWords
 from training.data.objects import COMPOSITES
 from training.data.palette import PALETTE, nearest_colour
 from training.data.parts import bounds

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffsplat.cameras import DIFFSPLAT_FOCAL
+from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL
 from training.data import shapes as ids
 from training.data.camera_chain import Y_UP_FROM_Z_UP, relative_orbit_cameras
-from training.data.captions import ObjectWords
 from training.data.hits_more import DIAMOND_PLANES, PRISM_PLANES, PYRAMID_PLANES, WEDGE_PLANES
+from training.data.object_words import ObjectWords
 from training.data.objects import COMPOSITES
 from training.data.parts import bounds
 from training.data.render import render_views
@@ -171,7 +171,7 @@ def test_everything_fits_the_frame_from_every_side(noun: str):
         assert alpha.max() == 1.0
 
 
-def test_pictures_do_not_depend_on_what_is_out_of_sight():
+def test_images_do_not_depend_on_what_is_out_of_sight():
     """Leaving primitives out where their box covers no pixel changes no bit: a hidden part may come and go."""
     made = build_object(ObjectWords("teddy bear", "", "large", grammar="rich"), 0, 0)
     hidden = Primitive(ids.TORUS, (0.02,) * 3, 0.0, made.primitives[0].centre, (1.0, 0.0, 0.0), parameter=0.3)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffsplat.cameras import DIFFSPLAT_FOCAL
+from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL
 from training.data.camera_chain import Y_UP_FROM_Z_UP, relative_orbit_cameras
-from training.data.captions import COLOURS, SIZE_WORDS, ObjectWords, all_captions, caption_words, draw_caption
+from training.data.captions import COLOURS, SIZE_WORDS, all_captions, caption_words, draw_caption
+from training.data.object_words import ObjectWords
 from training.data.record import decode_record, unpack_views
 from training.data.render import render_views
 from training.data.sample import build_sample
@@ -157,7 +158,7 @@ def test_every_block_holds_every_combination_once():
     assert words[:72] != words[72:]
 
 
-def test_colour_of_the_picture_is_the_colour_of_the_caption():
+def test_colour_of_the_image_is_the_colour_of_the_caption():
     """The mean foreground colour, at any shading, is nearest in direction to its own palette entry."""
     names = list(COLOURS)
     palette = np.array([COLOURS[name] for name in names])

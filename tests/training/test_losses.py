@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffsplat.render import Renders
+from diffsplat.splats.render import Renders
 from training.config import RenderWeights
 from training.losses import masked_mse, psnr, rendering_loss, ssim
 

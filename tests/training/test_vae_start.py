@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffsplat.backbones import NANO, PICO, BackboneSpec
-from diffsplat.gaussians import GRID_CHANNELS
-from diffsplat.gsvae import build_gsvae
+from diffsplat.geometry.gaussians import GRID_LAYOUT
+from diffsplat.splats.gsvae import build_gsvae
 from training.stages.vae_start import start_as_average
 
 
@@ -38,10 +38,10 @@ def test_averages_pass_through(spec: BackboneSpec, passing: tuple[str, ...]) -> 
     latents = gsvae.posterior(grid).mean
     after = gsvae.vae.decode(latents.flatten(0, 1)).sample.unflatten(0, grid.shape[:2])
     pooled = F.adaptive_avg_pool2d(grid.flatten(0, 1), spec.latent_size).unflatten(0, grid.shape[:2])
-    channels = [index for name in passing for index in range(12)[GRID_CHANNELS[name]]]
+    channels = [index for name in passing for index in range(12)[GRID_LAYOUT[name]]]
     assert len(channels) == min(8, spec.latent_channels)
     for place, channel in enumerate(channels):
-        # A group norm on the way takes each view's own mean and spread, which leaves the picture of a view as it is.
+        # A group norm on the way takes each view's own mean and spread, which leaves the image of a view as it is.
         for view in range(4):
             assert correlation(latents[0, view, place], pooled[0, view, channel]) > 0.9
             assert correlation(after[0, view, channel], grid[0, view, channel]) > 0.8

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffsplat.cameras import orbit_camera_to_world
+from diffsplat.geometry.cameras import orbit_camera_to_world
 
 REFERENCE_RADIUS = 1.4
 POLE_LEVEL = 1e-6  # horizontal share of the distance below which a camera counts as standing at a pole

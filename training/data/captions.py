@@ -4,11 +4,10 @@ The basic grammar is here; objects of a rich configuration are told by `grammar`
 small text encoders (`caption_words`, `synthetic.vocabulary`).
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from training.data import grammar
+from training.data.object_words import ObjectWords
 from training.data.palette import COLOURS
 
 SIZE_WORDS: dict[str, tuple[str, ...]] = {
@@ -29,20 +28,6 @@ TEMPLATES = (
 PLAIN_TEMPLATE = TEMPLATES[0]
 PLAIN_SHARE = 0.4  # captions in the plainest form, which users type most
 SIZED_SHARE = 0.5  # captions that name the size
-
-
-class ObjectWords(NamedTuple):
-    """The facts that a caption may tell. All are strings, so that a list of them is what a file stores."""
-
-    shape: str  # a shape or, with the rich grammar, a composite object
-    colour: str  # a key of COLOURS, with the rich grammar of PALETTE; "" = no colour is told
-    size: str  # a key of SIZE_WORDS
-    pattern: str = "plain"
-    second_colour: str = ""  # of a pattern
-    relation: str = ""  # "on top of" or "next to" the other object
-    other_shape: str = ""
-    other_colour: str = ""
-    grammar: str = "basic"  # or "rich"
 
 
 def plain_caption(words: ObjectWords) -> str:

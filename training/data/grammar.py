@@ -4,15 +4,12 @@ Facts are the `ObjectWords` of `captions`; with ``grammar="rich"`` its functions
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from training.data.object_words import ObjectWords
 from training.data.objects import COMPOSITES
 from training.data.solids import ALL_SHAPES
-
-if TYPE_CHECKING:
-    from training.data.captions import ObjectWords
 
 PLAIN_SHARE = 0.4  # captions in the plainest form, which users type most
 SIZED_SHARE = 0.3  # captions of single shapes that name the size
@@ -39,7 +36,7 @@ FRAMES = (
     "a single {x}",
     "a 3d model of {a} {x}",
     "a 3d {x}",
-    "a picture of {a} {x}",
+    "an image of {a} {x}",
     "a photo of {a} {x}",
     "a rendering of {a} {x}",
     "{a} {x} on a white background",

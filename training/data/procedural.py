@@ -6,7 +6,7 @@ small pool of views drawn once per object, so the cache stays small: 12 bytes pe
 
 import numpy as np
 
-from diffsplat.cameras import PixelRule
+from diffsplat.geometry.cameras import PixelRule
 from training.data.captions import draw_caption
 from training.data.record import PackedViews, unpack_views
 from training.data.sample import Sample, build_sample

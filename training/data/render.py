@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from diffsplat.cameras import DIFFSPLAT_FOCAL
+from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL
 from training.data.camera_chain import Y_UP_FROM_Z_UP
 from training.data.jit import compiled
 from training.data.record import RawViews

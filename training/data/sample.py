@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsplat.cameras import DIFFSPLAT_FOCAL, PixelRule, unproject_depth
+from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL, PixelRule, unproject_depth
 from training.data.camera_chain import relative_orbit_cameras
 from training.data.record import RawViews
 

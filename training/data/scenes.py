@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from training.data.captions import ObjectWords
 from training.data.held_out import HELD_OUT
+from training.data.object_words import ObjectWords
 from training.data.objects import COMPOSITES, Draw
 from training.data.palette import PALETTE
 from training.data.parts import FIT_RADIUS, Parts, bounds, fit, moved, turned

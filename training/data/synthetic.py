@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffsplat.cameras import orbit_camera_to_world
+from diffsplat.geometry.cameras import orbit_camera_to_world
 from training.data.camera_chain import y_up_to_z_up
-from training.data.captions import COLOURS, ObjectWords, caption_words, plain_caption
+from training.data.captions import COLOURS, caption_words, plain_caption
 from training.data.grammar import vocabulary as rich_vocabulary
+from training.data.object_words import ObjectWords
 from training.data.record import PackedViews, RawViews, encode_record, pack_views
 from training.data.render import render_views
 from training.data.scenes import build_parts, draw_words

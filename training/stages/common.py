@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffsplat.backbones import BACKBONES, BackboneSpec
-from diffsplat.cameras import Cameras
+from diffsplat.geometry.cameras import Cameras
 from training.config import Data, StageConfig
 from training.data.procedural import ProceduralDataset
 from training.data.sample import Batch, Sample, collate

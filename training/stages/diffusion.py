@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.cameras import Cameras, generated_view_cameras
-from diffsplat.denoiser import build_denoiser
-from diffsplat.gaussians import grid_to_gaussians
-from diffsplat.gsrecon import GSRecon, build_gsrecon
-from diffsplat.gsvae import GSVAE, build_gsvae
-from diffsplat.multiview import DenoiserStep, TextContext
-from diffsplat.render import render
-from diffsplat.text import build_encoder
-from diffsplat.tokenizer import Tokenizer, train_tokenizer
+from diffsplat.denoisers.interface import build_denoiser
+from diffsplat.denoisers.unet import DenoiserStep, TextContext
+from diffsplat.geometry.cameras import Cameras, generated_view_cameras
+from diffsplat.geometry.gaussians import grid_to_gaussians
+from diffsplat.splats.gsrecon import GSRecon, build_gsrecon
+from diffsplat.splats.gsvae import GSVAE, build_gsvae
+from diffsplat.splats.render import render
+from diffsplat.text.encoders import build_encoder
+from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
 from training.checkpoint import load_finished, read_finished, save_finished
 from training.config import DiffusionConfig, to_plain
 from training.data.captions import plain_caption

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffsplat.gaussians import GRID_CHANNELS, Gaussians, grid_to_gaussians
-from diffsplat.gsrecon import build_gsrecon
-from diffsplat.render import render
+from diffsplat.geometry.gaussians import GRID_LAYOUT, Gaussians, grid_to_gaussians
+from diffsplat.splats.gsrecon import build_gsrecon
+from diffsplat.splats.render import render
 from training.checkpoint import load_finished, save_finished
 from training.config import ReconConfig
 from training.data.sample import Batch
@@ -71,7 +71,7 @@ class ReconStage:
         alphas = batch.alphas[:, :views]  # [B, Vi, 1, H, W]
         position = masked_mse(positions(gaussians, views, size), 2.0 * batch.coords[:, :views] - 1.0, alphas == 1.0)
         background = masked_mse(grid, background_grid(grid), alphas == 0.0)
-        colour = masked_mse(grid[:, :, GRID_CHANNELS["rgb"]], 2.0 * batch.images_rgb[:, :views] - 1.0, alphas == 1.0)
+        colour = masked_mse(grid[:, :, GRID_LAYOUT["rgb"]], 2.0 * batch.images_rgb[:, :views] - 1.0, alphas == 1.0)
         config = self.config
         total = total + config.position_weight * position + config.opacity_weight * background
         total = total + config.colour_weight * colour

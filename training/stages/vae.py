@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffsplat.gaussians import GRID_CHANNELS, grid_to_gaussians
-from diffsplat.gsrecon import build_gsrecon
-from diffsplat.gsvae import Posterior, build_gsvae
-from diffsplat.render import Renders, render
+from diffsplat.geometry.gaussians import GRID_LAYOUT, grid_to_gaussians
+from diffsplat.splats.gsrecon import build_gsrecon
+from diffsplat.splats.gsvae import Posterior, build_gsvae
+from diffsplat.splats.render import Renders, render
 from training.checkpoint import load_finished, read_finished, save_finished
 from training.config import VaeConfig
 from training.data.sample import Batch
@@ -157,9 +157,9 @@ def visible_error(decoded: Tensor, grid: Tensor) -> Tensor:
     The plain mean of the published loss spends most of a small autoencoder on pixels that nobody sees.
     """
     weights = grid.new_empty(grid.shape[2])
-    for name, channels in GRID_CHANNELS.items():
+    for name, channels in GRID_LAYOUT.items():
         weights[channels] = _CHANNEL_WEIGHTS[name]
-    opacity = 0.5 * grid[:, :, GRID_CHANNELS["opacity"]] + 0.5  # [B, V, 1, H, W]
+    opacity = 0.5 * grid[:, :, GRID_LAYOUT["opacity"]] + 0.5  # [B, V, 1, H, W]
     shown = _TRANSPARENT_WEIGHT + (1.0 - _TRANSPARENT_WEIGHT) * opacity
     errors = (decoded - grid).square() * (weights / weights.mean())[:, None, None] * shown
     return errors.mean() / shown.mean()

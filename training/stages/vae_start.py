@@ -9,8 +9,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from diffsplat.gaussians import GRID_CHANNELS
-from diffsplat.gsvae import GSVAE
+from diffsplat.geometry.gaussians import GRID_LAYOUT
+from diffsplat.splats.gsvae import GSVAE
 
 _FIRST_LOG_VARIANCE = -6.0
 _AVERAGED = ("rgb", "opacity", "depth", "scale")  # what shows; the turn of small splats hardly does
@@ -38,7 +38,7 @@ def start_as_average(gsvae: GSVAE) -> None:
     channel travels twice, as x and as -x, since ``silu(x) - silu(-x) = x``. All other weights keep their random start.
     """
     vae = gsvae.vae
-    kept = [index for name in _AVERAGED for index in range(*GRID_CHANNELS[name].indices(vae.config.in_channels))]
+    kept = [index for name in _AVERAGED for index in range(*GRID_LAYOUT[name].indices(vae.config.in_channels))]
     kept = kept[: vae.config.latent_channels]
     count = len(kept)
     for module in chain(vae.encoder.modules(), vae.decoder.modules()):

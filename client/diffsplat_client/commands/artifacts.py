@@ -47,7 +47,7 @@ def write_artifacts(
 
 
 def write_object(made: Generation | Reconstruction, folder: Path, views: int, video: str) -> list[str]:
-    """Write splats, the first `views` frames as one picture, and the others as a film; returns the files' names."""
+    """Write splats, the first `views` frames as one image, and the others as a film; returns the files' names."""
     names = ["splats.ply"]
     if made.request.format == "ply" and made.asset is not None:
         (folder / "splats.ply").write_bytes(made.asset)
@@ -73,12 +73,12 @@ def write_description(path: Path, description: Mapping[str, object]) -> None:
 
 
 def describe(generation: Generation, server: Mapping[str, str], names: list[str]) -> dict[str, object]:
-    """What was asked for, what came, and who made it; pictures by their hash."""
+    """What was asked for, what came, and who made it; images by their hash."""
     request = generation.request
-    pictures = {name: data for name in FILES if (data := getattr(request, name)) is not None}
+    images = {name: data for name in FILES if (data := getattr(request, name)) is not None}
     return {
         "request": request.to_dict()
-        | {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in pictures.items()},
+        | {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in images.items()},
         "seed": generation.seed,
         "elevation_deg": generation.elevation_deg,
         "splats": len(generation.cloud),

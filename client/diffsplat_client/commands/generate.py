@@ -1,6 +1,6 @@
 """`diffsplat generate [PROMPT]`: a progress bar, a table of stage times, and the files under OUT/<slug>/.
 
-With many prompts or pictures: a line and a folder for each, and exit code 1 when one has failed.
+With many prompts or images: a line and a folder for each, and exit code 1 when one has failed.
 """
 
 import argparse
@@ -33,14 +33,14 @@ _NOT_OPTIONS = ("prompt", "frame_poses", *FILES)
 
 def add_command(commands: Any) -> None:
     """Add the parser of `generate`; the options of a request come from its field table."""
-    parser = commands.add_parser("generate", help="make objects from prompts or pictures")
+    parser = commands.add_parser("generate", help="make objects from prompts or images")
     add_sources(parser)
     add_result_arguments(parser)
     add_options(parser, (name for name in OPTIONS if name not in _NOT_OPTIONS))
     parser.set_defaults(run=run)
 
 
-def request_from(args: argparse.Namespace, prompt: str, pictures: dict[str, bytes]) -> GenerationRequest:
+def request_from(args: argparse.Namespace, prompt: str, images: dict[str, bytes]) -> GenerationRequest:
     """The request for one object: the four views first, then the film."""
     options: dict[str, Any] = {
         name: getattr(args, name) for name in OPTIONS if name in args and name not in _NOT_OPTIONS
@@ -49,7 +49,7 @@ def request_from(args: argparse.Namespace, prompt: str, pictures: dict[str, byte
     elevation_deg = options.get("elevation_deg", OWN_ELEVATION)
     distance = options.setdefault("distance", DEFAULT_DISTANCE)
     poses = with_film(args, four_views(elevation_deg, distance), elevation_deg, distance)
-    return GenerationRequest(prompt, frame_poses=poses, **(options | pictures))
+    return GenerationRequest(prompt, frame_poses=poses, **(options | images))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if batch:  # what every object would fail by is told before the first
         request = request_from(args, "any", {first.field: b"any"} if first.field else {}).validate()
     else:
-        request = request_from(args, first.prompt, first.pictures()).validate()
+        request = request_from(args, first.prompt, first.images()).validate()
     check_tools(args.viewer, film=args.turntable_frames != 0 and args.video.endswith("mp4"))
     args.out.mkdir(parents=True, exist_ok=True)
     with leave_on_sigterm(), Client(args.url, timeout_s=args.timeout_s) as client:
@@ -86,7 +86,7 @@ def make_all(args: argparse.Namespace, client: Client, jobs: list[Job]) -> int:
     for number, job in enumerate(jobs, 1):
         label = f"[{number}/{len(jobs)}] "
         try:
-            request = request_from(args, job.prompt, job.pictures()).validate()
+            request = request_from(args, job.prompt, job.images()).validate()
             generation, _ = make(args, client, request, job.folder, label)
         except (DiffSplatError, OSError) as error:
             failed.append(job.folder)

@@ -1,4 +1,4 @@
-"""What one command line of `diffsplat generate` asks for: one object, or one for each prompt and picture."""
+"""What one command line of `diffsplat generate` asks for: one object, or one for each prompt and image."""
 
 import argparse
 import hashlib
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffsplat_client.errors import InvalidRequestError
-from diffsplat_client.request_checks import MAX_IMAGE_BYTES, ONE_PICTURE
+from diffsplat_client.request_checks import MAX_IMAGE_BYTES, ONE_IMAGE
 
 MAX_SLUG_CHARACTERS = 60
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of a folder's pictures, in any case
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of a folder's images, in any case
 
 
 class Job(NamedTuple):
@@ -20,30 +20,28 @@ class Job(NamedTuple):
     folder: str  # name of the folder that its files go to
     prompt: str
     field: str | None = None  # `image` or `control_image`
-    picture: Path | None = None  # the file for it
+    image: Path | None = None  # the file for it
 
-    def pictures(self) -> dict[str, bytes]:
-        """Fields of the request that hold a picture, read from the disk now."""
-        if self.field is None or self.picture is None:
+    def images(self) -> dict[str, bytes]:
+        """Fields of the request that hold an image, read from the disk now."""
+        if self.field is None or self.image is None:
             return {}
-        return {self.field: read_picture(self.picture)}
+        return {self.field: read_image(self.image)}
 
 
 def add_sources(parser: Any) -> None:
     """Add the arguments that say what objects are made of."""
     texts = parser.add_mutually_exclusive_group()
-    texts.add_argument("prompt", metavar="PROMPT", nargs="?", help="may be left out with a picture")
+    texts.add_argument("prompt", metavar="PROMPT", nargs="?", help="may be left out with an image")
     texts.add_argument("--prompt-file", type=Path, metavar="FILE", help="an object for each line of a UTF-8 text file")
-    for field, what in (("image", "picture of the object"), ("control-image", "depth, normal or canny map, or photo")):
-        pictures = parser.add_mutually_exclusive_group()
-        pictures.add_argument(f"--{field}", type=Path, metavar="FILE", help=f"{what}: a PNG, JPEG or WebP file")
-        pictures.add_argument(
-            f"--{field}-dir", type=Path, metavar="DIR", help=f"--{field} for each picture of a folder"
-        )
+    for field, what in (("image", "image of the object"), ("control-image", "depth, normal or canny map, or photo")):
+        images = parser.add_mutually_exclusive_group()
+        images.add_argument(f"--{field}", type=Path, metavar="FILE", help=f"{what}: a PNG, JPEG or WebP file")
+        images.add_argument(f"--{field}-dir", type=Path, metavar="DIR", help=f"--{field} for each image of a folder")
     parser.add_argument(
         "--name-by-id",
         action="store_true",
-        help="name folders by number, 000_002 for the first picture and third prompt, instead of by words",
+        help="name folders by number, 000_002 for the first image and third prompt, instead of by words",
     )
 
 
@@ -53,8 +51,8 @@ def is_batch(args: argparse.Namespace) -> bool:
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """Every picture with every prompt, pictures first; InvalidRequestError when there is nothing to make."""
-    field, pictures = _pictures(args)
+    """Every image with every prompt, images first; InvalidRequestError when there is nothing to make."""
+    field, images = _images(args)
     if args.prompt_file:
         prompts = read_prompts(args.prompt_file)
     elif args.prompt is not None or field:
@@ -63,37 +61,37 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         raise InvalidRequestError("nothing to make: give a PROMPT, --prompt-file, --image or --control-image")
     jobs: list[Job] = []
     taken: set[str] = set()
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         for j, prompt in enumerate(prompts):
-            words = f"{picture.stem} {prompt}" if picture else prompt
+            words = f"{image.stem} {prompt}" if image else prompt
             name = f"{i:03d}_{j:03d}" if args.name_by_id else slug(words)
             folder = _unused(name, taken)
             taken.add(folder)
-            jobs.append(Job(folder, prompt, field, picture))
+            jobs.append(Job(folder, prompt, field, image))
     return jobs
 
 
-def _pictures(args: argparse.Namespace) -> tuple[str | None, list[Path | None]]:
-    """The field of the request that pictures go to, and their files; (None, [None]) without any."""
+def _images(args: argparse.Namespace) -> tuple[str | None, list[Path | None]]:
+    """The field of the request that images go to, and their files; (None, [None]) without any."""
     given = {field: (getattr(args, field), getattr(args, f"{field}_dir")) for field in ("image", "control_image")}
     given = {field: sources for field, sources in given.items() if any(sources)}
     if not given:
         return None, [None]
     if len(given) > 1:
-        raise InvalidRequestError(ONE_PICTURE)
+        raise InvalidRequestError(ONE_IMAGE)
     ((field, (file, folder)),) = given.items()
-    return field, [file] if file else [*list_pictures(folder)]
+    return field, [file] if file else [*list_images(folder)]
 
 
-def list_pictures(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """PNG, JPEG and WebP files of a folder, by name."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not files:
-        raise InvalidRequestError(f"{folder} holds no picture: must have files {', '.join(IMAGE_SUFFIXES)}")
+        raise InvalidRequestError(f"{folder} holds no image: must have files {', '.join(IMAGE_SUFFIXES)}")
     return files
 
 
-def read_picture(path: Path) -> bytes:
+def read_image(path: Path) -> bytes:
     """A file's bytes; never much more of it than a request may carry."""
     with path.open("rb") as file:
         data = file.read(MAX_IMAGE_BYTES + 1)

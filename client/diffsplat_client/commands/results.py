@@ -27,7 +27,7 @@ def add_result_arguments(parser: Any) -> None:
         "--out",
         type=Path,
         default=Path("out"),
-        help="files go to a folder in this one, named after prompt and picture, or file of views",
+        help="files go to a folder in this one, named after prompt and image, or file of views",
     )
     parser.add_argument(
         "--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="seconds for one object (default: %(default)g)"

@@ -1,0 +1,1 @@
+"""Back ends: each runs a `graph.Graph`; imported only when chosen."""

@@ -1,0 +1,135 @@
+"""From a user's file to what the networks take: the condition image, the control map, ElevEst's input.
+
+    bytes -> decode_file.read_image -> (background.cut_out) -> white background -> S x S
+
+Deterministic, on the CPU. Axes: H W pixels of the file, S pixels along the side of the result (256).
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffsplat.images.background import DEFAULT_BORDER_RATIO, BackgroundRemover, cut_out
+from diffsplat.images.decode_file import DecodedImage, read_image, unit_range
+
+IMAGE, CONTROL_IMAGE = "IMAGE", "CONTROL_IMAGE"  # fields of a request
+ELEVATION_INPUT_SIZE = 224
+CANNY_SIZE = 512  # edges of the training maps were found in renders of this size
+CANNY_THRESHOLDS = (100, 200)
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PreparedImage(NamedTuple):
+    """An image as the networks take it."""
+
+    rgb: Tensor  # [3, S, S] float32 in [0, 1] on white
+    alpha: Tensor  # [1, S, S] float32 in [0, 1]; all ones for an opaque image
+    notes: tuple[str, ...]  # what the user should know: a background removed, an image stretched
+
+
+class ControlMap(NamedTuple):
+    """The hint of view 0; the other views' is white (`controlnet.HintEncoder`)."""
+
+    hint: Tensor  # [3, S, S] float32 in [0, 1], not [-1, 1]
+    notes: tuple[str, ...]
+
+
+def prepare_image(
+    data: bytes,
+    size: int = 256,
+    remover: BackgroundRemover | None = None,
+    border_ratio: float = DEFAULT_BORDER_RATIO,
+    field: str = IMAGE,
+) -> PreparedImage:
+    """Prepare a condition image.
+
+    Args:
+        data: bytes of a PNG, JPEG or WebP file.
+        size: side of the result, pixels.
+        remover: cuts out and centres the object; without one the image is taken as it is.
+        border_ratio: as in `cut_out`; used with a remover only.
+        field: what messages call the image.
+
+    Raises:
+        InvalidRequestError: (a ValueError) whatever `read_image` and `cut_out` refuse; field, value, range.
+    """
+    image = read_image(data, field)
+    if remover is None:
+        return on_white(image, size, field)
+    cut = cut_out(image, remover, size, border_ratio, field)
+    prepared = on_white(cut.image, size, field)
+    return prepared._replace(notes=(*prepared.notes, f"{field}: object cut out by {cut.method}, and centred"))
+
+
+def prepare_control_map(
+    data: bytes,
+    size: int = 256,
+    extract_canny: bool = False,
+    remover: BackgroundRemover | None = None,
+    border_ratio: float = DEFAULT_BORDER_RATIO,
+    field: str = CONTROL_IMAGE,
+) -> ControlMap:
+    """Prepare a normal, depth or canny map of view 0.
+
+    Args:
+        data: bytes of a PNG, JPEG or WebP file: a map with white background, or a photo.
+        size: side of the result, pixels.
+        extract_canny: the file is a photo, whose edges are the map.
+        remover: as in `prepare_image`. Maps are better given as they are; meant for photos.
+        border_ratio: as in `prepare_image`.
+        field: what messages call the image.
+
+    Raises:
+        InvalidRequestError: as `prepare_image`.
+    """
+    prepared = prepare_image(data, CANNY_SIZE if extract_canny else size, remover, border_ratio, field)
+    if not extract_canny:
+        return ControlMap(prepared.rgb, prepared.notes)
+    edges = resize_antialiased(canny_map(prepared.rgb)[None], size)[0]
+    return ControlMap(edges, (*prepared.notes, f"{field}: its edges are the control map"))
+
+
+def on_white(image: DecodedImage, size: int, field: str) -> PreparedImage:
+    """Blend over white and resize to a square; an image that is none is stretched, as in the reference."""
+    height, width = image.rgb.shape[:2]
+    alpha = None if image.alpha is None else unit_range(image.alpha)  # [H, W]
+
+    def resized(values: np.ndarray) -> Tensor:
+        return resize_antialiased(torch.from_numpy(np.ascontiguousarray(values))[None, None], size)[0]  # [1, S, S]
+
+    channels = []
+    for i in range(3):  # one by one: a large photo in float32 is the peak of this stage's memory
+        values = unit_range(image.rgb[..., i])
+        channels.append(resized(values if alpha is None else values * alpha + (1 - alpha)))
+    notes = image.notes
+    if width != height:
+        notes = (*notes, f"{field}: {width} x {height} pixels, stretched to a square")
+    return PreparedImage(
+        torch.cat(channels).clamp(0, 1), torch.ones(1, size, size) if alpha is None else resized(alpha), notes
+    )
+
+
+def resize_antialiased(images: Tensor, size: int) -> Tensor:
+    """[B, C, H, W] -> [B, C, S, S], bilinear with antialiasing."""
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def canny_map(rgb: Tensor) -> Tensor:
+    """Edges of an image on white, [3, H, W] in [0, 1] -> [3, H, W], black on white.
+
+    Grey values are cut, not rounded, to 8 bits, as the training maps' were.
+    """
+    grey = cv2.cvtColor(np.ascontiguousarray(rgb.permute(1, 2, 0).numpy()), cv2.COLOR_RGB2GRAY)
+    edges = cv2.Canny((grey * 255).astype(np.uint8), *CANNY_THRESHOLDS)  # [H, W] of 0 and 255
+    return 1 - torch.from_numpy(edges).float().div(255).expand(3, -1, -1)
+
+
+def elevation_input(rgb: Tensor, size: int = ELEVATION_INPUT_SIZE) -> Tensor:
+    """What ElevEst takes: images [B, 3, H, W] in [0, 1] -> [B, 3, size, size], by ImageNet's mean and deviation."""
+    mean, std = torch.tensor(_IMAGENET_MEAN)[:, None, None], torch.tensor(_IMAGENET_STD)[:, None, None]
+    return (resize_antialiased(rgb, size) - mean) / std

@@ -1,0 +1,60 @@
+"""`decode`: latents -> splats of one object."""
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffsplat.backbones import BackboneSpec, SplatGeometry
+from diffsplat.bundle import Bundle
+from diffsplat.export_record import ExportRecord
+from diffsplat.geometry.cameras import Cameras, generated_view_cameras
+from diffsplat.geometry.gaussians import canonicalize, grid_to_gaussians, to_array
+from diffsplat.graph import Graph
+from diffsplat.runtime import bundle_graph, load_graph
+from diffsplat.stages.checks import check_range, check_shape
+from diffsplat.stages.envelope import Envelope
+
+
+class DecodeResult(NamedTuple):
+    """All splats of one object, before any opacity threshold."""
+
+    splats: Tensor  # [N, 14] float32, columns of contract.GAUSSIAN_COLUMNS; unit quaternions
+    raw_splats: Tensor | None = None  # [N, 14] the same before they were canonicalised, for the format ply_compat
+
+
+class DecodeStage:
+    """Decodes all views as one batch, lifts their pixels into the world and canonicalises them, once per object."""
+
+    def __init__(self, spec: BackboneSpec, decoder: Graph) -> None:
+        self.spec = spec
+        self.decoder = decoder
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], threads: int | None = None) -> "DecodeStage":
+        """From a version folder. BundleError names a file that is missing or damaged."""
+        return cls(ExportRecord.read(folder).spec, load_graph(folder, "decoder", threads))
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> "DecodeStage":
+        """Straight from a bundle, run by torch."""
+        return cls(bundle.spec, bundle_graph(bundle, "decoder"))
+
+    def run(self, latents: Tensor, envelope: Envelope) -> DecodeResult:
+        """Decode [V, C, h, w]. InvalidRequestError for a wrong shape or values that are not sensible."""
+        spec, request = self.spec, envelope.request
+        assert request.elevation_deg is not None and request.distance is not None
+        check_shape("LATENTS", latents, (spec.geometry.views, spec.latent_channels, spec.latent_size, spec.latent_size))
+        check_range("LATENTS", latents)
+        grid = self.decoder(latents[None])  # [1, V, 12, H, W]
+        cameras = generated_view_cameras(request.elevation_deg, request.distance, spec.geometry.views)
+        return splats_of(grid, cameras, spec.geometry, request.format)
+
+
+@torch.no_grad()
+def splats_of(grid: Tensor, cameras: Cameras, geometry: SplatGeometry, format: str) -> DecodeResult:
+    """Lift one object's grid [1, V, 12, H, W] into the world, for the file format that a request names."""
+    gaussians = grid_to_gaussians(grid, cameras, geometry)
+    splats = to_array(canonicalize(gaussians, geometry))
+    return DecodeResult(splats, to_array(gaussians) if format == "ply_compat" else None)

@@ -1,0 +1,103 @@
+"""Images of a request, in `encode`: condition image, control map, elevation, Instant3D's start."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.request import GenerationRequest
+from torch import Tensor, ones, stack
+
+from diffsplat.backbones import BackboneSpec
+from diffsplat.graph import Graph
+from diffsplat.images.background import BackgroundRemover, load_background_remover
+from diffsplat.images.prepare import ELEVATION_INPUT_SIZE, elevation_input, prepare_control_map, prepare_image
+from diffsplat.sampling.blob_start import blob_views
+from diffsplat.stages.image_features import ImageFeatures
+
+
+class Images(NamedTuple):
+    """A request whose images have been looked at."""
+
+    request: GenerationRequest  # elevation filled in
+    features: ImageFeatures
+    warnings: tuple[str, ...]
+
+
+class ImageEncoderStage:
+    """The image half of `encode`.
+
+    Args:
+        spec: what the bundle can do.
+        graphs: `image_encoder` and `elevation`, those that it has.
+    """
+
+    def __init__(self, spec: BackboneSpec, graphs: Mapping[str, Graph]) -> None:
+        self.spec = spec
+        self.graphs = graphs
+        self._remover: BackgroundRemover | None = None
+        # ElevEst's defaults without its module, which a served graph does not need
+        self._elevation_size = (spec.elevest or {}).get("input_size", ELEVATION_INPUT_SIZE)
+
+    def run(self, request: GenerationRequest) -> Images:
+        """Check what belongs together, prepare, encode. InvalidRequestError names field, value and what is allowed."""
+        self._check(request)
+        features = ImageFeatures()
+        warnings: tuple[str, ...] = ()
+        remover = self._background_remover() if request.remove_background else None
+        size = self.spec.geometry.grid_size
+        if request.image is not None:
+            image = prepare_image(request.image, size, remover, request.border_ratio)
+            mean, _ = self.graphs["image_encoder"](image.rgb[None])
+            features, warnings = ImageFeatures(condition_latents=mean[0]), image.notes
+            request = self._with_elevation(request, image.rgb)
+        elif request.control_image is not None:
+            control = prepare_control_map(
+                request.control_image, self.spec.hint_size, request.extract_canny, remover, request.border_ratio
+            )
+            features, warnings = ImageFeatures(hint=control.hint), control.notes
+            if request.estimate_elevation:
+                photo = prepare_image(request.control_image, size, remover, request.border_ratio, "CONTROL_IMAGE")
+                request = self._with_elevation(request, photo.rgb)
+        if request.has_blob_start:
+            mean, std = self.graphs["image_encoder"](blob_views(size, request.init_std, request.init_background))
+            features = features._replace(start_moments=stack([mean, std]))
+        return Images(request, features, warnings)
+
+    def warm_up(self) -> None:
+        """Run every graph once."""
+        white = ones(1, 3, self.spec.geometry.grid_size, self.spec.geometry.grid_size)
+        if self.spec.image_encoder:
+            self.graphs["image_encoder"](white)
+        if self.spec.elevest is not None:
+            self.graphs["elevation"](elevation_input(white, self._elevation_size))
+
+    def _check(self, request: GenerationRequest) -> None:
+        spec = self.spec
+        if spec.is_image_conditioned and request.image is None:
+            raise InvalidRequestError(f"image is missing: the bundle {spec.name!r} is conditioned on an image")
+        if not spec.is_image_conditioned and request.image is not None:
+            raise InvalidRequestError(f"image is given: the bundle {spec.name!r} is conditioned on text alone")
+        if request.has_blob_start and not spec.image_encoder:
+            raise InvalidRequestError(
+                f"init_std = {request.init_std}: must be 0, the bundle {spec.name!r} has no image encoder"
+            )
+        if request.estimate_elevation and spec.elevest is None:
+            raise InvalidRequestError(f"estimate_elevation = True: the bundle {spec.name!r} has no elevation estimator")
+        if request.elevation_deg is None and not request.estimate_elevation and spec.elevation_deg is None:
+            raise InvalidRequestError(
+                f"elevation_deg is open: the bundle {spec.name!r} needs it, or estimate_elevation"
+            )
+
+    def _with_elevation(self, request: GenerationRequest, rgb: Tensor) -> GenerationRequest:
+        """[3, H, W] in [0, 1]: the image's elevation, where it is to be estimated."""
+        if not request.estimate_elevation:
+            return request
+        elevation_deg = float(self.graphs["elevation"](elevation_input(rgb[None], self._elevation_size))[0])
+        return dataclasses.replace(request, elevation_deg=elevation_deg, estimate_elevation=False)
+
+    def _background_remover(self) -> BackgroundRemover:
+        """Loaded when the first request asks for it."""
+        if self._remover is None:
+            self._remover = load_background_remover()
+        return self._remover

@@ -1,0 +1,72 @@
+"""`package`: splats -> what the client asked for, the raw tensor or a file. numpy alone, so that it starts at once."""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+from diffsplat_client.cloud import SplatCloud
+from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.formats.ply import encode_ply
+
+from diffsplat.stages.checks import check_shape, check_splats
+from diffsplat.stages.envelope import Envelope
+
+
+class PackageResult(NamedTuple):
+    """By the request's format the raw splats, a file, or both; only splats above the request's opacity threshold."""
+
+    gaussians: np.ndarray | None  # [N, 14] float32; for raw and ply_compat
+    asset: bytes | None  # for all but raw
+
+
+class PackageStage:
+    """Applies the asset's opacity threshold and writes the format."""
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "PackageStage":
+        """Needs nothing of the version folder."""
+        return cls()
+
+    def run(self, splats: np.ndarray, envelope: Envelope, raw_splats: np.ndarray | None = None) -> PackageResult:
+        """Package [N, 14].
+
+        Args:
+            splats: canonical ones.
+            envelope: whose format and thresholds hold.
+            raw_splats: the same before they were canonicalised; needed for the format ply_compat.
+
+        Raises:
+            InvalidRequestError: what `check_splats` refuses, or raw splats that are missing or of another number.
+        """
+        check_splats(splats)
+        request = envelope.request
+        threshold = request.opacity_threshold_asset
+        if request.format == "raw":
+            return PackageResult(_above(splats, threshold), None)
+        if request.format == "ply":
+            return PackageResult(None, bytes(encode_ply(SplatCloud.from_array(splats), threshold)))
+        assert request.format == "ply_compat", request.format  # validated with the request
+        if raw_splats is None:
+            raise InvalidRequestError("RAW_SPLATS is missing: format = 'ply_compat' needs it")
+        check_splats(raw_splats, "RAW_SPLATS")
+        check_shape("RAW_SPLATS", raw_splats, splats.shape)
+        # the published script writes what its renderer has kept, so that both thresholds hold for its files
+        threshold = max(threshold, request.opacity_threshold_render)
+        file = encode_ply(SplatCloud.from_array(raw_splats), threshold, log=_torch_log)
+        # that file shows another object wherever quaternions are normalised: the splats themselves come with it
+        return PackageResult(_above(splats, threshold), bytes(file))
+
+
+def _above(splats: np.ndarray, threshold: float) -> np.ndarray:
+    keep = SplatCloud.from_array(splats).opacity > threshold
+    return splats if keep.all() else splats[keep]
+
+
+def _torch_log(values: np.ndarray) -> np.ndarray:
+    """The logarithm that the published files are written with: libraries differ in the last bit.
+
+    torch is imported here, by the first request that needs it.
+    """
+    import torch
+
+    return torch.log(torch.from_numpy(np.ascontiguousarray(values))).numpy()

@@ -1,0 +1,106 @@
+"""Official text encoders: folders of the hub -> our networks.
+
+text_encoder/    config.json  model.safetensors | model.fp16.safetensors | an index and its shards
+text_encoder_2/  text_encoder_3/                   likewise
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from diffsplat.backbones.text import TextEncoderSpec
+from diffsplat.text.encoders import build_encoder
+from diffsplat.text.official_names import equal_tensors, our_name
+
+
+def load_official_encoder(
+    folder: str | os.PathLike[str], encoder: TextEncoderSpec, variant: str | None = None
+) -> nn.Module:
+    """Build a text encoder in float32 and evaluation mode with the weights of an official folder, strictly.
+
+    Args:
+        folder: folder of the hub, `text_encoder` or one of its numbered neighbours.
+        encoder: what to build; the folder's `config.json` must say the same.
+        variant: which files, "fp16" or by default those without a variant.
+
+    Raises:
+        ValueError: a file is missing, damaged, of another model, or does not hold exactly the network's tensors; the
+            message names it.
+    """
+    from transformers.initialization import no_init_weights  # here: what serves exported graphs does not need it
+
+    folder = Path(folder)
+    check_official_config(folder, encoder)
+    files = official_weight_files(folder, variant)  # before a large module is built for nothing
+    with no_init_weights():
+        module = build_encoder(encoder, folder.name)
+    _fill(module, folder, files)
+    return module.eval().requires_grad_(False)
+
+
+def official_weight_files(folder: Path, variant: str | None = None) -> tuple[str, ...]:
+    """Names of the files that hold the weights of an official folder. ValueError when they are not there."""
+    infix = f".{variant}" if variant else ""
+    single, index = f"model{infix}.safetensors", f"model.safetensors.index{infix}.json"
+    if (folder / single).is_file():
+        return (single,)
+    if not (folder / index).is_file():
+        found = ", ".join(sorted(path.name for path in folder.glob("model*"))) or "no model*"
+        raise ValueError(f"{folder}: must hold {single} or {index}, has {found}")
+    return tuple(sorted(set(_read_json(folder / index)["weight_map"].values())))
+
+
+def _fill(module: nn.Module, folder: Path, files: Iterable[str]) -> None:
+    """Copy weights, file by file and tensor by tensor, into the module's own memory."""
+    state = module.state_dict()
+    filled: dict[str, str] = {}  # our name -> the file it came from
+    problems = []
+    for file in files:
+        try:
+            with safe_open(folder / file, framework="pt") as tensors:
+                for name in tensors.keys():
+                    target = our_name(name)
+                    if target is None:
+                        continue
+                    shape = tensors.get_slice(name).get_shape()
+                    if target not in state:
+                        problems.append(f"unexpected {name} in {file}")
+                    elif shape != list(state[target].shape):
+                        problems.append(f"{name} in {file} is {shape}, not {list(state[target].shape)}")
+                    elif target in filled:
+                        if not equal_tensors(state[target], tensors.get_tensor(name).to(state[target].dtype)):
+                            problems.append(f"{name} in {file} differs from {target} in {filled[target]}")
+                    else:
+                        state[target].copy_(tensors.get_tensor(name))
+                        filled[target] = file
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{folder / file}: not readable: {error}") from None
+    problems += [f"missing {name}" for name in state if name not in filled]
+    if problems:
+        raise ValueError(f"{folder}: does not fit: {', '.join(problems)}")
+
+
+def check_official_config(folder: Path, encoder: TextEncoderSpec) -> None:
+    """What shapes do not show, such as heads and activations, must be the same; absent keys mean the defaults."""
+    from transformers import CLIPTextConfig, T5Config
+
+    official: Any = (T5Config if encoder.kind == "t5" else CLIPTextConfig).from_dict(_read_json(folder / "config.json"))
+    differing = [
+        f"{name} is {getattr(official, name)!r}, not {value!r}"
+        for name, value in encoder.config.items()
+        if getattr(official, name) != value
+    ]
+    if differing:
+        raise ValueError(f"{folder / 'config.json'}: another model: {', '.join(differing)}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not readable: {error}") from None

@@ -1,0 +1,153 @@
+"""One network of an official checkpoint: what it must hold, what it holds, and in which precision it is kept."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diffsplat.backbones import BackboneSpec
+from diffsplat.backbones.text import TEXT_ENCODER
+from diffsplat.networks import network_builders
+from diffsplat.text.official_encoders import check_official_config
+from diffsplat.text.official_names import our_name
+from export.importing.check import (
+    FLOATS,
+    KeyReport,
+    SourceTensor,
+    check_denoiser_config,
+    check_index,
+    check_vae_config,
+    compare_keys,
+    read_header,
+)
+from export.importing.copy import TORCH_TYPES, CopiedTensor
+from export.importing.layout import CheckpointError, WeightFiles
+
+PRECISIONS: Mapping[str, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+# Rounding their weights to 16 bits moves what they compute by more than the official numbers' tolerance: see
+# tests/export/test_importing_precision.py. They are small, and what decides how a splat looks.
+_ALWAYS_FP32 = ("gsvae", "gsrecon", "image_encoder", "elevest")
+
+
+@dataclass(frozen=True)
+class FoundNetwork:
+    """A network that was found; what is wrong with it stands in its report."""
+
+    tensors: tuple[CopiedTensor, ...]
+    sources: dict[str, Path]  # name within its origin -> path
+    precision: str  # that its floating-point weights are stored in
+    report: KeyReport
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the bundle."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the files that are read."""
+        return sum(path.stat().st_size for path in self.sources.values())
+
+
+def expected_tensors(spec: BackboneSpec, network: str) -> dict[str, torch.Tensor]:
+    """State dict of a network on the meta device: names, shapes and types, no numbers."""
+    with torch.device("meta"):
+        return dict(network_builders(spec)[network]().state_dict())
+
+
+def renaming(network: str) -> Callable[[str], str | None]:
+    """Official name of a tensor -> ours; None for what the network does not use."""
+    if network.startswith(TEXT_ENCODER):
+        return our_name
+    return _image_encoder_name if network == "image_encoder" else lambda name: name
+
+
+_ATTENTION_NAMES = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}  # SD1.5's file has the old
+
+
+def _image_encoder_name(name: str) -> str | None:
+    if name.startswith(("decoder.", "post_quant_conv.")):
+        return None
+    return re.sub(
+        r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(\.)",
+        lambda match: match[1] + _ATTENTION_NAMES[match[2]] + match[3],
+        name,
+    )
+
+
+def check_config(spec: BackboneSpec, network: str, path: Path) -> None:
+    """What shapes do not show must be as in the spec. CheckpointError names both."""
+    if network == "denoiser":
+        check_denoiser_config(spec, path)
+    elif network == "image_encoder":
+        check_vae_config(spec, path)
+    elif network.startswith(TEXT_ENCODER):
+        encoder = dict(zip(spec.text.numbered(TEXT_ENCODER), spec.text.encoders, strict=True))[network]
+        try:
+            check_official_config(path.parent, encoder)
+        except ValueError as error:
+            raise CheckpointError(f"{error} (for the {network} of {spec.name})") from None
+
+
+def find_network(spec: BackboneSpec, name: str, files: WeightFiles, root: Path, precision: str) -> FoundNetwork:
+    """Read the headers of a network's files and hold them against the spec.
+
+    Args:
+        spec: the backbone asked for.
+        name: of the network.
+        files: where its weights are.
+        root: folder that their names start from.
+        precision: asked for, a key of PRECISIONS.
+
+    Raises:
+        CheckpointError: a file is damaged, or shards disagree with each other or with their index.
+    """
+    expected, rename = expected_tensors(spec, name), renaming(name)
+    holders: dict[str, str] = {}
+    found: dict[str, tuple[int, ...]] = {}
+    wrong_types: list[str] = []
+    kept: list[tuple[str, str, SourceTensor]] = []
+    for file in files.files:
+        for tensor in read_header(root / file):
+            if tensor.name in holders:
+                raise CheckpointError(f"{root / file}: holds {tensor.name}, and so does {holders[tensor.name]}")
+            holders[tensor.name] = Path(file).name
+            key = rename(tensor.name)
+            if key is None:
+                continue
+            found[key] = tensor.shape
+            kept.append((key, file, tensor))
+            if key in expected and not _fits_type(tensor, expected[key]):
+                wrong_types.append(f"{key} is of type {tensor.dtype}, not {expected[key].dtype}")
+    if files.index is not None:
+        check_index(root / files.index, holders)
+    report = compare_keys({key: tuple(tensor.shape) for key, tensor in expected.items()}, found)
+    report = KeyReport(report.missing, report.unexpected, (*report.misshaped, *wrong_types))
+    stored = _stored_precision(name, precision, [tensor.dtype for _, _, tensor in kept])
+    tensors = tuple(
+        CopiedTensor(key, file, tensor, PRECISIONS[stored] if tensor.dtype in FLOATS else tensor.dtype)
+        for key, file, tensor in kept
+    )
+    return FoundNetwork(tensors, {file: root / file for file in files.files}, stored, report)
+
+
+def _fits_type(tensor: SourceTensor, expected: torch.Tensor) -> bool:
+    if tensor.dtype in FLOATS:
+        return expected.is_floating_point()
+    return TORCH_TYPES.get(tensor.dtype) == expected.dtype
+
+
+def _stored_precision(network: str, asked: str, held: Sequence[str]) -> str:
+    """The precision asked for, or that of the source where it is narrower: the same numbers in half the room."""
+    wanted = "fp32" if network in _ALWAYS_FP32 else asked
+    types = {dtype for dtype in held if dtype in FLOATS}
+    if wanted == "fp32" and len(types) == 1:
+        return {"F16": "fp16", "BF16": "bf16"}.get(types.pop(), wanted)
+    return wanted
