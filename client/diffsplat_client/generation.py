@@ -11,6 +11,7 @@ from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.contract import ASSET, FRAMES, GAUSSIANS, RECONSTRUCT_TIMINGS, TIMING_TENSORS
 from diffsplat_client.errors import ServerError
 from diffsplat_client.formats.ply import decode_ply
+from diffsplat_client.output_options import OutputOptions
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.status import Status
 
@@ -65,7 +66,7 @@ def parse_generation(
     )
 
 
-def parse_output(tensors: dict[str, np.ndarray], request: GenerationRequest, started: float) -> Output:
+def parse_output(tensors: dict[str, np.ndarray], request: OutputOptions, started: float) -> Output:
     """What the request asked for of the splats; errors and `started` as of `parse_generation`."""
     asset = tensors.get(ASSET.name)
     if request.format != "raw" and (asset is None or asset.size != 1):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diffsplat_client.request import RANGES
+from diffsplat_client.output_options import ELEVATION_LIMITS
 
 DEFAULT_ELEVATION_DEG = 10.0  # of every bundle made for text
 DEFAULT_DISTANCE = 1.4
@@ -48,7 +48,7 @@ def poses_of(camera_to_world: np.ndarray) -> np.ndarray:
     distance, level = np.linalg.norm(position, axis=1), np.hypot(position[:, 0], position[:, 2])
     at_pole = level < POLE_LEVEL * distance  # the position tells no azimuth there, the camera's right axis does
     poses = np.ones((len(cameras), 4), np.float32)
-    poses[:, 0] = np.clip(np.degrees(np.arctan2(position[:, 1], level)), *RANGES["elevation_deg"])
+    poses[:, 0] = np.clip(np.degrees(np.arctan2(position[:, 1], level)), *ELEVATION_LIMITS)
     poses[:, 1] = np.degrees(
         np.where(at_pole, np.arctan2(-right[:, 2], right[:, 0]), np.arctan2(position[:, 0], position[:, 2]))
     )

@@ -25,4 +25,4 @@ def parse_reconstruction(
     tensors: dict[str, np.ndarray], request: ReconstructionRequest, request_id: str, started: float
 ) -> Reconstruction:
     """Build the result from the tensors of the response; ServerError when they break the contract."""
-    return Reconstruction(request, request_id, *parse_output(tensors, request.output, started))
+    return Reconstruction(request, request_id, *parse_output(tensors, request, started))

@@ -3,7 +3,6 @@
 Everything raises InvalidRequestError, which names the field, its value and what is allowed.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 
 from diffsplat_client.contract import OUTPUT_TENSORS, RECONSTRUCTION_TENSORS
 from diffsplat_client.errors import InvalidRequestError
-from diffsplat_client.request import OPTIONS, RANGES, GenerationRequest, decode_tensors
+from diffsplat_client.option_tensors import decode_options, encode_options
+from diffsplat_client.output_options import DISTANCE_LIMITS, OutputOptions
 
 MAX_VIEWS = 16
 MAX_SIDE = 1024  # pixels of a view
@@ -19,23 +19,18 @@ MAX_COORD = 10.0  # of coordinate maps: objects lie within about [0, 1] there
 FOCAL_RANGE = (0.1, 10.0)  # focal length / image side
 RIGID_TOLERANCE = 1e-3
 
-OUTPUT_OPTIONS = tuple(spec.name.lower() for spec in OUTPUT_TENSORS)
 _CHANNELS = {spec.name.lower(): spec.dims[-1] for spec in RECONSTRUCTION_TENSORS if len(spec.dims) == 4}
 MAPS = tuple(_CHANNELS)  # images, and what goes with them
 CAMERAS = ("camera_to_world", "intrinsics")
 
 
-def _as_of_a_generation(name: str) -> Any:
-    """The same option as of GenerationRequest: default, range and help."""
-    return dataclasses.field(default=OPTIONS[name].default, metadata=OPTIONS[name].metadata)
-
-
 @dataclass(frozen=True, eq=False)
-class ReconstructionRequest:
+class ReconstructionRequest(OutputOptions):
     """One reconstruction from V square views, in any order.
 
     The number of views, their size and which maps go with them are properties of the served bundle. Maps are over
-    white: where a view shows nothing, every channel is 1. World and camera axes are those of training: see the fields;
+    white: where a view shows nothing, every channel is 1. `frame_poses` gives every elevation: there are no generated
+    views whose elevation could stand in. World and camera axes are those of training: see the fields;
     the networks have learnt objects within [-1, 1]^3 around the origin, seen from about 1.4 away, the first view from
     azimuth 0 (from +z).
     """
@@ -46,16 +41,6 @@ class ReconstructionRequest:
     normals: np.ndarray | None = None  # [V, H, W, 3] world normal * 0.5 + 0.5; uint8, or floats in [0, 1]
     coords: np.ndarray | None = None  # [V, H, W, 3] world position * 0.5 + 0.5, floats
     metallic_roughness: np.ndarray | None = None  # [V, H, W, 2] uint8, or floats in [0, 1]
-    opacity_threshold_render: float = _as_of_a_generation("opacity_threshold_render")
-    opacity_threshold_asset: float = _as_of_a_generation("opacity_threshold_asset")
-    frame_size: int = _as_of_a_generation("frame_size")
-    frame_poses: np.ndarray | None = None  # [F, 4] as of GenerationRequest, every elevation given
-    format: str = _as_of_a_generation("format")
-
-    @property
-    def output(self) -> GenerationRequest:
-        """What is wanted of the splats, as the stages behind read it: all that concerns generation is left open."""
-        return GenerationRequest(**{name: getattr(self, name) for name in OUTPUT_OPTIONS})
 
     def validate(self) -> "ReconstructionRequest":
         """Return self, or raise InvalidRequestError for the first field that is wrong whatever bundle is served."""
@@ -71,15 +56,14 @@ class ReconstructionRequest:
         _check_poses(self.camera_to_world, views)
         if self.intrinsics is not None:
             _check_intrinsics(self.intrinsics, views)
-        self.output.check_fields()
+        self.check_fields()
         if self.frame_poses is not None and np.isnan(np.asarray(self.frame_poses)[:, 0]).any():
             raise InvalidRequestError("frame_poses leaves an elevation open: must be given, no views are generated")
         return self
 
     def to_tensors(self) -> dict[str, np.ndarray]:
         """The tensors of `contract.RECONSTRUCTION_TENSORS`; fields that are None are left out."""
-        output = self.output.to_tensors()
-        tensors = {spec.name: output[spec.name] for spec in OUTPUT_TENSORS if spec.name in output}
+        tensors = encode_options(self, OUTPUT_TENSORS)
         for name in (*MAPS, *CAMERAS):
             if (value := getattr(self, name)) is not None:
                 array = np.asarray(value)
@@ -89,7 +73,7 @@ class ReconstructionRequest:
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> "ReconstructionRequest":
         """Read what `to_tensors` wrote; `validate` holds the checks."""
-        values = decode_tensors(tensors, RECONSTRUCTION_TENSORS)
+        values = decode_options(tensors, RECONSTRUCTION_TENSORS)
         for name in ("images", "camera_to_world"):
             if name not in values:
                 raise InvalidRequestError(f"{name} is missing")
@@ -146,7 +130,7 @@ def _check_poses(value: Any, views: int) -> None:
                 f"to within {RIGID_TOLERANCE:g}"
             )
         _check_range(
-            f"camera_to_world[{view}] distance from the origin", float(np.linalg.norm(position)), *RANGES["distance"]
+            f"camera_to_world[{view}] distance from the origin", float(np.linalg.norm(position)), *DISTANCE_LIMITS
         )
 
 

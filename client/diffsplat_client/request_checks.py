@@ -1,17 +1,14 @@
-"""What GenerationRequest refuses: values of one field, and options that do not go together.
+"""Checks of one value each, for the fields of requests.
 
 Everything raises InvalidRequestError, which names the field, its value and what is allowed.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from diffsplat_client.contract import CONTROL_TYPES, POSE_COLUMNS
+from diffsplat_client.contract import POSE_COLUMNS
 from diffsplat_client.errors import InvalidRequestError
-
-if TYPE_CHECKING:
-    from diffsplat_client.request import GenerationRequest
 
 MAX_PROMPT_CHARACTERS = 2000
 MAX_FRAMES = 720
@@ -99,53 +96,3 @@ def check_poses(value: Any, frame_size: int, ranges: dict[str, tuple[float, floa
             raise InvalidRequestError(
                 f"frame_poses[{bad[0]}] {name} = {values[bad[0]]}: must be in {low:g} .. {high:g}"
             )
-
-
-def check_together(request: "GenerationRequest") -> None:
-    """Refuse options that contradict each other, or that would be without effect for want of another.
-
-    Each field must have been checked alone. What depends on the served bundle is checked by the server.
-    """
-    has_image, has_control = request.image is not None, request.control_image is not None
-    if has_image and has_control:
-        raise InvalidRequestError(ONE_IMAGE)
-    if not (request.prompt.strip() or has_image or has_control):
-        raise InvalidRequestError(
-            f"prompt = {short(request.prompt)}: must contain at least one character that is not blank, "
-            "or come with image or control_image"
-        )
-    if has_control and request.control_type is None:
-        raise InvalidRequestError(
-            f"control_image needs control_type: must say what it shows, one of {', '.join(CONTROL_TYPES)}"
-        )
-    if not has_control:
-        of_control = {
-            "control_type": request.control_type is not None,
-            "control_scale": request.control_scale != 1.0,
-            "guess_mode": request.guess_mode,
-            "extract_canny": request.extract_canny,
-        }
-        for name in (name for name, given in of_control.items() if given):
-            raise InvalidRequestError(
-                f"{name} = {short(getattr(request, name))} needs control_image: must be left out without one"
-            )
-    if request.extract_canny and request.control_type != "canny":
-        raise InvalidRequestError(
-            f"extract_canny = True and control_type = {request.control_type!r}: must be 'canny', edges are extracted"
-        )
-    if not (has_image or has_control):
-        for name in ("estimate_elevation", "remove_background"):
-            if getattr(request, name):
-                raise InvalidRequestError(
-                    f"{name} = True needs image or control_image: must be left out without an image"
-                )
-    if request.estimate_elevation and request.elevation_deg is not None:
-        raise InvalidRequestError(
-            f"estimate_elevation = True and elevation_deg = {short(request.elevation_deg)} exclude each other: "
-            "must be one of them"
-        )
-    if request.init_std > 0 and has_image:
-        raise InvalidRequestError(
-            f"init_std = {short(request.init_std)} and image exclude each other: must be 0, the blob start is for "
-            "generation from text"
-        )

@@ -37,7 +37,7 @@ from diffsplat.serving.triton_io import (
 )
 from diffsplat.serving.triton_stage import LaterStage, StageModel
 from diffsplat.serving.triton_stream import ResponseStream, send_error
-from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.envelope import Envelope, OutputEnvelope
 
 if TYPE_CHECKING:
     from diffsplat.stages.decode import DecodeResult
@@ -175,6 +175,7 @@ class DecodeModel(LaterStage):
     """LATENTS -> SPLATS, with the request that belongs to them."""
 
     name, source, request_tensor = "decode", "LATENTS", "RESOLVED_REQUEST"
+    envelope = Envelope
 
     def load(self, folder: Path) -> None:
         """The splat decoder."""
@@ -200,7 +201,6 @@ class RasterizeModel(LaterStage):
     """SPLATS -> FRAMES, if the request has poses."""
 
     name, source, request_tensor = "rasterize", "SPLATS", "DECODED_REQUEST"
-    generated = False
 
     def load(self, folder: Path) -> None:
         """Nothing but the geometry."""
@@ -212,7 +212,7 @@ class RasterizeModel(LaterStage):
         """Load or compile the kernels."""
         self.stage.warm_up()
 
-    def work(self, array: np.ndarray, envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
+    def work(self, array: np.ndarray, envelope: OutputEnvelope, *also: np.ndarray | None) -> list[Any]:
         """Draw one object."""
         frames = self.stage.run(to_torch(array), envelope).frames
         return [] if frames is None else [array_tensor("FRAMES", frames.numpy())]
@@ -222,7 +222,6 @@ class PackageModel(LaterStage):
     """SPLATS -> GAUSSIANS, ASSET, or both."""
 
     name, source, request_tensor = "package", "SPLATS", "DECODED_REQUEST"
-    generated = False
     also = ("RAW_SPLATS",)
 
     def load(self, folder: Path) -> None:
@@ -231,14 +230,14 @@ class PackageModel(LaterStage):
 
         self.stage = PackageStage.load(folder)
 
-    def work(self, array: np.ndarray, envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
+    def work(self, array: np.ndarray, envelope: OutputEnvelope, *also: np.ndarray | None) -> list[Any]:
         """Package one object."""
         gaussians, asset = self.stage.run(array, envelope, *also)
         tensors = [] if gaussians is None else [array_tensor("GAUSSIANS", gaussians)]
         return tensors if asset is None else [*tensors, pb_utils.Tensor("ASSET", np.array([asset], dtype=np.object_))]
 
 
-def _decoded_tensors(decoded: "DecodeResult", envelope: Envelope) -> list[Any]:
+def _decoded_tensors(decoded: "DecodeResult", envelope: OutputEnvelope) -> list[Any]:
     """What `rasterize` and `package` read."""
     splats, raw_splats = decoded
     tensors = [array_tensor("SPLATS", splats.numpy()), text_tensor("DECODED_REQUEST", envelope.to_json())]

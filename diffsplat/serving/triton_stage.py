@@ -17,7 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from diffsplat.serving.triton_io import read_array, required_text, text_tensor, to_triton_error
-from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.envelope import OutputEnvelope
 
 _log = logging.getLogger("diffsplat.serving")
 
@@ -78,19 +78,19 @@ class LaterStage(StageModel):
     source: str  # the tensor it works on
     request_tensor: str  # comes from the same stage as `source`
     also: tuple[str, ...] = ()  # tensors of that stage which only some requests have
-    generated = True  # whether it looks at how the splats are made
+    envelope: type[OutputEnvelope] = OutputEnvelope  # how much of the request it reads
 
     def answer(self, request: Any) -> list[Any]:
         """Work only when there is something to work on."""
         array = read_array(request, self.source)
         if array is None:
             return []
-        envelope = Envelope.from_json(required_text(request, self.request_tensor), self.generated)
+        envelope = self.envelope.from_json(required_text(request, self.request_tensor))
         started = perf_counter()
         tensors = self.work(array, envelope, *(read_array(request, name) for name in self.also))
         timings = {self.name: round((perf_counter() - started) * 1e3, 3)}
         return [*tensors, text_tensor(f"TIMINGS_{self.name.upper()}", json.dumps(timings))]
 
-    def work(self, array: np.ndarray, envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
+    def work(self, array: np.ndarray, envelope: Any, *also: np.ndarray | None) -> list[Any]:
         """Output tensors but the timings."""
         raise NotImplementedError

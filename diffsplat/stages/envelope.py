@@ -3,39 +3,37 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.output_options import OUTPUT_OPTIONS, OutputOptions
 from diffsplat_client.request import GenerationRequest
 
 MAX_CHARACTERS = 1_000_000  # of the JSON; the longest sensible one, 720 poses and two prompts, has a tenth
 _MUST_BE_FILLED = ("elevation_deg", "distance", "seed", "steps", "scheduler", "eta", "guidance_scale")
+_Envelope = TypeVar("_Envelope", bound="OutputEnvelope")
 
 
 @dataclass(frozen=True)
-class Envelope:
-    """A request without open defaults, what the user should be told about it, and the time spent on it so far.
+class OutputEnvelope:
+    """What is wanted of the splats, warnings for the user, and the time spent so far.
 
-    Behind `reconstruct`, where nothing is generated, all that concerns generation is left open.
+    All that `rasterize` and `package` read: they do not care how the splats were made.
     """
 
-    request: GenerationRequest
+    request: OutputOptions
     warnings: tuple[str, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)  # stage -> milliseconds
 
     def to_json(self) -> str:
         """The content of the REQUEST tensor."""
-        return json.dumps(
-            {"request": json.loads(self.request.to_json()), "warnings": self.warnings, "timings_ms": self.timings_ms}
-        )
+        values = {"request": self.request.to_dict(), "warnings": self.warnings, "timings_ms": self.timings_ms}
+        return json.dumps(values)
 
     @classmethod
-    def from_json(cls, text: str, generated: bool = True) -> "Envelope":
+    def from_json(cls: type[_Envelope], text: str) -> _Envelope:
         """Inverse of `to_json`, with every check: each stage can be called directly.
-
-        Args:
-            text: the JSON.
-            generated: False for a stage that does not look at how the splats were made: it may all be open.
 
         Raises:
             InvalidRequestError: not such a JSON object, too long, a bad value, or an option that is still open.
@@ -44,21 +42,37 @@ class Envelope:
             raise InvalidRequestError(f"REQUEST has {len(text)} characters: at most {MAX_CHARACTERS} are allowed")
         try:
             values = json.loads(text)
-            request_json = json.dumps(values["request"])
+            options = {**values["request"]}  # TypeError unless it is an object
             warnings = tuple(str(warning) for warning in values.get("warnings", ()))
             timings_ms = {str(stage): float(ms) for stage, ms in values.get("timings_ms", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise InvalidRequestError(
                 'REQUEST must be JSON: {"request": {...}, "warnings": [...], "timings_ms": {...}}'
             ) from None
-        request = GenerationRequest.from_json(request_json)
-        for name in _MUST_BE_FILLED if generated else ():
-            if getattr(request, name) is None:
-                raise InvalidRequestError(f"REQUEST leaves {name} open: encode fills it in")
+        request = cls._read_request(options)
         if request.frame_poses is not None and np.isnan(request.frame_poses[:, 0]).any():
             raise InvalidRequestError("frame_poses leaves an elevation open: must be filled in")
         return cls(request, warnings, timings_ms)
 
-    def with_timing(self, stage: str, ms: float) -> "Envelope":
+    @classmethod
+    def _read_request(cls, options: dict[str, Any]) -> Any:
+        return OutputOptions.from_dict({name: options[name] for name in OUTPUT_OPTIONS if name in options})
+
+    def with_timing(self: _Envelope, stage: str, ms: float) -> _Envelope:
         """A copy that also knows how long a stage took."""
         return dataclasses.replace(self, timings_ms={**self.timings_ms, stage: round(ms, 3)})
+
+
+@dataclass(frozen=True)
+class Envelope(OutputEnvelope):
+    """The same with a whole generation request, every default filled in."""
+
+    request: GenerationRequest
+
+    @classmethod
+    def _read_request(cls, options: dict[str, Any]) -> GenerationRequest:
+        request = GenerationRequest.from_dict(options)
+        for name in _MUST_BE_FILLED:
+            if getattr(request, name) is None:
+                raise InvalidRequestError(f"REQUEST leaves {name} open: encode fills it in")
+        return request

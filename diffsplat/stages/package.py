@@ -9,7 +9,7 @@ from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.formats.ply import encode_ply
 
 from diffsplat.stages.checks import check_shape, check_splats
-from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.envelope import OutputEnvelope
 
 
 class PackageResult(NamedTuple):
@@ -27,7 +27,7 @@ class PackageStage:
         """Needs nothing of the version folder."""
         return cls()
 
-    def run(self, splats: np.ndarray, envelope: Envelope, raw_splats: np.ndarray | None = None) -> PackageResult:
+    def run(self, splats: np.ndarray, envelope: OutputEnvelope, raw_splats: np.ndarray | None = None) -> PackageResult:
         """Package [N, 14].
 
         Args:

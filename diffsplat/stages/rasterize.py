@@ -14,7 +14,7 @@ from diffsplat.geometry.gaussians import Gaussians, from_array
 from diffsplat.rasterize import CrowdedFrameError, render_uint8, warm_up
 from diffsplat.splats.render import opacity_factors
 from diffsplat.stages.checks import check_splats
-from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.envelope import OutputEnvelope
 
 VISIBLE_OPACITY = 1 / 255  # below it no pixel changes
 BACKGROUND = 1.0  # white, as in training
@@ -38,7 +38,7 @@ class RasterizeStage:
         """From a version folder, which holds nothing but the geometry."""
         return cls(ExportRecord.read(folder).spec, threads)
 
-    def run(self, splats: Tensor, envelope: Envelope) -> RasterizeResult:
+    def run(self, splats: Tensor, envelope: OutputEnvelope) -> RasterizeResult:
         """Draw [N, 14]. InvalidRequestError for what `check_splats` refuses, and for a crowd of huge splats."""
         check_splats(splats)
         request = envelope.request

@@ -17,14 +17,14 @@ from diffsplat.graph import Graph
 from diffsplat.runtime import bundle_graph, load_graph
 from diffsplat.splats.gsrecon import RECON, gsrecon_config
 from diffsplat.stages.decode import DecodeResult, splats_of
-from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.envelope import OutputEnvelope
 
 
 class ReconstructResult(NamedTuple):
     """One object, as it leaves `decode`."""
 
     decoded: DecodeResult
-    envelope: Envelope  # for the stages behind; nothing was generated, so all that concerns generation is open
+    envelope: OutputEnvelope
 
 
 class ReconstructStage:
@@ -57,7 +57,7 @@ class ReconstructStage:
         rays = plucker_rays(*cameras, side, side, self.config.ray_pixel_rule)[None]  # [1, V, 6, H, W]
         grid = self.recon(images, rays)  # [1, V, 12, H, W]
         decoded = splats_of(grid, cameras, self.spec.geometry, request.format)
-        return ReconstructResult(decoded, Envelope(request.output))
+        return ReconstructResult(decoded, OutputEnvelope(request.output_options()))
 
     def warm_up(self) -> None:
         """One white object."""

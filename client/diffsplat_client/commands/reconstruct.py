@@ -23,9 +23,10 @@ from diffsplat_client.commands.results import (
     with_film,
 )
 from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.output_options import OUTPUT_OPTIONS
 from diffsplat_client.poses import poses_of
 from diffsplat_client.reconstruction import Reconstruction
-from diffsplat_client.reconstruction_request import CAMERAS, MAPS, OUTPUT_OPTIONS, ReconstructionRequest
+from diffsplat_client.reconstruction_request import CAMERAS, MAPS, ReconstructionRequest
 from diffsplat_client.viewer import write_viewer
 
 STAGES = ("reconstruct", "rasterize", "package", "total")
@@ -93,11 +94,10 @@ def run(args: argparse.Namespace) -> int:
 def describe(made: Reconstruction, server: Mapping[str, str], names: list[str]) -> dict[str, object]:
     """What was asked for, what came, and who made it; maps by their shape."""
     request = made.request
-    output = request.output.to_dict()
     maps = {name: list(np.shape(value)) for name in MAPS if (value := getattr(request, name)) is not None}
     cameras = {name: np.asarray(value).tolist() for name in CAMERAS if (value := getattr(request, name)) is not None}
     return {
-        "request": maps | cameras | {name: output[name] for name in OUTPUT_OPTIONS},
+        "request": maps | cameras | request.output_options().to_dict(),
         "splats": len(made.cloud),
         "timings_ms": {stage: round(milliseconds, 3) for stage, milliseconds in made.timings_ms.items()},
         "versions": versions(server),
