@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
+from diffsplat_client.request_checks import short
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backbones.text import TEXT_ENCODER
@@ -62,8 +63,12 @@ class EncodeStage:
         started = perf_counter()
         looked_at = self.images.run(request.validate())
         request = self.resolve(looked_at.request)
-        features, told = self.prompts.encode([request.prompt, request.negative_prompt or None])
-        fields = zip(("prompt", "negative_prompt"), told, strict=True)
+        features, prompt_warnings, unread = self.prompts.encode([request.prompt, request.negative_prompt or None])
+        if unread[0]:
+            raise InvalidRequestError(
+                f"prompt = {short(request.prompt)}: must contain a word that the text encoder reads"
+            )
+        fields = zip(("prompt", "negative_prompt"), prompt_warnings, strict=True)
         warnings = tuple(f"{field}: {warning}" for field, texts in fields for warning in texts)
         envelope = Envelope(request, (*looked_at.warnings, *warnings))
         timed = envelope.with_timing("encode", (perf_counter() - started) * 1e3)

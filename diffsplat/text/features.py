@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from diffsplat.backbones.text import TextSpec
 from diffsplat.text.tokenizer import TokenBatch, Tokenizer
+from diffsplat.text.unread import unread_warnings, weight_warnings
 
 # input_ids [R, L] int64 (, mask [R, L] int64 for a masked one) -> embeddings [R, L, D] (, pooled [R, P])
 Encoder = Callable[..., Tensor | tuple[Tensor, Tensor]]
@@ -29,10 +30,11 @@ class TextFeatures(NamedTuple):
 
 
 class EncodedPrompts(NamedTuple):
-    """Text features, and for every prompt what its author should know."""
+    """Text features of R prompts, and what their authors should know."""
 
     features: TextFeatures
-    warnings: tuple[tuple[str, ...], ...]  # words cut off, and words that no encoder knows
+    warnings: tuple[tuple[str, ...], ...]  # per prompt: words cut off, unknown words, weights
+    unread: tuple[bool, ...]  # per prompt: it is not blank, and no encoder reads a token of it
 
 
 class PromptEncoder:
@@ -65,12 +67,15 @@ class PromptEncoder:
             tokenizer.encode(given, drop_padding and encoder.masked)
             for tokenizer, encoder in zip(self.tokenizers, self.spec.encoders, strict=True)
         ]
-        warnings = iter(self._warnings(batches))
-        told = tuple(() if text is None else next(warnings) for text in texts)
+        found = self._warnings(given, batches)
+        warnings = tuple(found.get(text or "", ()) for text in texts)
+        unread = {text for row, text in enumerate(given) if text.strip() and all(b.unread[row].is_all for b in batches)}
         if len(given) == len(texts):
-            return EncodedPrompts(self._encode(batches), told)
-        rows = torch.tensor([text is not None for text in texts])
-        return EncodedPrompts(self._among_zeros(self._encode(batches) if given else None, rows), told)
+            features = self._encode(batches)
+        else:
+            rows = torch.tensor([text is not None for text in texts])
+            features = self._among_zeros(self._encode(batches) if given else None, rows)
+        return EncodedPrompts(features, warnings, tuple(text in unread for text in texts))
 
     def _encode(self, batches: Sequence[TokenBatch]) -> TextFeatures:
         side_by_side: list[Tensor] = []  # of CLIPs
@@ -105,19 +110,18 @@ class PromptEncoder:
             embeddings[rows], pooled[rows] = some.embeddings, some.pooled
         return TextFeatures(embeddings, torch.ones(count, spec.tokens, dtype=torch.bool), pooled)
 
-    def _warnings(self, batches: Sequence[TokenBatch]) -> list[tuple[str, ...]]:
-        """What to tell about every prompt, each once: CLIPs of one backbone read the same tokens."""
+    def _warnings(self, texts: Sequence[str], batches: Sequence[TokenBatch]) -> dict[str, tuple[str, ...]]:
+        """Text -> its warnings, each once: CLIPs of one backbone read the same tokens."""
         families = {"t5" if encoder.kind == "t5" else "clip" for encoder in self.spec.encoders}
-        told: list[dict[str, None]] = [{} for _ in batches[0].truncated]
+        found: dict[str, dict[str, None]] = {
+            text: dict.fromkeys(weight_warnings(text)) for text in texts if text.strip()
+        }
         for encoder, tokenizer, batch in zip(self.spec.encoders, self.tokenizers, batches, strict=True):
             reader = "the text encoder" if len(families) == 1 else "T5" if encoder.kind == "t5" else "CLIP"
-            for warnings, cut, unknown in zip(told, batch.truncated, batch.unknown_words, strict=True):
-                if cut:
-                    warnings[f"its end was cut, {reader} reads {tokenizer.max_tokens} tokens"] = None
-                if unknown:
-                    words = ", ".join(repr(word[:40]) for word in unknown[:8]) + (" ..." if len(unknown) > 8 else "")
-                    warnings[f"{reader} does not know {words}"] = None
-        return [tuple(warnings) for warnings in told]
+            for text, unread in zip(texts, batch.unread, strict=True):
+                if text in found:
+                    found[text].update(dict.fromkeys(unread_warnings(unread, reader, tokenizer.max_tokens)))
+        return {text: tuple(warnings) for text, warnings in found.items()}
 
 
 class Text(NamedTuple):

@@ -1,8 +1,9 @@
-"""Prompt -> token ids, through the `tokenizers` library alone: serving needs no transformers for it.
+"""Prompt -> token ids, with the `tokenizers` library alone: serving does not need transformers for it.
 
 Axes: R prompts, L tokens.
 """
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,24 +15,24 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from diffsplat.backbones.text import TextEncoderSpec
+from diffsplat.text.unread import Unread, find_unread
 
 _START, _END, _UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<unk>"
 
 
 class TokenBatch(NamedTuple):
-    """Tokens of some prompts, and what the user should know about them."""
+    """Tokens of R prompts, and what they leave out of each."""
 
     input_ids: Tensor  # [R, L] int64, L = max_tokens
-    truncated: list[bool]  # the prompt was longer than L
-    # words that a word-level vocabulary does not have, or characters that T5's does not have, each once, in order
-    unknown_words: list[list[str]]
     mask: Tensor  # [R, L] bool, False on padding
+    unread: list[Unread]
 
 
 class Tokenizer:
     """A `tokenizer.json` of the `tokenizers` library: CLIP's byte pairs, T5's unigrams, or a word-level one of our own.
 
-    The file brings its start and end tokens by its post-processor.
+    The file's post-processor adds the start and end tokens. Their names in a prompt are plain text: a prompt cannot
+    contain control tokens.
 
     Args:
         inner: what the file holds.
@@ -55,22 +56,26 @@ class Tokenizer:
         padding = inner.padding
         inner.no_padding()
         inner.no_truncation()  # both are done here, to know what was cut
+        inner.encode_special_tokens = True  # as text
         empty = inner.encode("").ids
         if len(empty) != 1 + start_token:
-            marks = "one start and one end token around" if start_token else "one end token behind"
+            marks = "one start and one end token around" if start_token else "one end token after"
             raise ValueError(f"the tokenizer must put {marks} a prompt")
         self._inner = inner
+        self._start_tokens = int(start_token)
         self.max_tokens = max_tokens
         self._lower_case = lower_case
         self._end = empty[-1]
         self._pad: int = self._end if padding is None else padding["pad_id"]
         if pad_token_id is not None:
             self._pad = pad_token_id
+        self._is_word_level = isinstance(inner.model, models.WordLevel)
         self._unknown: int | None = None
         if isinstance(inner.model, models.WordLevel):
             self._unknown = inner.token_to_id(inner.model.unk_token)
         elif isinstance(inner.model, models.Unigram):
-            self._unknown = inner.token_to_id(_UNKNOWN)
+            hidden = inner.token_to_id(_hidden(_UNKNOWN))
+            self._unknown = inner.token_to_id(_UNKNOWN) if hidden is None else hidden
 
     @classmethod
     def for_encoder(cls, source: str | os.PathLike[str], encoder: TextEncoderSpec) -> "Tokenizer":
@@ -111,26 +116,48 @@ class Tokenizer:
         prompts = [prompt.replace("_", " ") for prompt in prompts]
         if self._lower_case:
             prompts = [prompt.lower().strip() for prompt in prompts]
-        rows, truncated, unknown_words = [], [], []
+        rows, unread = [], []
+        fits = self.max_tokens - 1 - self._start_tokens
         for prompt, encoding in zip(prompts, self._inner.encode_batch(prompts), strict=True):
             ids = encoding.ids
-            truncated.append(len(ids) > self.max_tokens)
-            if truncated[-1]:
-                ids = ids[: self.max_tokens - 1] + [self._end]
-            spans = [encoding.offsets[i] for i, token in enumerate(ids) if token == self._unknown]
-            unknown_words.append(list(dict.fromkeys(prompt[start:stop].strip() for start, stop in spans)))
-            rows.append(ids)
+            own = slice(self._start_tokens, -1)
+            unknown = [token == self._unknown for token in ids[own]]
+            unread.append(find_unread(prompt, encoding.offsets[own], unknown, fits, self._is_word_level))
+            rows.append(ids if len(ids) <= self.max_tokens else [*ids[: self.max_tokens - 1], self._end])
         length = max(map(len, rows), default=0) if drop_padding else self.max_tokens
         padded = [ids + [self._pad] * (length - len(ids)) for ids in rows]
         input_ids = torch.tensor(padded, dtype=torch.int64).reshape(-1, length)
         lengths = torch.tensor([len(ids) for ids in rows], dtype=torch.int64)
-        return TokenBatch(input_ids, truncated, unknown_words, torch.arange(length) < lengths[:, None])
+        return TokenBatch(input_ids, torch.arange(length) < lengths[:, None], unread)
 
 
 def _read(source: str | os.PathLike[str]) -> tokenizers.Tokenizer:
     """From the text of a `tokenizer.json`, which starts with a brace, or from its path."""
     is_text = isinstance(source, str) and source.lstrip().startswith("{")
-    return tokenizers.Tokenizer.from_str(str(source) if is_text else Path(source).read_text(encoding="utf-8"))
+    text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
+    return tokenizers.Tokenizer.from_str(_hide_control_pieces(text))
+
+
+def _hide_control_pieces(text: str) -> str:
+    """Rename the control tokens among a unigram model's pieces, so that no text matches them; ids stay.
+
+    T5 lists `</s>` among its pieces, with the best score of all. Byte pairs and words never produce their control
+    tokens from text.
+    """
+    file = json.loads(text)
+    if file["model"]["type"] != "Unigram":
+        return text
+    control = {token["content"] for token in file["added_tokens"] if token["special"]}
+    vocabulary = file["model"]["vocab"]
+    renamed = control & {piece for piece, _ in vocabulary}
+    file["model"]["vocab"] = [[_hidden(piece) if piece in control else piece, score] for piece, score in vocabulary]
+    file["added_tokens"] = [token for token in file["added_tokens"] if token["content"] not in renamed]
+    return json.dumps(file)
+
+
+def _hidden(piece: str) -> str:
+    """A name that no text has: words are split at spaces before pieces are looked up."""
+    return f" {piece}"
 
 
 def train_tokenizer(captions: Iterable[str], max_tokens: int) -> str:

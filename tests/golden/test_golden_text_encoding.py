@@ -102,8 +102,8 @@ def test_text_features(case, golden, assert_close):
     if case not in file.cases:
         pytest.skip(f"the file has no case {case}")
     out = file.out(case)
-    features, warnings = encode(file, case, drop_padding=False)
-    assert warnings == ((), ())
+    features, warnings, unread = encode(file, case, drop_padding=False)
+    assert warnings == ((), ()) and unread == (False, False)
     compared = {name for name in out if not name.startswith("ids_")}
     for row, prefix in enumerate(("", "negative_")):
         assert_close(features.embeddings[row : row + 1], out[f"{prefix}prompt_embeds"], f"{prefix}prompt_embeds")

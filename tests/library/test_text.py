@@ -13,6 +13,7 @@ from transformers import CLIPTextModel
 from diffsplat.backbones import PICO, TextEncoderSpec
 from diffsplat.text.encoders import TextEncoder, build_encoder
 from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
+from diffsplat.text.unread import Unread
 
 CAPTIONS = ["a red cube", "two Blue_spheres, stacked.", "A small green cone"]
 WORDS = ["<unk>", "a", "blue", "cone", "cube", "green", "red", "small", "spheres", "stacked", "two"]
@@ -42,8 +43,7 @@ def test_trained_tokenizer(tokenizer):
     for ids, words in zip(batch.input_ids.tolist(), expected, strict=True):
         assert ids == [START, *(WORDS.index(word) for word in words), *[END] * (7 - len(words))]
     assert batch.input_ids.dtype == torch.int64
-    assert batch.truncated == [False, False, False]
-    assert batch.unknown_words == [[], [], []]
+    assert batch.unread == [Unread("", (), False), Unread("", (), False), Unread("", (), True)]
 
 
 def test_the_same_captions_give_the_same_tokenizer():
@@ -52,14 +52,14 @@ def test_the_same_captions_give_the_same_tokenizer():
 
 def test_unknown_words_are_named(tokenizer):
     batch = tokenizer.encode(["a Zebra on a red cube with a zebra and a Zebra", "a red cube"])
-    assert batch.unknown_words == [["Zebra", "on"], []]  # those behind the cut were not read
+    assert batch.unread[0] == Unread("with a zebra and a Zebra", ("Zebra", "on"), False)  # words after the cut: unread
+    assert batch.unread[1] == Unread("", (), False)
     assert batch.input_ids[0].tolist() == [START, 1, 0, 0, 1, 6, 4, END]
-    assert batch.truncated == [True, False]
 
 
-def test_a_prompt_that_just_fits_is_not_truncated(tokenizer):
+def test_a_prompt_that_just_fits_is_not_cut(tokenizer):
     batch = tokenizer.encode(["red " * 6, "red " * 7])
-    assert batch.truncated == [False, True]
+    assert [unread.cut for unread in batch.unread] == ["", "red"]
     assert torch.equal(batch.input_ids[0], batch.input_ids[1])
 
 
@@ -95,8 +95,7 @@ def test_byte_pair_tokenizer_of_clip():
     batch = Tokenizer.from_json(text, max_tokens=6).encode(["Red_ox", "red red red red red"])
     start, end, red = 54, 55, 53
     assert batch.input_ids.tolist() == [[start, red, 14, 26 + 23, end, end], [start, red, red, red, red, end]]
-    assert batch.truncated == [False, True]
-    assert batch.unknown_words == [[], []]  # byte pairs know every word
+    assert batch.unread == [Unread("", (), False), Unread("red", (), False)]  # byte pairs know every word
     with pytest.raises(ValueError, match="max_tokens is open"):
         Tokenizer.from_json(text)
 

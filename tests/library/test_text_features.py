@@ -97,19 +97,20 @@ def test_t5_tokens():
     batch = tokenizer.encode([" A_RED cubes ", "", "two two two two two two"])
     assert batch.input_ids.tolist() == [[4, 5, 7, 15, 1, 0], [1, 0, 0, 0, 0, 0], [9, 9, 9, 9, 9, 1]]
     assert batch.mask.tolist() == [[True] * 5 + [False], [True] + [False] * 5, [True] * 6]
-    assert batch.truncated == [False, False, True]
+    assert [unread.cut for unread in batch.unread] == ["", "", "two"]
+    assert [unread.is_all for unread in batch.unread] == [False, True, False]
     short = tokenizer.encode(["a red", ""], drop_padding=True)
     assert short.input_ids.tolist() == [[4, 5, 1], [1, 0, 0]]
     assert short.mask.tolist() == [[True] * 3, [True, False, False]]
     tokenizer = Tokenizer.for_encoder(t5_tokenizer(), replace(encoder, max_tokens=16, lower_case=False))
-    assert tokenizer.encode(["a 猫 cube 猫 Ω", "RED"]).unknown_words == [["猫", "Ω"], ["RED"]]
+    assert [unread.unknown for unread in tokenizer.encode(["a 猫 cube 猫 Ω", "RED"]).unread] == [("猫", "Ω"), ("RED",)]
 
 
 def test_marks_must_fit_the_encoder():
     clip, t5 = TextEncoderSpec("clip", 8, CLIP), TextEncoderSpec("t5", 8, T5)
     with pytest.raises(ValueError, match="one start and one end token"):
         Tokenizer.for_encoder(t5_tokenizer(), clip)
-    with pytest.raises(ValueError, match="one end token behind"):
+    with pytest.raises(ValueError, match="one end token after"):
         Tokenizer.for_encoder(train_tokenizer([CAPTION], 8), t5)
 
 
@@ -123,12 +124,12 @@ def test_padding_token():
 @pytest.mark.parametrize("backbone", TEXTS)
 def test_shapes(backbone: str):
     encoder = prompt_encoder(backbone)
-    features, warnings = encoder.encode(["a red cube", "two spheres", None], drop_padding=False)
+    features, warnings, unread = encoder.encode(["a red cube", "two spheres", None], drop_padding=False)
     assert features.embeddings.shape == (3, encoder.spec.tokens, encoder.spec.width)
     assert features.pooled.shape == (3, encoder.spec.pooled_width)
     assert features.mask.shape == (3, encoder.spec.tokens) and features.mask.dtype == torch.bool
     assert features.mask.all() != backbone.startswith("pixart")
-    assert warnings == ((), (), ())
+    assert warnings == ((), (), ()) and unread == (False, False, False)
 
 
 def test_one_encoder_is_passed_through():
@@ -189,21 +190,50 @@ def test_padding_of_pixart_costs_nothing():
 
 
 def test_warnings():
-    long = "red " * 7
-    for backbone in ("sd15", "sdxl"):  # CLIPs of one backbone read the same: told once
-        assert prompt_encoder(backbone).encode([long, "a Zebra", None]).warnings == (
-            ("its end was cut, the text encoder reads 8 tokens",),
+    long = "red " * 6 + "two cubes"
+    for backbone in ("sd15", "sdxl"):  # CLIPs of one backbone read the same tokens: one warning
+        encoded = prompt_encoder(backbone).encode([long, "a Zebra", None])
+        assert encoded.warnings == (
+            ("the text encoder reads 8 tokens, cut off: 'two cubes'",),
             ("the text encoder does not know 'Zebra'",),
             (),
         )
     assert prompt_encoder("sd3").encode([long, "red " * 12, "猫"]).warnings == (
-        ("its end was cut, CLIP reads 8 tokens",),
-        ("its end was cut, CLIP reads 8 tokens", "its end was cut, T5 reads 10 tokens"),
+        ("CLIP reads 8 tokens, cut off: 'two cubes'",),
+        (f"CLIP reads 8 tokens, cut off: '{'red ' * 5}red'", "T5 reads 10 tokens, cut off: 'red red red'"),
         ("CLIP does not know '猫'", "T5 does not know '猫'"),
     )
     many = " ".join(f"{letter}{'x' * 50}" for letter in "abcdefghij")
     ((cut, unknown),) = prompt_encoder("sd15").encode([many]).warnings
-    assert unknown.count("'") == 12 and f"'a{'x' * 39}'" in unknown
+    assert unknown.count("'") == 12 and f"'a{'x' * 39} ...'" in unknown
+    assert cut.endswith(" ...'") and len(cut) < 200
+
+
+def test_a_prompt_without_a_token_is_unread():
+    nothing = ["🐉", "!!!", "\u200b", "\0"]
+    features, warnings, unread = prompt_encoder("sd15").encode([*nothing, " ", "a red cube"])
+    assert unread == (True, True, True, True, False, False)
+    assert warnings == (
+        ("the text encoder reads nothing of it", "the text encoder does not know '🐉'"),
+        *[("the text encoder reads nothing of it",)] * 3,
+        (),
+        (),
+    )
+    # what one of two encoders reads is read
+    assert prompt_encoder("sd3").encode(["!!!", None]).unread == (False, False)
+
+
+def test_weights_give_one_hint():
+    hint = "weights such as '(red:1.3)' are not supported and read as plain text"
+    assert prompt_encoder("sd15").encode(["(red:1.3) cube", "(red:1.3) [cube: .5]"]).warnings == ((hint,), (hint,))
+    for prompt in ("<lora:toy:0.8> cube", "[red:0.5] cube", "(red)1.3 cube", "(Zebra:-1) cube"):
+        (warnings,) = prompt_encoder("sd15").encode([prompt]).warnings
+        assert [warning for warning in warnings if "weights" in warning] == [
+            f"weights such as {prompt.removesuffix(' cube')!r} are not supported and read as plain text"
+        ]
+        assert not any(number in warning for warning in warnings if "know" in warning for number in "01358")
+    (warnings,) = prompt_encoder("sd15").encode(["red cube (two 4:3)"]).warnings
+    assert warnings == ("the text encoder does not know '4', '3'",)
 
 
 def test_serving_needs_no_transformers():

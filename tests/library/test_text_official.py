@@ -219,7 +219,7 @@ def test_t5_tokenizer_of_a_sentencepiece_file(tmp_path: Path):
     tokenizer = Tokenizer.for_encoder(text, TextEncoderSpec("t5", 6, pad_token_id=0, masked=True, lower_case=True))
     batch = tokenizer.encode([" Red_cubes Z"])
     assert batch.input_ids.tolist() == [[4, 5, 6, 3, 2, 1]]
-    assert batch.unknown_words == [["z"]]
+    assert [unread.unknown for unread in batch.unread] == [("z",)]
 
 
 @pytest.mark.parametrize(

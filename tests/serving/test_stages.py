@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -46,8 +47,16 @@ def test_encode_warns_of_what_the_text_encoder_does_not_see(pipeline: Pipeline) 
     warnings = pipeline.encode.run(GenerationRequest("a red dragon", negative_prompt="red " * 30)).envelope.warnings
     assert warnings == (
         "prompt: the text encoder does not know 'dragon'",
-        "negative_prompt: its end was cut, the text encoder reads 16 tokens",
+        f"negative_prompt: the text encoder reads 16 tokens, cut off: '{'red ' * 15}red'",
     )
+
+
+@pytest.mark.parametrize("prompt", ["🐉", "!!!", "\u200b", "\0"])
+def test_encode_refuses_a_prompt_without_a_word(pipeline: Pipeline, prompt: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"prompt = {re.escape(repr(prompt))}: must contain a word"):
+        pipeline.encode.run(GenerationRequest(prompt))
+    negative = pipeline.encode.run(GenerationRequest("a red cube", negative_prompt=prompt)).envelope.warnings
+    assert negative[0] == "negative_prompt: the text encoder reads nothing of it"
 
 
 def test_a_scheduler_of_another_process_is_refused(pipeline: Pipeline) -> None:
