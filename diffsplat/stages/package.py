@@ -52,7 +52,7 @@ class PackageStage:
         check_shape("RAW_SPLATS", raw_splats, splats.shape)
         # the published script writes what its renderer has kept, so that both thresholds hold for its files
         threshold = max(threshold, request.opacity_threshold_render)
-        file = encode_ply(SplatCloud.from_array(raw_splats), threshold, log=_torch_log)
+        file = encode_ply(SplatCloud.from_array(raw_splats), threshold)
         # that file shows another object wherever quaternions are normalised: the splats themselves come with it
         return PackageResult(_above(splats, threshold), bytes(file))
 
@@ -60,13 +60,3 @@ class PackageStage:
 def _above(splats: np.ndarray, threshold: float) -> np.ndarray:
     keep = SplatCloud.from_array(splats).opacity > threshold
     return splats if keep.all() else splats[keep]
-
-
-def _torch_log(values: np.ndarray) -> np.ndarray:
-    """The logarithm that the published files are written with: libraries differ in the last bit.
-
-    torch is imported here, by the first request that needs it.
-    """
-    import torch
-
-    return torch.log(torch.from_numpy(np.ascontiguousarray(values))).numpy()

@@ -7,7 +7,6 @@ The same order and arithmetic as the DiffSplat reference (without normals and hi
 
 import io
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,7 +38,10 @@ _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
 
 
 def nearest_log(values: np.ndarray) -> np.ndarray:
-    """The float32 nearest to the logarithm of each float32."""
+    """The float32 nearest to the logarithm of each float32.
+
+    The same on every machine; the float32 logarithms of numpy and PyTorch differ in the last bit from CPU to CPU.
+    """
     return np.log(values.astype(np.float64)).astype(np.float32)
 
 
@@ -56,7 +58,6 @@ def encode_ply(
     cloud: SplatCloud,
     opacity_threshold: float = 0.0,
     compatible: bool = True,
-    log: Callable[[np.ndarray], np.ndarray] = nearest_log,
 ) -> bytearray:
     """The bytes of the file.
 
@@ -64,8 +65,6 @@ def encode_ply(
         cloud: the splats.
         opacity_threshold: splats must be strictly more opaque than this.
         compatible: what viewers expect; False writes opacity, scales and colours as they are.
-        log: elementwise float32 logarithm. Logarithms of different libraries differ in the last bit; the reference's
-            own bytes come out with the one it used (PyTorch's).
     """
     cloud = cloud.threshold(opacity_threshold)
     header = _header(len(cloud))
@@ -76,8 +75,8 @@ def encode_ply(
     if compatible:
         dc = (cloud.rgb - np.float32(0.5)) / np.float32(SH_C0)
         clamped = np.clip(opacity, OPACITY_MARGIN, np.float32(1) - OPACITY_MARGIN)
-        opacity = log(clamped / (1 - clamped))
-        scales = log(scales + SCALE_MARGIN)
+        opacity = nearest_log(clamped / (1 - clamped))
+        scales = nearest_log(scales + SCALE_MARGIN)
     with np.errstate(invalid="ignore"):  # NaN has no byte; it becomes 0
         colors = np.clip(cloud.rgb * np.float32(255), 0, 255).astype(np.uint8)  # truncated, as the reference does
     _put(records, ("x", "y", "z"), cloud.positions)
