@@ -8,7 +8,7 @@ A file is NAME.safetensors with tensors `weights/<model>/<name>`, `in/<case>/<na
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from torch import Tensor
 from diffsplat.backbones import NoiseSchedule
 
 HERE = Path(__file__).parent
+UNREAD = pytest.StashKey[dict[Path, set[str]]]()  # file -> its reference outputs that no test has taken yet
+PARTIAL = pytest.StashKey[bool]()  # some tests of this folder were left out of this run
 RELATIVE_TOLERANCE = 1e-4  # of the largest reference value; two runs of the reference itself differ by up to 1.5e-5
 
 
@@ -50,6 +52,26 @@ def part_of(path: Path) -> str:
         return file.metadata().get("part", path.stem)
 
 
+class Outputs(Mapping[str, Tensor]):
+    """Reference outputs by name. Whatever a test takes leaves `unread`; looking whether a name is there does not."""
+
+    def __init__(self, tensors: dict[str, Tensor], prefix: str, unread: set[str]) -> None:
+        self._tensors, self._prefix, self._unread = tensors, prefix, unread
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._unread.discard(self._prefix + name)
+        return self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 @dataclass(frozen=True)
 class Golden:
     """One reference file."""
@@ -57,6 +79,7 @@ class Golden:
     path: Path  # other files of the same part lie beside it
     tensors: dict[str, Tensor]
     config: dict[str, Any]
+    unread: set[str]  # reference outputs that no test has taken yet, shared by all who open the file
 
     @property
     def cases(self) -> list[str]:
@@ -70,9 +93,9 @@ class Golden:
         """Inputs of one case; what it lacks comes from `in/shared/`."""
         return {**self._under("in/shared/"), **self._under(f"in/{case}/")}
 
-    def out(self, case: str) -> dict[str, Tensor]:
-        """Reference outputs of one case."""
-        return self._under(f"out/{case}/")
+    def out(self, case: str) -> Outputs:
+        """Reference outputs of one case; taking one of them notes that it was read."""
+        return Outputs(self._under(f"out/{case}/"), f"out/{case}/", self.unread)
 
     def weights(self, model: str) -> dict[str, Tensor]:
         """State dict of one model, official names."""
@@ -82,7 +105,7 @@ class Golden:
 @pytest.fixture(scope="session")
 def golden(request: pytest.FixtureRequest) -> Callable[[str], Golden]:
     """Open the reference file of a part, with `or_default` that of the default folder where the folder has none."""
-    folder = golden_dir(request.config)
+    folder, unread = golden_dir(request.config), request.config.stash[UNREAD]
 
     def load(part: str, or_default: bool = False) -> Golden:
         path = find_part(folder, part) or (find_part(HERE / "data", part) if or_default else None)
@@ -91,9 +114,18 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], Golden]:
             pytest.skip(f"the folder has no file of part {part}")
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-            return Golden(path, tensors, json.loads(file.metadata()["config"]))
+            names = unread.setdefault(path, {name for name in tensors if name.startswith("out/")})
+            return Golden(path, tensors, json.loads(file.metadata()["config"]), names)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def unread_outputs(request: pytest.FixtureRequest) -> dict[Path, set[str]]:
+    """For each file opened so far the reference outputs that no test has taken."""
+    if request.config.stash.get(PARTIAL, False):
+        pytest.skip("only a run of all golden tests shows which files they read")
+    return request.config.stash[UNREAD]
 
 
 @pytest.fixture(scope="session")
@@ -142,6 +174,22 @@ def schedule_of(base: dict[str, Any], prediction_type: str | None = None) -> Noi
 def noise_schedule() -> Callable[..., NoiseSchedule]:
     """`noise_schedule(config, prediction_type)`: see `schedule_of`."""
     return schedule_of
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Note that tests were left out of this run."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.config.stash[PARTIAL] = True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the coverage test after all others, which fill what it looks at."""
+    config.stash[UNREAD] = {}
+    run = {item.path for item in items}
+    if not run.issuperset(HERE.glob("test_golden_*.py")):
+        config.stash[PARTIAL] = True
+    items.sort(key=lambda item: item.path == HERE / "test_golden_coverage.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

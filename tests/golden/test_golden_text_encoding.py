@@ -121,14 +121,14 @@ def test_text_features(case, golden, assert_close):
     assert not compared
 
 
-@pytest.mark.parametrize("case", ENCODERS)
+@pytest.mark.parametrize("case", [*ENCODERS, "sdxl_explicit_negative"])
 def test_tokens(case, golden):
     """What the reference's encoders were fed: the padded ids of the prompt, then of the negative prompt."""
     file = golden("text_encoding")
     if case not in file.cases:
         pytest.skip(f"the file has no case {case}")
     encoder = prompt_encoder(file, case)
-    for name, tokenizer in zip(ENCODERS[case], encoder.tokenizers, strict=True):
+    for name, tokenizer in zip(ENCODERS[backbone(case)], encoder.tokenizers, strict=True):
         fed = {key: ids for key, ids in file.out(case).items() if key.startswith(f"ids_{name}_")}
         fed = [ids for ids in fed.values() if ids.shape[1] == tokenizer.max_tokens]
         prompts = [file.config["prompt"], file.config["negative"]][: len(fed)]  # SDXL does not encode the negative one
