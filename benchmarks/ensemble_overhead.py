@@ -12,6 +12,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,9 @@ from diffsplat_client.request import GenerationRequest
 from benchmarks.machine import describe_machine
 
 if TYPE_CHECKING:
-    from diffsplat.pipeline import Pipeline
+    from diffsplat_client.generation import Generation
+
+    from diffsplat.pipeline import Pipeline, PipelineResult
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 3
@@ -49,7 +52,10 @@ def measure(client: Client, pipeline: "Pipeline", pairs: int) -> dict[str, Any]:
     request = GenerationRequest("a red cube", seed=0, frame_poses=four_views(), format="ply")
     seconds: dict[str, list[float]] = {"ensemble": [], "pipeline": []}
     stages: dict[str, list[dict[str, float]]] = {"ensemble": [], "pipeline": []}
-    calls = {"ensemble": client.generate, "pipeline": pipeline.generate}
+    calls: dict[str, Callable[[GenerationRequest], Generation | PipelineResult]] = {
+        "ensemble": client.generate,
+        "pipeline": pipeline.generate,
+    }
     for pair in range(-WARM_UP, pairs):
         for name in sorted(calls, reverse=pair % 2 == 1):
             started = time.perf_counter()

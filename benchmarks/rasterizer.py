@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.machine import describe_machine
 from benchmarks.scalar_blend import blend_frame_scalar
-from benchmarks.splat_scene import Scene, make_scene, orbit
+from benchmarks.splat_scene import Cameras, Scene, make_scene, orbit
 from diffsplat.rasterize import cpu, rasterization, render_uint8, warm_up
 from diffsplat.rasterize.kernels_blend import blend_frame
 from diffsplat.rasterize.torch_reference import rasterize_reference
@@ -103,15 +103,17 @@ def compare(name: str, threads: int, kernels: Work, yardstick_name: str = "", ya
 def forward_rows(scene: Scene, size: int) -> list[Row]:
     """Serving: 262,144 splats, no gradients."""
     one, two, many = orbit(1, size), orbit(2, size), orbit(FRAMES, size)
-    options: dict[str, Any] = {"render_mode": "RGB+ED"}
     rows = []
+
+    def render(function: Callable[..., Any], cameras: Cameras, **options: Any) -> Work:
+        return lambda: function(*scene, *cameras, size, size, render_mode="RGB+ED", **options)
+
     with torch.no_grad():
         for threads, cameras in ((1, one), (2, two)):
             rows.append(
                 compare(
                     f"forward, RGB + depth, {size} px, {threads} frame(s), per frame", threads,
-                    lambda c=cameras: rasterization(*scene, *c, size, size, **options),
-                    "torch tiles", lambda c=cameras: rasterize_reference(*scene, *c, size, size, tiled=True, **options),
+                    render(rasterization, cameras), "torch tiles", render(rasterize_reference, cameras, tiled=True),
                     turns=3, per=threads,
                 )
             )  # fmt: skip

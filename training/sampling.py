@@ -43,6 +43,7 @@ def generate_latents(
     views, rows = spec.geometry.views, len(prompts)
     table = build_sampler(spec.schedule, spec.scheduler, steps or spec.steps, spec.eta)
     elevation = spec.elevation_deg if elevation_deg is None else elevation_deg
+    assert elevation is not None
     cameras = generated_view_cameras(elevation, spec.distance, views)
     plucker = latent_plucker(cameras, spec.geometry, spec.latent_size).to(device).expand(2 * rows, -1, -1, -1, -1)
     input_ids = tokenizer.encode([""] * rows + prompts).input_ids.to(device)

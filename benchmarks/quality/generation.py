@@ -13,6 +13,7 @@ from diffsplat_client.request import GenerationRequest
 from torch import Tensor
 
 from benchmarks.quality.progress import Advance
+from benchmarks.quality.truth import views_elevation_deg
 from diffsplat.backbones import BackboneSpec
 from diffsplat.geometry.cameras import generated_view_cameras
 from diffsplat.geometry.gaussians import from_array
@@ -58,13 +59,13 @@ def seconds_per_asset(pipeline: Pipeline, prompts: Sequence[str]) -> float:
 
 def four_poses(spec: BackboneSpec) -> np.ndarray:
     """Rows of `GenerationRequest.frame_poses` for the views that the spec's denoiser generates."""
-    views = spec.geometry.views
-    return np.array([[spec.elevation_deg, 360.0 / views * v, spec.distance, 1.0] for v in range(views)], np.float32)
+    views, elevation = spec.geometry.views, views_elevation_deg(spec)
+    return np.array([[elevation, 360.0 / views * v, spec.distance, 1.0] for v in range(views)], np.float32)
 
 
 def _seen(splats: Tensor, spec: BackboneSpec, size: int) -> Tensor:
     """[N, 14] -> [V, 4, S, S]."""
-    cameras = generated_view_cameras(spec.elevation_deg, spec.distance, spec.geometry.views)
+    cameras = generated_view_cameras(views_elevation_deg(spec), spec.distance, spec.geometry.views)
     seen = render(from_array(splats), cameras, size, size, spec.geometry, background=0.0)
     alpha = seen.alpha[0]
     return torch.cat([(seen.rgb[0] / alpha.clamp_min(_MIN_ALPHA)).clamp(0.0, 1.0), alpha], dim=1)

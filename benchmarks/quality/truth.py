@@ -42,6 +42,17 @@ def bundle_config(bundle: Bundle) -> SyntheticConfig:
     return CONFIGS[grammar]
 
 
+def views_elevation_deg(spec: BackboneSpec) -> float:
+    """Elevation of the views that a text bundle generates, in degrees.
+
+    Raises:
+        ValueError: the bundle has no default, since it takes the elevation from the request's image.
+    """
+    if spec.elevation_deg is None:
+        raise ValueError(f"{spec.name}: has no default elevation; only text bundles are judged")
+    return spec.elevation_deg
+
+
 def nouns_of(config: SyntheticConfig) -> tuple[str, ...]:
     """Every shape and composite object; what the shape probe tells apart."""
     return config.shapes + config.composites
@@ -72,7 +83,7 @@ def render_true(objects: Sequence[SyntheticObject], spec: BackboneSpec, size: in
     """The views that the spec's denoiser generates, each object from its own distance: [N, V, 4, S, S]."""
     views = spec.geometry.views
     azimuths = torch.arange(views) * (360.0 / views)
-    elevations = torch.full((views,), float(spec.elevation_deg))
+    elevations = torch.full((views,), views_elevation_deg(spec))
     seen = []
     for made in objects:
         distance = float(np.linalg.norm(made.camera_to_world_zup[0, :3, 3]))

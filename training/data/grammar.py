@@ -82,7 +82,7 @@ def draw(words: "ObjectWords", rng: np.random.Generator) -> str:
 
 def every(words: "ObjectWords") -> tuple[str, ...]:
     """Every caption that `draw` can give for a single object; for two objects, every phrase of each and relation."""
-    sizes = ("",)
+    sizes: tuple[str, ...] = ("",)
     if words.shape in ALL_SHAPES and not words.relation:
         sizes = ("", *(word + " " for word in SIZE_SYNONYMS[words.size]))
     firsts = [

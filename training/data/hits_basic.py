@@ -11,6 +11,7 @@ import numpy as np
 
 from training.data.jit import compiled
 
+Hit = tuple[float, float, float, float]  # ray parameter, normal x, y, z
 MISS = np.inf
 T_MIN = 1e-6
 
@@ -18,7 +19,7 @@ _jit = compiled(inline=True)
 
 
 @_jit
-def hit_sphere(ox, oy, oz, dx, dy, dz):
+def hit_sphere(ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     """Unit sphere."""
     a = dx * dx + dy * dy + dz * dz
     b = ox * dx + oy * dy + oz * dz
@@ -33,7 +34,7 @@ def hit_sphere(ox, oy, oz, dx, dy, dz):
 
 
 @_jit
-def hit_cube(ox, oy, oz, dx, dy, dz):
+def hit_cube(ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     """Cube [-1, 1]^3 by slabs; a direction of exactly zero gives infinite slab ends, which compare rightly."""
     near = -MISS
     far = MISS
@@ -56,7 +57,7 @@ def hit_cube(ox, oy, oz, dx, dy, dz):
 
 
 @_jit
-def _hit_disc(z, ox, oy, oz, dx, dy, dz):
+def _hit_disc(z: float, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> float:
     """Unit disc in the plane at height z: the ray parameter, or MISS."""
     t = (z - oz) / dz
     x, y = ox + t * dx, oy + t * dy
@@ -66,7 +67,7 @@ def _hit_disc(z, ox, oy, oz, dx, dy, dz):
 
 
 @_jit
-def hit_cylinder(ox, oy, oz, dx, dy, dz):
+def hit_cylinder(ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     """Radius 1 about z, closed by discs at z = -1 and z = 1."""
     best = MISS
     nx = ny = nz = 0.0
@@ -85,7 +86,7 @@ def hit_cylinder(ox, oy, oz, dx, dy, dz):
 
 
 @_jit
-def hit_cone(ox, oy, oz, dx, dy, dz):
+def hit_cone(ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     """Apex (0, 0, 1), base disc of radius 1 at z = -1: x^2 + y^2 = ((1 - z) / 2)^2."""
     best = MISS
     nx = ny = nz = 0.0

@@ -6,8 +6,9 @@ All are closed forms but the torus, whose quartic is solved by Newton steps to 1
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
-from training.data.hits_basic import MISS, T_MIN
+from training.data.hits_basic import MISS, T_MIN, Hit
 from training.data.jit import compiled
 
 _jit = compiled
@@ -23,7 +24,7 @@ _NEWTON_TOLERANCE = 1e-12
 
 
 @_jit
-def hit_planes(planes, ox, oy, oz, dx, dy, dz):
+def hit_planes(planes: NDArray[np.float64], ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     """Intersection of half spaces [N, 4]."""
     near, far = -MISS, MISS
     face = -1
@@ -43,7 +44,7 @@ def hit_planes(planes, ox, oy, oz, dx, dy, dz):
 
 
 @_jit
-def hit_capsule(radius, ox, oy, oz, dx, dy, dz):
+def hit_capsule(radius: float, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     """Points within `radius` of the segment from z = radius - 1 to z = 1 - radius."""
     half = 1.0 - radius
     best = MISS
@@ -70,7 +71,9 @@ def hit_capsule(radius, ox, oy, oz, dx, dy, dz):
 
 
 @_jit
-def _hit_annulus(z, inner, outer, ox, oy, oz, dx, dy, dz):
+def _hit_annulus(
+    z: float, inner: float, outer: float, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float
+) -> float:
     """Ring between two radii in the plane at height z: the ray parameter, or MISS."""
     t = (z - oz) / dz
     x, y = ox + t * dx, oy + t * dy
@@ -81,7 +84,7 @@ def _hit_annulus(z, inner, outer, ox, oy, oz, dx, dy, dz):
 
 
 @_jit
-def hit_dome(ox, oy, oz, dx, dy, dz):
+def hit_dome(ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     """Upper half of the unit ball, closed by its disc at z = 0."""
     best = MISS
     nx = ny = nz = 0.0
@@ -100,7 +103,7 @@ def hit_dome(ox, oy, oz, dx, dy, dz):
 
 
 @_jit
-def hit_tube(inner, ox, oy, oz, dx, dy, dz):
+def hit_tube(inner: float, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     """Between the cylinders of radius `inner` and 1, -1 <= z <= 1: a ring, a pipe, the wall of a cup."""
     best = MISS
     nx = ny = nz = 0.0
@@ -125,7 +128,7 @@ def hit_tube(inner, ox, oy, oz, dx, dy, dz):
 
 
 @_jit
-def hit_frustum(top, ox, oy, oz, dx, dy, dz):
+def hit_frustum(top: float, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     """Cone cut flat: radius 1 at z = -1, radius `top` in (0, 1) at z = 1."""
     best = MISS
     nx = ny = nz = 0.0
@@ -152,7 +155,7 @@ def hit_frustum(top, ox, oy, oz, dx, dy, dz):
 
 
 @_jit
-def hit_torus(tube, ox, oy, oz, dx, dy, dz):
+def hit_torus(tube: float, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     """Circle of radius 1 - tube in the plane z = 0, thickened by `tube`: the outer radius is 1.
 
     Along a ray counted from its point nearest to the origin the surface is s^4 + p s^2 + q s + e = 0. The quartic falls
@@ -188,7 +191,7 @@ def hit_torus(tube, ox, oy, oz, dx, dy, dz):
 
 
 @_jit
-def _newton(p, q, e, start, end):
+def _newton(p: float, q: float, e: float, start: float, end: float) -> tuple[float, bool]:
     """Root of the falling quartic reached from `start` without passing `end`: (s, whether there is one)."""
     s = start
     for _ in range(_NEWTON_STEPS):

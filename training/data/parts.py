@@ -92,11 +92,6 @@ def roof(at: Vector, half: Vector, rgb: Rgb, tilt: Tilt = (0, 0), yaw: float = 0
     return Primitive(PRISM, half, yaw, at, rgb, tilt)
 
 
-def spire(at: Vector, half: Vector, rgb: Rgb, tilt: Tilt = (0, 0), yaw: float = 0) -> Primitive:
-    """Pyramid with a square base."""
-    return Primitive(PYRAMID, half, yaw, at, rgb, tilt)
-
-
 def gem(at: Vector, half: Vector, rgb: Rgb, yaw: float = 0) -> Primitive:
     """Octahedron."""
     return Primitive(DIAMOND, half, yaw, at, rgb)
@@ -110,8 +105,7 @@ def limb(start: Vector, end: Vector, radius: float, rgb: Rgb) -> Primitive:
     half = 0.5 * length + radius
     polar = math.degrees(math.acos(along[2] / length))
     yaw = math.degrees(math.atan2(along[1], along[0]))
-    x, y, z = (float(v) for v in 0.5 * (a + b))
-    return Primitive(CAPSULE, (half,) * 3, yaw, (x, y, z), rgb, (0, polar), radius / half)
+    return Primitive(CAPSULE, (half,) * 3, yaw, _vector(0.5 * (a + b)), rgb, (0, polar), radius / half)
 
 
 def painted(part: Primitive, pattern: int, bands: int, second_rgb: Rgb) -> Primitive:
@@ -121,7 +115,8 @@ def painted(part: Primitive, pattern: int, bands: int, second_rgb: Rgb) -> Primi
 
 def moved(parts: Sequence[Primitive], shift: Vector) -> Parts:
     """The same parts, shifted."""
-    return [replace(p, centre=tuple(c + s for c, s in zip(p.centre, shift, strict=True))) for p in parts]
+    dx, dy, dz = shift
+    return [replace(p, centre=(x + dx, y + dy, z + dz)) for p, (x, y, z) in ((p, p.centre) for p in parts)]
 
 
 def turned(parts: Sequence[Primitive], yaw_deg: float) -> Parts:
@@ -155,8 +150,8 @@ def fit(parts: Sequence[Primitive], radius: float = FIT_RADIUS) -> Parts:
     return [
         replace(
             part,
-            centre=tuple(float(v) for v in (np.array(part.centre) - middle) * factor),
-            scale=tuple(float(s) * factor for s in part.scale),
+            centre=_vector((np.array(part.centre) - middle) * factor),
+            scale=_vector(np.array(part.scale) * factor),
         )
         for part in parts
     ]
@@ -199,6 +194,11 @@ _OUTLINES = {
     TORUS: lambda part: _discs((-part.parameter, 1), (part.parameter, 1)),
     CAPSULE: lambda part: _discs((-1, 0.5 * part.parameter), (1, 0.5 * part.parameter)),
 }
+
+
+def _vector(values: np.ndarray) -> Vector:
+    x, y, z = values.tolist()
+    return x, y, z
 
 
 def _three(value: float | Vector) -> Vector:

@@ -51,7 +51,14 @@ def render_views(
 
 
 @compiled
-def _cast_view(rows, camera, light, rgba, normals, depths):
+def _cast_view(
+    rows: NDArray[np.float64],
+    camera: NDArray[np.float64],
+    light: NDArray[np.float64],
+    rgba: NDArray[np.float32],
+    normals: NDArray[np.float32],
+    depths: NDArray[np.float32],
+) -> None:
     """Fill one view: rgba [H, W, 4], z-up normals [H, W, 3] and depths [H, W] (all start at zero)."""
     side = rgba.shape[0]
     count = rows.shape[0]
@@ -161,7 +168,9 @@ def _cast_view(rows, camera, light, rgba, normals, depths):
 
 
 @compiled
-def _cover_box(row, camera, pixel, side, box):
+def _cover_box(
+    row: NDArray[np.float64], camera: NDArray[np.float64], pixel: float, side: int, box: NDArray[np.int64]
+) -> None:
     """Columns and rows of pixels that can see the primitive: its box's corners, projected, and one pixel around.
 
     The box must lie before the camera, as everything in [-0.5, 0.5]^3 does at the distances of the layouts; where it

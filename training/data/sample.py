@@ -45,7 +45,17 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""
-        return Batch(*(field.to(device) if isinstance(field, Tensor) else field for field in self))
+        return Batch(
+            images_rgb=self.images_rgb.to(device),
+            alphas=self.alphas.to(device),
+            normals=self.normals.to(device),
+            coords=self.coords.to(device),
+            depths=self.depths.to(device),
+            camera_to_world=self.camera_to_world.to(device),
+            intrinsics=self.intrinsics.to(device),
+            captions=self.captions,
+            uids=self.uids,
+        )
 
 
 def build_sample(views: RawViews, caption: str, uid: str, pixel_rule: PixelRule) -> Sample:
@@ -90,8 +100,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """
     if not samples:
         raise ValueError("cannot collate an empty list of samples")
-    *columns, captions, uids = zip(*samples, strict=True)
-    return Batch(*(torch.stack(column) for column in columns), captions=captions, uids=uids)
+    return Batch(
+        images_rgb=torch.stack([sample.images_rgb for sample in samples]),
+        alphas=torch.stack([sample.alphas for sample in samples]),
+        normals=torch.stack([sample.normals for sample in samples]),
+        coords=torch.stack([sample.coords for sample in samples]),
+        depths=torch.stack([sample.depths for sample in samples]),
+        camera_to_world=torch.stack([sample.camera_to_world for sample in samples]),
+        intrinsics=torch.stack([sample.intrinsics for sample in samples]),
+        captions=tuple(sample.caption for sample in samples),
+        uids=tuple(sample.uid for sample in samples),
+    )
 
 
 def _channels_first(maps: np.ndarray) -> Tensor:

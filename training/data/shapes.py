@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.hits_basic import MISS, hit_cone, hit_cube, hit_cylinder, hit_sphere
+from training.data.hits_basic import MISS, Hit, hit_cone, hit_cube, hit_cylinder, hit_sphere
 from training.data.hits_more import (
     DIAMOND_PLANES,
     PRISM_PLANES,
@@ -88,7 +88,7 @@ class Primitive:
 
 
 @_jit
-def hit_unit(shape, parameter, ox, oy, oz, dx, dy, dz):
+def hit_unit(shape: float, parameter: float, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     """Dispatch on the shape's id."""
     if shape == SPHERE:
         return hit_sphere(ox, oy, oz, dx, dy, dz)
@@ -102,7 +102,7 @@ def hit_unit(shape, parameter, ox, oy, oz, dx, dy, dz):
 
 
 @compiled
-def _hit_more(shape, parameter, ox, oy, oz, dx, dy, dz):
+def _hit_more(shape: float, parameter: float, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
     if shape == TORUS:
         return hit_torus(parameter, ox, oy, oz, dx, dy, dz)
     if shape == CAPSULE:
@@ -123,7 +123,7 @@ def _hit_more(shape, parameter, ox, oy, oz, dx, dy, dz):
 
 
 @compiled
-def painted_second(pattern, bands, low_z, high_z, x, y, z):
+def painted_second(pattern: float, bands: float, low_z: float, high_z: float, x: float, y: float, z: float) -> bool:
     """Whether a point of the unit shape takes the second colour: every other band, counted from z low or azimuth 0."""
     if pattern == STRIPES:
         share = (z - low_z) / (high_z - low_z)

@@ -44,10 +44,10 @@ class SyntheticConfig:
             values = getattr(self, field)
             if not values or not set(values) <= set(known):
                 raise ValueError(f"{field} = {values} must name at least one of {tuple(known)} and nothing else")
-        for field, known in (("relations", RELATIONS), ("composites", COMPOSITES)):
+        for field, options in (("relations", tuple(RELATIONS)), ("composites", tuple(COMPOSITES))):
             values = getattr(self, field)
-            if not set(values) <= set(known):
-                raise ValueError(f"{field} = {values} must name nothing but {tuple(known)}")
+            if not set(values) <= set(options):
+                raise ValueError(f"{field} = {values} must name nothing but {options}")
         if "plain" not in self.patterns:
             raise ValueError(f"patterns = {self.patterns} must hold 'plain'")
         if basic and (self.patterns != ("plain",) or self.relations or self.composites or self.held_out != "shown"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
@@ -48,6 +49,9 @@ class DiffusionStage:
             raise ValueError(f"vae = {config.vae} was trained on another recon stage than {config.recon}")
         if spec.family != "unet" or len(spec.text.encoders) != 1:
             raise ValueError(f"backbone = {spec.name!r}: this stage trains UNets with one text encoder")
+        if spec.elevation_deg is None:
+            raise ValueError(f"backbone = {spec.name!r}: has no default elevation, and this stage trains on text alone")
+        self.elevation_deg = spec.elevation_deg
         (encoder,) = spec.text.encoders
         self.tokenizer_json = train_tokenizer(vocabulary(CONFIGS[config.data.grammar]), encoder.max_tokens)
         self.tokenizer = Tokenizer.for_encoder(self.tokenizer_json, encoder)
@@ -67,7 +71,9 @@ class DiffusionStage:
     def build(self) -> nn.Module:
         """Denoiser and text encoder, freshly initialised or from an earlier run, beside frozen GSRecon and GSVAE."""
         device = self.config.run.device
-        self.denoiser = build_denoiser(self.spec)
+        denoiser = build_denoiser(self.spec)
+        assert isinstance(denoiser, UNet2DConditionModel)
+        self.denoiser = denoiser
         self.text_encoder = build_encoder(self.spec.text.encoders[0])
         gsrecon = load_finished(self.config.recon, "gsrecon", build_gsrecon(self.spec)).to(device)
         gsvae = load_finished(self.config.vae, "gsvae", build_gsvae(self.spec)).to(device)
@@ -140,7 +146,7 @@ class DiffusionStage:
             self.step, self.context, self.text_encoder, self.tokenizer, spec, list(batch.captions[:count]), generator,
             steps=self.config.evaluation_steps,
         )  # fmt: skip
-        generated = generated_view_cameras(spec.elevation_deg, spec.distance, spec.geometry.views)
+        generated = generated_view_cameras(self.elevation_deg, spec.distance, spec.geometry.views)
         decoded = self._images(batch.latents[:count], Cameras(*(values[:count] for values in batch.cameras)))
         return comparison_panel(torch.cat([decoded, self._images(latents, generated)], dim=1), objects=count)
 

@@ -47,10 +47,13 @@ def start_as_average(gsvae: GSVAE) -> None:
             if module.conv_shortcut is not None:
                 _diagonal(module.conv_shortcut, torch.ones(1, 1))
         elif isinstance(module, Attention):
-            _zero(module.to_out[0])
+            output = module.to_out[0]
+            assert isinstance(output, nn.Linear)
+            _zero(output)
         elif isinstance(module, Downsample2D):  # padded at the right and the bottom only: the first 2 x 2 taps
             _diagonal(module.conv, torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / 4)
         elif isinstance(module, Upsample2D):
+            assert isinstance(module.conv, nn.Conv2d)
             binomial = torch.tensor([1.0, 2.0, 1.0]) / 4
             _diagonal(module.conv, torch.outer(binomial, binomial))
     for convolution in (vae.quant_conv, vae.post_quant_conv):
