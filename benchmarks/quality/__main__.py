@@ -10,6 +10,7 @@ the four generated views:
     shape       a probe trained on true renders of other objects sees the noun that was asked for
     held-out    both are right for pairs of noun and colour that training never showed
     relations   the colours of a scene's two objects stand as told
+    sizes       small and large shapes cover as much of the image as true ones
     silhouette  outlines against true objects of that noun
     recon       PSNR of novel views of unseen objects through GSRecon, and what is lost through GSVAE
 

@@ -48,6 +48,7 @@ def table(figures: Mapping[str, Any], grammar: str, calibration: Calibration) ->
         ("held-out pairs", "heldout_accuracy", None, _held_out(figures)),
         ("patterns", "pattern_accuracy", _percent(calibration.pattern), "both colours and the shape"),
         ("relations", "relations_accuracy", _percent(calibration.relation), _fooled(calibration)),
+        ("sizes", "size_accuracy", _percent((figures.get("covered_area") or {}).get("true_accuracy")), _areas(figures)),
         ("silhouette IoU", "silhouette_iou", f"{calibration.silhouette_iou:.3f}", "best of several true instances"),
         ("recon", "recon_psnr_db", None, "dB on novel views of unseen objects"),
         ("through the autoencoder", "vae_psnr_db", None, "dB"),
@@ -78,6 +79,16 @@ def _held_out(figures: Mapping[str, Any]) -> str:
     if figures.get("heldout_accuracy") is None:
         return ""
     return f"colour {figures['heldout_colour']:.1%}, shape {figures['heldout_shape']:.1%}"
+
+
+def _areas(figures: Mapping[str, Any]) -> str:
+    areas = figures.get("covered_area")
+    if areas is None:
+        return ""
+    return (
+        f"small shapes cover {areas['small']:.2f} of an image, large ones {areas['large']:.2f}; "
+        f"true ones {areas['true_small']:.2f} and {areas['true_large']:.2f}"
+    )
 
 
 def _fooled(calibration: Calibration) -> str:

@@ -25,8 +25,9 @@ _BASIC_SEEDS = 4
 _SPREAD_SEEDS = 4
 _Item = TypeVar("_Item")
 
-# shape, object: single plain ones, pairs that training showed; spread: some of these again with several seeds
-Group = Literal["shape", "object", "held-out", "pattern", "relation", "spread"]
+# shape, object: single plain ones, pairs that training showed; size: every shape small and large; spread: some of the
+# single ones again with several seeds
+Group = Literal["shape", "object", "held-out", "pattern", "relation", "size", "spread"]
 
 
 class Case(NamedTuple):
@@ -50,11 +51,12 @@ class Amounts(NamedTuple):
     held_out: int
     patterns: int
     relations: int
+    sizes: int  # shapes, each small and large
     spread: int  # prompts, each with `_SPREAD_SEEDS` seeds
 
 
-FULL = Amounts(shapes=146, objects=172, held_out=108, patterns=28, relations=48, spread=12)
-QUICK = Amounts(shapes=16, objects=22, held_out=12, patterns=4, relations=8, spread=0)
+FULL = Amounts(shapes=146, objects=172, held_out=108, patterns=28, relations=48, sizes=14, spread=12)
+QUICK = Amounts(shapes=16, objects=22, held_out=12, patterns=4, relations=8, sizes=0, spread=0)
 
 
 def all_cases(config: SyntheticConfig, amounts: Amounts) -> list[Case]:
@@ -79,6 +81,9 @@ def all_cases(config: SyntheticConfig, amounts: Amounts) -> list[Case]:
             if number % 2:
                 prompt = draw_caption(words, np.random.default_rng([EVALUATION_SEED, _CAPTION_STREAM, number]))
             cases.append(Case(group, words, prompt, FIRST_SEED + number))
+    for words in _sized(config, amounts.sizes):
+        _, rest = plain_caption(words).split(" ", 1)
+        cases.append(Case("size", words, f"a {words.size} {rest}", FIRST_SEED + len(cases)))
     for words in _spread_out([words for words in singles if words.colour], amounts.spread):
         seeds = range(FIRST_SEED, FIRST_SEED + _SPREAD_SEEDS)
         cases += [Case("spread", words, plain_caption(words), seed) for seed in seeds]
@@ -124,6 +129,16 @@ def _patterned(config: SyntheticConfig, count: int) -> list[ObjectWords]:
         colours = [colour for colour in config.colours if (shape, colour) not in HELD_OUT]
         first, second = rng.choice(colours, 2, replace=False).tolist()
         found.append(words_of(shape, first, config, "medium", marked[number % len(marked)], second))
+    return found
+
+
+def _sized(config: SyntheticConfig, count: int) -> list[ObjectWords]:
+    """Shapes in colours that training showed, each small and large."""
+    found = []
+    for number, shape in enumerate(_spread_out(config.shapes, count)):
+        colours = [colour for colour in config.colours if (shape, colour) not in HELD_OUT]
+        colour = colours[number % len(colours)]
+        found += [words_of(shape, colour, config, size) for size in ("small", "large")]
     return found
 
 

@@ -6,9 +6,11 @@ Many objects go through the stages that serve them, a batch at a time: the same 
 import statistics
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from diffsplat_client.contract import GAUSSIAN_COLUMNS
 from diffsplat_client.request import GenerationRequest
 from torch import Tensor
 
@@ -23,15 +25,30 @@ from diffsplat.stages.denoise import DenoiseWork
 
 _BATCH = 8
 _MIN_ALPHA = 1e-3  # below it a pixel has no colour of its own
+_VISIBLE = 1 / 255  # opacity below which a splat is not drawn
 _TIMED, _WARM_UP = 7, 2
 
 
-@torch.no_grad()
+class Generated(NamedTuple):
+    """N generated objects."""
+
+    views: Tensor  # [N, V, 4, S, S], straight alpha
+    visible_splats: list[int]  # per object
+
+
 def generate_views(
     pipeline: Pipeline, requests: Sequence[GenerationRequest], size: int, advance: Advance = lambda: None
 ) -> Tensor:
-    """The generated views of every request with straight alpha, [N, V, 4, S, S]; `advance` is called per request."""
-    views = []
+    """The views of `generate_objects`."""
+    return generate_objects(pipeline, requests, size, advance).views
+
+
+@torch.no_grad()
+def generate_objects(
+    pipeline: Pipeline, requests: Sequence[GenerationRequest], size: int, advance: Advance = lambda: None
+) -> Generated:
+    """Generate every request's object and render its views at `size` pixels; calls `advance` after each."""
+    views, visible = [], []
     for start in range(0, len(requests), _BATCH):
         works = [DenoiseWork(*pipeline.encode.run(request)) for request in requests[start : start + _BATCH]]
         jobs = [pipeline.denoise.start(work) for work in works]
@@ -40,8 +57,9 @@ def generate_views(
         for job in jobs:
             splats = pipeline.decode.run(job.latents, job.envelope).splats
             views.append(_seen(splats, pipeline.encode.spec, size))
+            visible.append(int((splats[:, GAUSSIAN_COLUMNS["opacity"]] >= _VISIBLE).sum()))
             advance()
-    return torch.stack(views)
+    return Generated(torch.stack(views), visible)
 
 
 def seconds_per_asset(pipeline: Pipeline, prompts: Sequence[str]) -> float:

@@ -1,5 +1,6 @@
 """The whole measurement of one bundle, and the sweeps."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,12 +9,13 @@ from torch import Tensor
 
 from benchmarks.quality.bars import missed_bars
 from benchmarks.quality.cases import FULL, QUICK, Amounts, Case, all_cases, sweep_cases
-from benchmarks.quality.generation import generate_views, seconds_per_asset
+from benchmarks.quality.generation import generate_objects, generate_views, seconds_per_asset
 from benchmarks.quality.judge import Verdict, accuracies, judge, seed_spread
 from benchmarks.quality.progress import Phases
 from benchmarks.quality.reconstruction import reconstruct
 from benchmarks.quality.ruler import RULER_SIZES, Ruler, RulerSize, build_ruler, ruler_phases
 from benchmarks.quality.ruler_cache import CACHE, load_ruler, ruler_path, save_ruler
+from benchmarks.quality.sizes import judge_sizes
 from benchmarks.quality.truth import bundle_config
 from diffsplat.bundle import Bundle
 from diffsplat.pipeline import Pipeline
@@ -65,8 +67,10 @@ def measure(bundle: Bundle, plan: Plan, cache: Path = CACHE) -> Measured:
             ruler = build_ruler(config, bundle.spec, pixels, size, rendered, epoch_done)
             save_ruler(path, ruler)
         pipeline = Pipeline.from_bundle(bundle)
-        views = generate_views(pipeline, [case.request() for case in cases], pixels, progress.begin(_GENERATED))
+        requests = [case.request() for case in cases]
+        views, visible_splats = generate_objects(pipeline, requests, pixels, progress.begin(_GENERATED))
         verdicts = judge(cases, views, ruler)
+        sizes = judge_sizes(cases, views, config, bundle.spec)
         advance = progress.begin(_RECONSTRUCTED)
         reconstruction = reconstruct(bundle, config, plan.recon_objects)
         advance()
@@ -79,6 +83,9 @@ def measure(bundle: Bundle, plan: Plan, cache: Path = CACHE) -> Measured:
         "digest": bundle.digest,
         "grammar": config.grammar,
         **accuracies(verdicts),
+        "size_accuracy": sizes and sizes.accuracy,
+        "covered_area": sizes and sizes._asdict(),
+        "visible_splats": {"median": statistics.median(visible_splats), "most": max(visible_splats)},
         **reconstruction._asdict(),
         "seconds_per_asset": seconds,
         "seed_spread": seed_spread(verdicts, views),

@@ -29,7 +29,7 @@ from training.data.synthetic import DEFAULT_CONFIG, RICH_CONFIG, vocabulary
 KEYS = {
     "machine", "bundle", "digest", "grammar", "requests", "colour_accuracy", "shape_accuracy", "heldout_accuracy",
     "relations_accuracy", "pattern_accuracy", "silhouette_iou", "recon_psnr_db", "vae_psnr_db", "vae_drop_db",
-    "seconds_per_asset", "seed_spread", "sweeps", "on_true_renders", "missed", "by_noun",
+    "seconds_per_asset", "size_accuracy", "covered_area", "visible_splats", "seed_spread", "sweeps", "on_true_renders", "missed", "by_noun",
 }  # fmt: skip
 RULER = RulerSize(train=1, test=1, scenes=6, outlines=1, epochs=1)
 
@@ -78,6 +78,10 @@ def test_rich_cases_cover_every_noun_and_every_held_out_pair() -> None:
     assert {case.words.shape for case in singles} == {*RICH_CONFIG.shapes, *RICH_CONFIG.composites}
     assert not {(case.words.shape, case.words.colour) for case in singles} & HELD_OUT
     assert {(case.words.shape, case.words.colour) for case in groups["held-out"]} == HELD_OUT
+    assert sorted((case.words.shape, case.words.size) for case in groups["size"]) == sorted(
+        (shape, size) for shape in RICH_CONFIG.shapes for size in ("small", "large")
+    )
+    assert all(case.words.size in case.prompt.split() for case in groups["size"])
     assert {case.words.relation for case in groups["relation"]} == set(RICH_CONFIG.relations)
     assert {case.words.pattern for case in groups["pattern"]} == {"striped", "two-tone"}
     alone = [case for case in cases if case.group != "spread"]
@@ -115,7 +119,7 @@ def test_many_at_once_are_what_one_by_one_would_be(rich_bundle: Bundle) -> None:
 def test_a_rich_bundle_is_measured_and_its_missed_bars_are_the_exit_code(
     rich_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    amounts = Amounts(shapes=3, objects=3, held_out=2, patterns=2, relations=2, spread=1)
+    amounts = Amounts(shapes=3, objects=3, held_out=2, patterns=2, relations=2, sizes=2, spread=1)
     plan = Plan(amounts, RULER, recon_objects=2, sweep_prompts=2)
     paths = {name: tmp_path / "new" / f"{name}.{end}" for name, end in (("json", "json"), ("sheet", "png"))}
     args = parser().parse_args(
@@ -128,6 +132,10 @@ def test_a_rich_bundle_is_measured_and_its_missed_bars_are_the_exit_code(
     assert figures["grammar"] == "rich" and figures["missed"]
     for name in ("colour", "shape", "heldout", "relations", "pattern"):
         assert 0.0 <= figures[f"{name}_accuracy"] <= 1.0
+    areas = figures["covered_area"]
+    assert 0.0 < areas["true_small"] < 0.6 * areas["true_large"] < 0.6 and areas["true_accuracy"] == 1.0
+    assert 0.0 <= areas["small"] <= 1.0 and 0.0 <= figures["size_accuracy"] <= 1.0
+    assert 0 <= figures["visible_splats"]["median"] <= figures["visible_splats"]["most"] <= 4 * 32 * 32
     assert set(figures["sweeps"]) == set(SWEEPS)
     assert figures["seed_spread"]["seeds"] == 4
     assert figures["on_true_renders"]["relation"] == 1.0 and figures["on_true_renders"]["colour"] > 0.9
