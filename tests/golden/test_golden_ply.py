@@ -12,7 +12,6 @@ from diffsplat.geometry.gaussians import canonicalize, from_array, to_array
 from diffsplat.stages.envelope import Envelope
 from diffsplat.stages.package import PackageStage
 
-
 LOGARITHMS = ("opacity", "scale_0", "scale_1", "scale_2")
 
 
