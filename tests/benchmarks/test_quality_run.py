@@ -29,7 +29,8 @@ from training.data.synthetic import DEFAULT_CONFIG, RICH_CONFIG, vocabulary
 KEYS = {
     "machine", "bundle", "digest", "grammar", "requests", "colour_accuracy", "shape_accuracy", "heldout_accuracy",
     "relations_accuracy", "pattern_accuracy", "silhouette_iou", "recon_psnr_db", "vae_psnr_db", "vae_drop_db",
-    "seconds_per_asset", "size_accuracy", "covered_area", "visible_splats", "seed_spread", "sweeps", "on_true_renders", "missed", "by_noun",
+    "seconds_per_asset", "size_accuracy", "covered_area", "visible_splats", "seed_spread",
+    "sweeps", "on_true_renders", "missed", "by_noun",
 }  # fmt: skip
 RULER = RulerSize(train=1, test=1, scenes=6, outlines=1, epochs=1)
 
