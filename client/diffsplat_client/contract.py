@@ -7,7 +7,7 @@ one JSON tensor (`REQUEST`) in which every default has been filled in, and which
 
 from typing import NamedTuple
 
-CONTRACT_VERSION = 2  # raised whenever an old client could not talk to a new server, or the other way round
+CONTRACT_VERSION = 3  # raised whenever an old client could not talk to a new server, or the other way round
 
 ENSEMBLE = "diffsplat"
 RECONSTRUCTION = "diffsplat_reconstruct"  # the ensemble for views of an object; there where the bundle has a GSRecon
@@ -24,8 +24,14 @@ ERROR_CODES = {
     "INVALID_ARG": "INVALID_ARGUMENT",
     "UNAVAILABLE": "UNAVAILABLE",
     "CANCELLED": "CANCELLED",
+    "DEADLINE_EXCEEDED": "DEADLINE_EXCEEDED",
     "INTERNAL": "INTERNAL",
 }
+
+# How a request ends early once `denoise` has accepted it: with a last STATUS of phase "ended" that names one of these
+# states, an error type (a key of ERROR_CODES) and a message, never with an error response. Triton 2.51 crashes when a
+# step of a decoupled ensemble fails while an earlier message of the same request is still in the steps after it.
+END_STATES = ("cancelled", "expired", "failed")
 
 # Columns of GAUSSIANS [N, 14]; linear scales, opacity after the sigmoid, quaternion (w, x, y, z), world units
 GAUSSIAN_COLUMNS = {

@@ -6,9 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from diffsplat_client.contract import END_STATES, ERROR_CODES
 from diffsplat_client.errors import ServerError
 
-PHASES = ("queued", "denoising", "finished")
+PHASES = ("queued", "denoising", "finished", "ended")
+
+
+@dataclass(frozen=True)
+class EarlyEnd:
+    """Why a request ended without a result."""
+
+    state: str  # one of contract.END_STATES
+    error_type: str  # a key of contract.ERROR_CODES
+    message: str
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class Status:
     elevation_deg: float
     seconds_left: float | None  # for the steps that remain
     warnings: tuple[str, ...] = ()
+    early_end: EarlyEnd | None = None  # set if and only if phase is "ended"
 
 
 def parse_status(tensor: np.ndarray) -> Status:
@@ -39,9 +50,17 @@ def parse_status(tensor: np.ndarray) -> Status:
             elevation_deg=float(values["elevation_deg"]),
             seconds_left=None if seconds_left is None else float(seconds_left),
             warnings=tuple(str(warning) for warning in values.get("warnings", ())),
+            early_end=_early_end(values) if values["phase"] == "ended" else None,
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise ServerError("STATUS is not the JSON that the contract describes") from None
     if status.phase not in PHASES:
         raise ServerError(f"STATUS has phase {status.phase!r}: the contract knows {', '.join(PHASES)}")
     return status
+
+
+def _early_end(values: dict[str, Any]) -> EarlyEnd:
+    end = EarlyEnd(values["end_state"], values["error_type"], str(values["message"]))
+    if end.state not in END_STATES or end.error_type not in ERROR_CODES:
+        raise ValueError
+    return end

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from diffsplat_client.contract import STATUS, STOP, STOP_MODEL
+from diffsplat_client.contract import ERROR_CODES, STATUS, STOP, STOP_MODEL
 from diffsplat_client.errors import DiffSplatError, RequestCancelledError, ServerError
 from diffsplat_client.events import Event, Finished, event_of
 from diffsplat_client.generation import Generation, parse_generation
@@ -39,10 +39,9 @@ class GenerationStream:
         self._responses = responses
         self._started = started
         self._explain = explain
-        self._received: Tensors = {}  # of all responses: a result may come before the last one
-        self._tensors: Tensors = {}  # of the result, as far as they have come
-        self._finished: Status | None = None
-        self._over = False  # the server works no longer on it, or was told so
+        self._tensors: Tensors = {}  # all that belongs to the result, from all responses so far
+        self._last: Status | None = None  # the status "finished" or "ended"
+        self._over = False  # the server no longer works on it, or has been asked to stop
         self._lock = threading.Lock()
 
     def __enter__(self) -> "GenerationStream":
@@ -68,7 +67,7 @@ class GenerationStream:
         try:
             for tensors in self._responses:
                 status = self._take(tensors)
-                if status is not None and status.phase != "finished":
+                if status is not None and status.phase not in ("finished", "ended"):
                     return event_of(status)
             return Finished(self._result())
         except TransportError as error:
@@ -93,17 +92,20 @@ class GenerationStream:
         if STATUS.name not in tensors:
             return None
         status = parse_status(tensors[STATUS.name])
-        if status.phase == "finished":
-            self._finished = status
+        if status.phase in ("finished", "ended"):
+            self._last = status
         return status
 
     def _result(self) -> Generation:
         """The server has closed the stream: everything it had is here."""
         if self._over:  # another thread was quicker
             raise RequestCancelledError("the request was stopped")
-        if self._finished is None:
+        if self._last is None:
             raise ServerError("the server closed the stream without a result")
-        result = parse_generation(self._tensors, self.request, self.request_id, self._finished, self._started)
+        if (end := self._last.early_end) is not None:
+            self._over = True  # nothing is left to stop
+            raise self._explain(TransportError(ERROR_CODES[end.error_type], end.message))
+        result = parse_generation(self._tensors, self.request, self.request_id, self._last, self._started)
         self._over = True
         return result
 

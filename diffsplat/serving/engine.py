@@ -9,6 +9,7 @@ knows nothing of diffusion or of Triton: a `StepModel` starts and steps requests
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +20,22 @@ from diffsplat_client.errors import RequestCancelledError
 
 # Triton answers `is_cancelled` through another process, which costs as much as a tenth of a small network's step
 CANCEL_CHECK_INTERVAL_S = 0.05
+# A STOP may overtake its request, which is then still in the stages before `denoise`: it is remembered for this long
+EARLY_STOP_S = 10.0
+MAX_EARLY_STOPS = 1024
 
 _log = logging.getLogger(__name__)
 
 
 class QueueFullError(RuntimeError):
     """No place left among the waiting requests; the message names the limit."""
+
+
+class EngineClosedError(RuntimeError):
+    """The engine takes no more requests, or ended this one, because its server is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
 
 
 class RunState(Protocol):
@@ -55,7 +66,7 @@ class StepModel(Protocol[Work, State]):
 
 
 @dataclass(frozen=True)
-class Progress:
+class EngineProgress:
     """Where a request stands."""
 
     phase: str  # "queued" or "denoising"
@@ -72,7 +83,7 @@ class Listener(Protocol[FinishedState]):
     `progress` or `finished` fails the request.
     """
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: EngineProgress) -> None:
         """The request waits, or made a step."""
 
     def finished(self, state: FinishedState, denoise_ms: float, queued_ms: float) -> None:
@@ -138,11 +149,26 @@ class Engine(Generic[Work, State]):
     """Runs submitted requests on a thread of its own until `close`."""
 
     def __init__(
-        self, model: StepModel[Work, State], policy: EnginePolicy, clock: Callable[[], float] = time.monotonic
+        self,
+        model: StepModel[Work, State],
+        policy: EnginePolicy,
+        clock: Callable[[], float] = time.monotonic,
+        on_load: Callable[[int, int], None] = lambda active, waiting: None,
     ) -> None:
+        """Start the thread.
+
+        Args:
+            model: what runs the requests.
+            policy: its limits.
+            clock: seconds, monotonic.
+            on_load: called from the engine's thread with the numbers of active and waiting requests when they change.
+        """
         self.model = model
         self.policy = policy
         self._clock = clock
+        self._on_load = on_load
+        self._reported: tuple[int, int] | None = None
+        self._early_stops: dict[str, float] = {}  # id -> when it was to be stopped, oldest first
         self._changed = threading.Condition()
         self._waiting: list[_Job[Work, State]] = []
         self._active: list[_Job[Work, State]] = []
@@ -151,15 +177,16 @@ class Engine(Generic[Work, State]):
         self._thread.start()
 
     def submit(self, request_id: str, work: Work, listener: Listener[State]) -> None:
-        """Queue a request; returns at once. Raises QueueFullError."""
+        """Queue a request; returns at once. Raises QueueFullError or EngineClosedError."""
         job: _Job[Work, State] = _Job(request_id, work, listener, self._clock())
         with self._changed:
             if self._closing:
-                raise QueueFullError("the server is shutting down")
+                raise EngineClosedError
             # those that will be admitted at the next boundary do not count as waiting
             free = max(0, self.policy.max_batch - len(self._active))
             if len(self._waiting) >= self.policy.max_queue + free:
                 raise QueueFullError(f"{self.policy.max_queue} requests are already waiting: try again later")
+            job.stopped = self._clock() - self._early_stops.pop(request_id, -math.inf) < EARLY_STOP_S
             self._waiting.append(job)
             position = len(self._waiting) - free
             if position > 0:
@@ -167,11 +194,19 @@ class Engine(Generic[Work, State]):
             self._changed.notify()
 
     def stop(self, request_id: str) -> int:
-        """Stop every request of this id at the next step boundary; returns how many there were."""
+        """Stop every request of this id at the next step boundary; returns how many there were.
+
+        If there is none, one that comes within `EARLY_STOP_S` is stopped.
+        """
         with self._changed:
             jobs = [job for job in (*self._waiting, *self._active) if job.request_id == request_id]
             for job in jobs:
                 job.stopped = True
+            if not jobs:
+                self._early_stops.pop(request_id, None)  # the newest go last
+                self._early_stops[request_id] = self._clock()
+                if len(self._early_stops) > MAX_EARLY_STOPS:
+                    del self._early_stops[next(iter(self._early_stops))]
             self._changed.notify()
         return len(jobs)
 
@@ -183,6 +218,11 @@ class Engine(Generic[Work, State]):
         self._thread.join(timeout_s)
 
     @property
+    def closing(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing
+
+    @property
     def load(self) -> tuple[int, int]:
         """Requests active and waiting."""
         with self._changed:
@@ -192,6 +232,7 @@ class Engine(Generic[Work, State]):
 
     def _run(self) -> None:
         while True:
+            self._report_load()
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or self._waiting or self._active)
                 if self._closing:
@@ -200,9 +241,19 @@ class Engine(Generic[Work, State]):
                     break
             self._drop_cancelled()
             self._admit()
+            self._report_load()
             self._step_all()
         for job in left:
-            self._fail(job, RequestCancelledError("the server is shutting down"))
+            self._fail(job, EngineClosedError())
+
+    def _report_load(self) -> None:
+        load = self.load
+        if load != self._reported:
+            self._reported = load
+            try:
+                self._on_load(*load)
+            except Exception:  # a gauge that cannot be set must not end the requests
+                _log.exception("the load %s could not be reported", load)
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -267,7 +318,7 @@ class Engine(Generic[Work, State]):
             if state.step == 1 or now - job.told_s >= self.policy.progress_interval_s:
                 job.told_s = now
                 seconds_left = (now - job.started_s) / state.step * (state.steps - state.step)
-                job.listener.progress(Progress("denoising", state.step, state.steps, 0, round(seconds_left, 3)))
+                job.listener.progress(EngineProgress("denoising", state.step, state.steps, 0, round(seconds_left, 3)))
             if last:
                 with self._changed:
                     self._active.remove(job)
@@ -278,7 +329,7 @@ class Engine(Generic[Work, State]):
     def _tell_position(self, job: _Job[Work, State], position: int) -> None:
         job.told_s, job.told_position = self._clock(), position
         try:
-            job.listener.progress(Progress("queued", queue_position=position))
+            job.listener.progress(EngineProgress("queued", queue_position=position))
         except Exception as error:  # told again when it is dropped, at the next boundary
             _log.warning("request %s cannot be told its place in the queue: %s", job.request_id, error)
             job.stopped = True

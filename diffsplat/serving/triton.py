@@ -36,7 +36,7 @@ from diffsplat.serving.triton_io import (
     to_torch,
 )
 from diffsplat.serving.triton_stage import LaterStage, StageModel
-from diffsplat.serving.triton_stream import ResponseStream, send_error
+from diffsplat.serving.triton_stream import ResponseSender, refuse
 from diffsplat.stages.envelope import Envelope, OutputEnvelope
 
 if TYPE_CHECKING:
@@ -92,7 +92,19 @@ class DenoiseModel(StageModel):
         """One step for one request and for a full batch, then the engine starts."""
         for requests in {1, self.policy.max_batch}:
             self.stage.warm_up(requests)
-        self.engine: Engine[DenoiseWork, DenoiseJob] = Engine(self.stage, self.policy)
+        family = pb_utils.MetricFamily(
+            name="diffsplat_denoise_requests",
+            description="Requests in the denoise engine by state; Triton's own counts end when a request is queued",
+            kind=pb_utils.MetricFamily.GAUGE,
+        )
+        gauges = [family.Metric(labels={"state": state}) for state in ("active", "waiting")]
+        self._metrics = (family, *gauges)  # a metric goes when its family is collected
+
+        def report(*load: int) -> None:
+            for gauge, requests in zip(gauges, load, strict=True):
+                gauge.set(requests)
+
+        self.engine: Engine[DenoiseWork, DenoiseJob] = Engine(self.stage, self.policy, on_load=report)
         _log.info("denoise engine: %s", self.policy)
 
     def execute(self, requests: list[Any]) -> None:
@@ -104,12 +116,12 @@ class DenoiseModel(StageModel):
                     sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                     continue
                 work = self._read_work(request)
-                self.engine.submit(request_id, work, ResponseStream(sender, request_id, work.envelope))
+                self.engine.submit(request_id, work, ResponseSender(sender, request_id, work.envelope))
             except Exception as error:
-                send_error(sender, error, request_id)
+                refuse(sender, error, request_id)
 
     def finalize(self) -> None:
-        """End the engine's thread; what still runs is answered with an error."""
+        """End the engine's thread; requests still running end with an error type."""
         self.engine.close()
         super().finalize()
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from diffsplat_client.contract import ERROR_CODES, TensorSpec
-from diffsplat_client.errors import InvalidRequestError, RequestCancelledError
+from diffsplat_client.errors import InvalidRequestError, RequestCancelledError, RequestTimeoutError
 
-from diffsplat.serving.engine import QueueFullError
+from diffsplat.serving.engine import EngineClosedError, QueueFullError
 
 _log = logging.getLogger("diffsplat.serving")
 
@@ -64,18 +64,25 @@ def text_tensor(name: str, text: str) -> Any:
 _ERROR_CODES: dict[type[Exception], str] = {
     InvalidRequestError: "INVALID_ARG",
     RequestCancelledError: "CANCELLED",
+    RequestTimeoutError: "DEADLINE_EXCEEDED",
     QueueFullError: "UNAVAILABLE",
+    EngineClosedError: "UNAVAILABLE",
 }
+# TritonError has no constant for a passed deadline; the code in the message is what the client reads
+_TRITON_CODES = {"DEADLINE_EXCEEDED": "CANCELLED"}
+
+
+def describe_error(error: Exception, request_id: str, stage: str) -> tuple[str, str]:
+    """Type (a key of contract.ERROR_CODES) and message for the client; the log gets what the client must not see."""
+    for kind, code in _ERROR_CODES.items():
+        if isinstance(error, kind):
+            return code, str(error)
+    _log.error("request %s failed in %s", request_id, stage, exc_info=error)
+    return "INTERNAL", f"{stage} failed; the server's log says why under this request's id"
 
 
 def to_triton_error(error: Exception, request_id: str, stage: str) -> Any:
-    """What the client is told; what it is not told goes to the log. The message starts with its code (contract)."""
-    name, text = "INTERNAL", f"{stage} failed; the server's log says why under this request's id"
-    for kind, code in _ERROR_CODES.items():
-        if isinstance(error, kind):
-            name, text = code, str(error)
-            break
-    else:
-        _log.error("request %s failed in %s", request_id, stage, exc_info=error)
+    """An error response. Its message starts with the error's type, as the contract says."""
+    name, text = describe_error(error, request_id, stage)
     assert name in ERROR_CODES
-    return pb_utils.TritonError(f"{name}: {text}", getattr(pb_utils.TritonError, name))
+    return pb_utils.TritonError(f"{name}: {text}", getattr(pb_utils.TritonError, _TRITON_CODES.get(name, name)))

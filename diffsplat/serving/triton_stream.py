@@ -1,28 +1,34 @@
 """How `denoise` answers: a stream of responses per request."""
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from diffsplat.serving.engine import Progress
-from diffsplat.serving.triton_io import array_tensor, text_tensor, to_triton_error
+from diffsplat.serving.engine import EngineProgress
+from diffsplat.serving.triton_io import array_tensor, describe_error, text_tensor, to_triton_error
 from diffsplat.stages.envelope import Envelope
 
 if TYPE_CHECKING:
     from diffsplat.stages.denoise import DenoiseJob
 
 
-class ResponseStream:
+_END_STATES = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}  # of an error type; all others are failures
+
+
+class ResponseSender:
     """The engine's listener for one request: what happens to it, as responses."""
 
     def __init__(self, sender: Any, request_id: str, envelope: Envelope) -> None:
         self.sender = sender
         self.request_id = request_id
         self.envelope = envelope
+        self.last = EngineProgress("queued")
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: EngineProgress) -> None:
         """A message with STATUS alone; the later stages see it pass by with nothing to do."""
+        self.last = progress
         self.sender.send(pb_utils.InferenceResponse([self._status(progress)]))
 
     def finished(self, state: "DenoiseJob", denoise_ms: float, queued_ms: float) -> None:
@@ -31,7 +37,7 @@ class ResponseStream:
             raise RuntimeError("the network's result is not finite")
         envelope = self.envelope.with_timing("queued", queued_ms).with_timing("denoise", denoise_ms)
         tensors = [
-            self._status(Progress("finished", state.step, state.steps, 0, None)),
+            self._status(EngineProgress("finished", state.step, state.steps, 0, None)),
             text_tensor("TIMINGS", json.dumps(envelope.timings_ms)),
             text_tensor("RESOLVED_REQUEST", envelope.to_json()),
             array_tensor("LATENTS", state.latents.numpy()),
@@ -39,14 +45,26 @@ class ResponseStream:
         self.sender.send(pb_utils.InferenceResponse(tensors), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def failed(self, error: Exception) -> None:
-        """The stream ends with an error."""
-        send_error(self.sender, error, self.request_id)
+        """A last STATUS that says why, and the end of the stream.
+
+        Not an error response: Triton 2.51 crashes when one overtakes a progress message in the later stages.
+        """
+        error_type, message = describe_error(error, self.request_id, "denoise")
+        state = _END_STATES.get(error_type, "failed")
+        end = {"end_state": state, "error_type": error_type, "message": message}
+        last = dataclasses.replace(self.last, phase="ended", queue_position=0, seconds_left=None)
+        response = pb_utils.InferenceResponse([self._status(last, end)])
+        try:
+            self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception:  # no memory for the message: an end without a reason is still an end
+            self.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            raise
 
     def is_cancelled(self) -> bool:
         """True when `denoise` was called directly and the caller is gone (an ensemble does not pass this on)."""
         return bool(self.sender.is_cancelled())
 
-    def _status(self, progress: Progress) -> Any:
+    def _status(self, progress: EngineProgress, end: dict[str, str] | None = None) -> Any:
         request = self.envelope.request
         status = {
             "phase": progress.phase,
@@ -57,10 +75,12 @@ class ResponseStream:
             "elevation_deg": request.elevation_deg,
             "warnings": self.envelope.warnings,
             "seconds_left": progress.seconds_left,
+            **(end or {}),
         }
         return text_tensor("STATUS", json.dumps(status))
 
 
-def send_error(sender: Any, error: Exception, request_id: str) -> None:
+def refuse(sender: Any, error: Exception, request_id: str) -> None:
+    """An error response. Only for requests that have not sent anything: see `ResponseSender.failed`."""
     response = pb_utils.InferenceResponse(error=to_triton_error(error, request_id, "denoise"))
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

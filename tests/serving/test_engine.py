@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 import pytest
 from diffsplat_client.errors import RequestCancelledError
 
-from diffsplat.serving.engine import CANCEL_CHECK_INTERVAL_S, Engine, EnginePolicy, Progress, QueueFullError
+from diffsplat.serving.engine import (
+    CANCEL_CHECK_INTERVAL_S,
+    EARLY_STOP_S,
+    MAX_EARLY_STOPS,
+    Engine,
+    EngineClosedError,
+    EnginePolicy,
+    EngineProgress,
+    QueueFullError,
+)
 
 TIMEOUT_S = 10.0
 
@@ -53,13 +62,13 @@ class Recorder:
     """Listens to one request."""
 
     def __init__(self) -> None:
-        self.progressed: list[Progress] = []
+        self.progressed: list[EngineProgress] = []
         self.result: Counter | None = None
         self.error: Exception | None = None
         self.over = threading.Event()
         self.cancelled = False
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: EngineProgress) -> None:
         self.progressed.append(progress)
 
     def finished(self, state: Counter, denoise_ms: float, queued_ms: float) -> None:
@@ -89,8 +98,19 @@ def engines() -> Iterator[list[Engine]]:
         assert not engine._thread.is_alive()
 
 
-def start(engines: list[Engine], model: CountingModel, **policy: float) -> Engine:
-    engine = Engine(model, EnginePolicy(**{"max_batch": 2, "max_queue": 2, "progress_interval_s": 0.0, **policy}))
+@dataclass
+class Clock:
+    """Stands still until it is moved."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def start(engines: list[Engine], model: CountingModel, clock: Clock | None = None, **policy: float) -> Engine:
+    policy = {"max_batch": 2, "max_queue": 2, "progress_interval_s": 0.0, **policy}
+    engine = Engine(model, EnginePolicy(**policy), clock or time.monotonic)
     engines.append(engine)
     return engine
 
@@ -145,15 +165,15 @@ def test_waiting_requests_are_admitted_in_order_and_told_their_place(engines: li
 
 @pytest.mark.parametrize("by_stop", [True, False], ids=["stop", "cancel"])
 def test_an_ended_request_leaves_within_one_step_and_others_go_on(engines: list[Engine], by_stop: bool) -> None:
-    model = CountingModel(gate=threading.Semaphore(0))
-    engine = start(engines, model)
+    model, clock = CountingModel(gate=threading.Semaphore(0)), Clock()
+    engine = start(engines, model, clock)
     a, b = submit(engine, "a", 100), submit(engine, "b", 3)
     assert model.entered.acquire(timeout=TIMEOUT_S)
     if by_stop:
         assert engine.stop("a") == 1
     else:
         a.cancelled = True
-        time.sleep(1.5 * CANCEL_CHECK_INTERVAL_S)  # the step takes longer than the listener is left alone
+        clock.now_s += 2 * CANCEL_CHECK_INTERVAL_S  # listeners are asked no more often
     model.gate.release(1000)
     assert isinstance(a.wait().error, RequestCancelledError)
     assert b.wait().result is not None
@@ -172,6 +192,41 @@ def test_a_waiting_request_can_be_stopped(engines: list[Engine]) -> None:
     assert not any("b" in batch for batch in model.batches)
 
 
+def test_a_stop_that_overtakes_its_request_stops_it(engines: list[Engine]) -> None:
+    """The request may still be in `encode` when its STOP reaches `denoise`."""
+    clock = Clock()
+    engine = start(engines, CountingModel(), clock)
+    assert engine.stop("early") == 0
+    clock.now_s += 0.9 * EARLY_STOP_S
+    assert isinstance(submit(engine, "early", 3).wait().error, RequestCancelledError)
+    assert submit(engine, "early", 3).wait().result is not None, "a STOP counts once"
+    assert engine.stop("late") == 0
+    clock.now_s += 1.1 * EARLY_STOP_S
+    assert submit(engine, "late", 3).wait().result is not None
+    for i in range(MAX_EARLY_STOPS + 1):
+        engine.stop(str(i))
+    assert submit(engine, "0", 1).wait().result is not None, "forgotten for a newer one"
+    assert isinstance(submit(engine, "1", 1).wait().error, RequestCancelledError)
+
+
+def test_the_load_is_reported_when_it_changes(engines: list[Engine]) -> None:
+    loads: list[tuple[int, int]] = []
+    idle = threading.Event()
+
+    def report(active: int, waiting: int) -> None:
+        loads.append((active, waiting))
+        if len(loads) > 1 and loads[-1] == (0, 0):
+            idle.set()
+            raise RuntimeError("a gauge that cannot be set")
+
+    engine = Engine(CountingModel(), EnginePolicy(), on_load=report)
+    engines.append(engine)
+    submit(engine, "a", 5).wait()
+    assert idle.wait(TIMEOUT_S)
+    assert loads == [(0, 0), (1, 0), (0, 0)]
+    assert submit(engine, "b", 1).wait().result is not None, "the thread lives on"
+
+
 def test_failures_stay_with_their_request(engines: list[Engine]) -> None:
     model = CountingModel(fail_start={"bad start"}, fail_step={"bad step": 1}, gate=threading.Semaphore(0))
     engine = start(engines, model, max_batch=3)
@@ -186,7 +241,7 @@ def test_failures_stay_with_their_request(engines: list[Engine]) -> None:
 
 def test_a_listener_that_breaks_fails_its_request_alone(engines: list[Engine]) -> None:
     class Broken(Recorder):
-        def progress(self, progress: Progress) -> None:
+        def progress(self, progress: EngineProgress) -> None:
             raise OSError("the stream is gone")
 
     model = CountingModel()
@@ -205,12 +260,13 @@ def test_close_ends_running_and_waiting_requests(engines: list[Engine]) -> None:
     assert model.entered.acquire(timeout=TIMEOUT_S)
     closer = threading.Thread(target=engine.close)
     closer.start()
-    time.sleep(0.05)
+    while not engine.closing:  # the step that runs ends only after that
+        time.sleep(0.001)
     model.gate.release(1000)
     closer.join(TIMEOUT_S)
     for recorder in recorders:
-        assert "shutting down" in str(recorder.wait().error)
-    with pytest.raises(QueueFullError, match="shutting down"):
+        assert isinstance(recorder.wait().error, EngineClosedError)
+    with pytest.raises(EngineClosedError, match="shutting down"):
         submit(engine, "late", 1)
 
 
