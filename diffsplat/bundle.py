@@ -1,7 +1,7 @@
 """The artifact: a folder that describes itself.
 
     bundles/pico/
-      bundle.json                 spec, files with sha256 and size, lineage
+      bundle.json                 spec, files with sha256 and size, lineage, and the sha256 of all these
       text_encoder.safetensors    tokenizer.json
       denoiser.safetensors  gsvae.safetensors  gsrecon.safetensors
 
@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ import torch
 from torch import nn
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.weights import MAX_SHARD_BYTES, BundleError, write_weights
+from diffsplat.integrity import BundleError, check_seal, describe_file, read_json, verify_file, write_sealed
+from diffsplat.weights import MAX_SHARD_BYTES, write_weights
 
 FORMAT = "diffsplat-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: the manifest carries the hash of its own content
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer"  # .json; the second one of several is tokenizer_2.json
 
@@ -66,27 +67,59 @@ def open_bundle(root: str | os.PathLike[str]) -> Bundle:
 
 
 def read_manifest(root: str | os.PathLike[str]) -> Bundle:
-    """What a bundle says of itself, its files NOT verified: to be listed, not to be loaded. Raises BundleError."""
-    root = Path(root)
-    manifest_path = root / MANIFEST
-    if not manifest_path.is_file():
-        raise BundleError(f"{manifest_path}: missing, so {root} is not a bundle")
+    """Read a bundle's manifest without verifying the files that it lists. Raises BundleError."""
+    path = Path(root) / MANIFEST
+    manifest = _read_manifest(path)
+    found = (manifest.get("format"), manifest.get("version"))
+    if found == (FORMAT, 1):
+        raise BundleError(
+            f"{path}: written by an older version of this code, without a hash of its own; "
+            f"`python -m export upgrade {path.parent}` verifies its files and adds one"
+        )
+    if found != (FORMAT, FORMAT_VERSION):
+        raise BundleError(
+            f"{path}: format {found[0]!r} version {found[1]!r}, this code reads {FORMAT!r} version {FORMAT_VERSION}"
+        )
+    check_seal(path, manifest)
+    return _parse(path, manifest)
+
+
+def upgrade_bundle(root: str | os.PathLike[str]) -> bool:
+    """Bring a bundle of version 1, whose manifest had no hash of its own, to the present version.
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        BundleError: a file is missing or damaged, or the bundle has neither version.
+    """
+    path = Path(root) / MANIFEST
+    manifest = _read_manifest(path)
+    if (manifest.get("format"), manifest.get("version")) != (FORMAT, 1):
+        open_bundle(root)
+        return False
+    for name, expected in _parse(path, manifest).files.items():
+        verify_file(path.parent, MANIFEST, name, expected)
+    write_sealed(path, {**manifest, "version": FORMAT_VERSION})
+    return True
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BundleError(f"{path}: missing, so {path.parent} is not a bundle")
     try:
-        manifest = json.loads(manifest_path.read_text())
-        if (manifest["format"], manifest["version"]) != (FORMAT, FORMAT_VERSION):
-            raise BundleError(
-                f"{manifest_path}: format {manifest['format']!r} version {manifest['version']!r}, "
-                f"this code reads {FORMAT!r} version {FORMAT_VERSION}"
-            )
-        spec = BackboneSpec.from_dict(manifest["spec"])
+        return read_json(path)
+    except ValueError as error:
+        raise BundleError(str(error)) from None
+
+
+def _parse(path: Path, manifest: Mapping[str, Any]) -> Bundle:
+    try:
         listed = manifest["files"].items()
         files = {str(name): {"sha256": str(f["sha256"]), "bytes": int(f["bytes"])} for name, f in listed}
-        lineage = manifest["lineage"]
-    except BundleError:
-        raise
+        return Bundle(path.parent, BackboneSpec.from_dict(manifest["spec"]), files, manifest["lineage"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{manifest_path}: not a valid manifest ({type(error).__name__}: {error})") from None
-    return Bundle(root, spec, files, lineage)
+        raise BundleError(f"{path}: not a valid manifest ({type(error).__name__}: {error})") from None
 
 
 def write_bundle(
@@ -152,9 +185,10 @@ def assemble_bundle(
         "files": {name: known.get(name) or describe_file(staging / name) for name in names},
         "lineage": lineage,
     }
-    (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    write_sealed(staging / MANIFEST, manifest)
+    bundle = read_manifest(staging)  # as others will read it; its files were hashed above
     replace_folder(staging, root)
-    return open_bundle(root)
+    return replace(bundle, root=root)
 
 
 def check_replaceable(target: Path, marker: str) -> None:
@@ -177,23 +211,3 @@ def replace_folder(staging: Path, target: Path) -> None:
             old.rename(target)
         raise
     shutil.rmtree(old)
-
-
-def describe_file(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file, as manifests list them."""
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
-
-
-def verify_file(root: Path, manifest: str, name: str, expected: Mapping[str, Any]) -> None:
-    """Hold a file against what `manifest` says of it; BundleError names the file."""
-    path = root / name
-    if Path(name).name != name:
-        raise BundleError(f"{root / manifest}: file name {name!r} must not contain a folder")
-    if not path.is_file():
-        raise BundleError(f"{path}: missing")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise BundleError(f"{path}: has {size} bytes, {manifest} says {expected['bytes']}: truncated or replaced")
-    if describe_file(path)["sha256"] != expected["sha256"]:
-        raise BundleError(f"{path}: content does not match its sha256 in {manifest}: damaged or tampered with")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.bundle import MANIFEST, Bundle, BundleError, read_manifest
+from diffsplat.bundle import MANIFEST, Bundle, read_manifest
 from diffsplat.export_record import RECORD, ExportRecord
+from diffsplat.integrity import BundleError
 
 # What the base models' own pages name; the terms may change, and DiffSplat's weights have terms of their own.
 _LICENCES = {

@@ -1,6 +1,5 @@
 """`export.json`: what a version folder of the served repository holds, and how each graph was chosen."""
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from diffsplat_client.contract import CONTRACT_VERSION
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.graph import Backend
-from diffsplat.weights import BundleError
+from diffsplat.integrity import SEAL, BundleError, check_seal, read_json, verify_file, write_sealed
 
 RECORD = "export.json"
 
@@ -35,35 +34,50 @@ class ExportRecord:
     spec: BackboneSpec
     contract_version: int
     graphs: dict[str, GraphRecord]
+    files: dict[str, dict[str, Any]]  # of no graph: model.py, tokenizers -> {"sha256", "bytes"}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
+    def write(self, folder: Path) -> None:
+        """Write the record, with the hash of its own content, into a version folder."""
+        write_sealed(folder / RECORD, asdict(self))
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> "ExportRecord":
-        """Read a version folder's record.
+        """Read a version folder's record and verify it and every file but those of graphs (see `load_graphs`).
 
         Raises:
-            BundleError: it is missing, unreadable, or of another contract version; the message names the file.
+            BundleError: the record is missing, edited, or of another contract version, or a file is missing or damaged;
+                the message names the file.
         """
         path = Path(folder) / RECORD
-        if not path.is_file():
-            raise BundleError(f"{path}: missing; `python -m export` writes it")
-        try:
-            values = json.loads(path.read_text())
-            record = cls(
-                bundle=str(values["bundle"]),
-                digest=str(values["digest"]),
-                spec=BackboneSpec.from_dict(values["spec"]),
-                contract_version=int(values["contract_version"]),
-                graphs={str(name): GraphRecord(**graph) for name, graph in values["graphs"].items()},
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"{path}: not a valid export record ({type(error).__name__}: {error})") from None
+        record = cls._parse(path)
         if record.contract_version != CONTRACT_VERSION:
             raise BundleError(
                 f"{path}: written for contract version {record.contract_version}, this code speaks {CONTRACT_VERSION}: "
                 "export again"
             )
+        for name, expected in record.files.items():
+            verify_file(path.parent, RECORD, name, expected)
         return record
+
+    @classmethod
+    def _parse(cls, path: Path) -> "ExportRecord":
+        if not path.is_file():
+            raise BundleError(f"{path}: missing; `python -m export` writes it")
+        try:
+            values = read_json(path)
+        except ValueError as error:
+            raise BundleError(str(error)) from None
+        if "contract_version" in values and SEAL not in values:
+            raise BundleError(f"{path}: written by an older version of this code, without its own hash: export again")
+        check_seal(path, values)
+        try:
+            return cls(
+                bundle=str(values["bundle"]),
+                digest=str(values["digest"]),
+                spec=BackboneSpec.from_dict(values["spec"]),
+                contract_version=int(values["contract_version"]),
+                graphs={str(name): GraphRecord(**graph) for name, graph in values["graphs"].items()},
+                files=dict(values["files"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{path}: not a valid export record ({type(error).__name__}: {error})") from None

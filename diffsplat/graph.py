@@ -1,8 +1,9 @@
 """What every exported network looks like to a stage, whichever back end runs it."""
 
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # `package` reads records of graphs and starts without torch
+    from torch import Tensor
 
 Backend = Literal["onnxruntime", "torch"]
 
@@ -18,5 +19,5 @@ class Graph(Protocol):
     def backend(self) -> Backend:
         """What runs it."""
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: "Tensor") -> Any:
         """Inputs by position, as the table in `export/graphs.py` lists them -> its output, or a tuple of several."""

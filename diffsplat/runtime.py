@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from diffsplat.backends.eager import TorchGraph
-from diffsplat.bundle import Bundle, verify_file
+from diffsplat.bundle import Bundle
 from diffsplat.export_record import RECORD, ExportRecord
 from diffsplat.graph import Graph
+from diffsplat.integrity import BundleError, verify_file
 from diffsplat.networks import build_graph_module, bundle_network, graph_modules, load_network
-from diffsplat.weights import BundleError
 
 _log = logging.getLogger(__name__)
 

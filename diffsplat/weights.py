@@ -20,11 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffsplat.integrity import BundleError
+
 MAX_SHARD_BYTES = 16_000_000  # bundles that are committed stay friendly to git hosts and to reviews
-
-
-class BundleError(ValueError):
-    """A bundle is missing, truncated, tampered with or of another format; the message names the file."""
 
 
 def write_weights(

@@ -3,6 +3,7 @@
 python -m export BUNDLE --out DIR                          bundle -> served repository
 python -m export import --backbone sd15 SOURCE OUT         official checkpoints -> bundle
 python -m export models FOLDER ...                         what was imported and exported
+python -m export upgrade BUNDLE                            a bundle of an older version -> the present version
 """
 
 import argparse
@@ -13,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from diffsplat.bundle import BundleError
+from diffsplat.bundle import upgrade_bundle
 from diffsplat.export_record import GraphRecord
 from diffsplat.graph import Backend
+from diffsplat.integrity import BundleError
 from export.common import ExportError
 from export.repository import RepositoryExport, export_repository
 
@@ -33,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         return import_command(arguments[1:])
     if arguments[:1] == ["models"]:
         return _list_models(arguments[1:])
+    if arguments[:1] == ["upgrade"]:
+        return _upgrade(arguments[1:])
     return _export(arguments)
 
 
@@ -45,12 +49,28 @@ def _list_models(arguments: list[str]) -> int:
     return int(options.run(options))
 
 
+def _upgrade(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m export upgrade", description="Verify a bundle of an older version and bring it up to date."
+    )
+    parser.add_argument("bundle", help="folder of the bundle")
+    options = parser.parse_args(arguments)
+    try:
+        changed = upgrade_bundle(options.bundle)
+    except BundleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.bundle}: {'upgraded' if changed else 'is of the present version, nothing to do'}")
+    return 0
+
+
 def _export(arguments: list[str]) -> int:
     """Parse, export, print."""
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Bundle -> served Triton model repository.",
-        epilog="Other commands: `import --help`, official checkpoints -> bundle; `models --help`, what there is.",
+        epilog="Other commands: `import --help`, official checkpoints -> bundle; `models --help`, what there is; "
+        "`upgrade --help`, a bundle of an older version.",
     )
     parser.add_argument("bundle", help="folder of the bundle, such as bundles/pico")
     parser.add_argument("--out", required=True, help="folder of the model repository to write")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from diffsplat.backends.eager import TorchGraph
 from diffsplat.backends.onnx_runtime import OnnxGraph
-from diffsplat.bundle import Bundle, describe_file
+from diffsplat.bundle import Bundle
 from diffsplat.export_record import GraphRecord
 from diffsplat.graph import Backend, Graph
+from diffsplat.integrity import describe_file
 from diffsplat.runtime import available_cores
 from diffsplat.weights import weight_files
 from export.common import VERSION, Progress, RuntimeChoice, served_stages

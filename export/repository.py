@@ -24,16 +24,9 @@ from typing import Any
 
 from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, RECONSTRUCT, STAGES
 
-from diffsplat.bundle import (
-    Bundle,
-    BundleError,
-    check_replaceable,
-    describe_file,
-    open_bundle,
-    replace_folder,
-    verify_file,
-)
+from diffsplat.bundle import Bundle, check_replaceable, open_bundle, replace_folder
 from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
+from diffsplat.integrity import BundleError, check_seal, describe_file, read_json, verify_file, write_sealed
 from diffsplat.runtime import available_cores
 from diffsplat.splats.gsrecon import gsrecon_config
 from export.common import VERSION, ExportError, Progress, RuntimeChoice, served_stages
@@ -122,15 +115,17 @@ def export_repository(
         _write_records(bundle, staging, graphs)
         _describe_service(bundle, staging, graphs)
         files = {str(path.relative_to(staging)): describe_file(path) for path in sorted(_files_below(staging))}
-        _write_json(staging / RECORD, {"made_from": made_from, "files": files})
+        write_sealed(staging / RECORD, {"made_from": made_from, "files": files})
         replace_folder(staging, out)
     return RepositoryExport(out, True, _read_graphs(out))
 
 
 def _write_records(bundle: Bundle, staging: Path, graphs: dict[str, dict[str, GraphRecord]]) -> None:
     for stage, records in graphs.items():
-        record = ExportRecord(bundle.spec.name, bundle.digest, bundle.spec, CONTRACT_VERSION, records)
-        _write_json(staging / stage / VERSION / RECORD, record.to_dict())
+        folder = staging / stage / VERSION
+        of_graphs = {name for graph in records.values() for name in graph.files}
+        others = {path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name not in of_graphs}
+        ExportRecord(bundle.spec.name, bundle.digest, bundle.spec, CONTRACT_VERSION, records, others).write(folder)
 
 
 def _describe_service(bundle: Bundle, staging: Path, graphs: dict[str, dict[str, GraphRecord]]) -> None:
@@ -190,7 +185,8 @@ def _made_from(bundle: Bundle, runtime: RuntimeChoice, templates: Path) -> dict[
 def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:
     """Whether `out` was made from just this, and all of it is still there."""
     try:
-        record = json.loads((out / RECORD).read_text())
+        record = read_json(out / RECORD)
+        check_seal(out / RECORD, record)
         if record["made_from"] != made_from:
             return False
         for name, expected in record["files"].items():
@@ -208,7 +204,3 @@ def _read_graphs(out: Path) -> dict[str, GraphRecord]:
 
 def _files_below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")

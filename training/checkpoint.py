@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from diffsplat.bundle import describe_file, replace_folder
+from diffsplat.bundle import replace_folder
+from diffsplat.integrity import describe_file
 from training.config import StageConfig, to_plain
 
 FINISHED = "finished"

@@ -13,9 +13,10 @@ from diffsplat_client.request_checks import short
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backbones.text import TEXT_ENCODER
-from diffsplat.bundle import Bundle, BundleError, tokenizer_files
+from diffsplat.bundle import Bundle, tokenizer_files
 from diffsplat.export_record import ExportRecord
 from diffsplat.graph import Graph
+from diffsplat.integrity import BundleError
 from diffsplat.runtime import bundle_graphs, load_graphs
 from diffsplat.sampling.blob_start import kept_steps
 from diffsplat.stages.envelope import Envelope

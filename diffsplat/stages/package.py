@@ -8,6 +8,7 @@ from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.formats.ply import encode_ply
 
+from diffsplat.export_record import ExportRecord
 from diffsplat.stages.checks import check_shape, check_splats
 from diffsplat.stages.envelope import OutputEnvelope
 
@@ -24,7 +25,8 @@ class PackageStage:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "PackageStage":
-        """Needs nothing of the version folder."""
+        """From a version folder, which holds nothing but its record. BundleError names a file that is damaged."""
+        ExportRecord.read(folder)
         return cls()
 
     def run(self, splats: np.ndarray, envelope: OutputEnvelope, raw_splats: np.ndarray | None = None) -> PackageResult:

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.backbones.spec import ControlType
 from diffsplat.backbones.text import TEXTS
-from diffsplat.bundle import BundleError
 from diffsplat.catalogue import describe_bundle, table_of
+from diffsplat.integrity import BundleError
 from export.common import ExportError
 from export.importing.importer import ImportOptions, import_bundle
 from export.importing.layout import NEWEST, PUBLISHED, REPOSITORY, CheckpointError, default_tags

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffsplat.bundle import BundleError, describe_file, verify_file
+from diffsplat.integrity import BundleError, describe_file, verify_file
 from export.common import Progress
 from export.importing.copy import copy_network
 from export.importing.layout import CheckpointError

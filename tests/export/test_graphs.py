@@ -1,6 +1,7 @@
 """Exported graphs equal torch, at every free size, by either back end."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from diffsplat_client.contract import CONTRACT_VERSION
 
 from diffsplat.backends.eager import TorchGraph
 from diffsplat.backends.onnx_runtime import OnnxGraph
-from diffsplat.bundle import Bundle, BundleError
+from diffsplat.bundle import Bundle
 from diffsplat.denoisers.unet import DenoiserStep
 from diffsplat.export_record import ExportRecord
+from diffsplat.integrity import BundleError, write_sealed
 from diffsplat.networks import build_graph_module, bundle_network, network_builders
 from diffsplat.runtime import bundle_graph, load_graph
 from export.common import ExportError
@@ -124,10 +126,9 @@ def test_a_version_folder_tells_what_is_wrong_with_it(onnx_repository: Path, tmp
         load_graph(tmp_path, "decoder")
     with pytest.raises(BundleError, match="has no graph 'decoder', only text_encoder"):
         load_graph(onnx_repository / "encode" / VERSION, "decoder")
-    record = (onnx_repository / "encode" / VERSION / "export.json").read_text()
-    old = f'"contract_version": {CONTRACT_VERSION}'
-    (tmp_path / "export.json").write_text(record.replace(old, '"contract_version": 99'))
-    with pytest.raises(BundleError, match="contract version 99"):
+    record = json.loads((onnx_repository / "encode" / VERSION / "export.json").read_text())
+    write_sealed(tmp_path / "export.json", {**record, "contract_version": CONTRACT_VERSION + 97})
+    with pytest.raises(BundleError, match=f"contract version {CONTRACT_VERSION + 97}"):
         ExportRecord.read(tmp_path)
 
 

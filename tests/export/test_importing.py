@@ -10,7 +10,8 @@ from diffsplat_client.request import GenerationRequest
 from safetensors.torch import load_file
 
 from diffsplat.backbones import BACKBONES
-from diffsplat.bundle import Bundle, describe_file, open_bundle, write_bundle
+from diffsplat.bundle import Bundle, open_bundle, write_bundle
+from diffsplat.integrity import describe_file
 from diffsplat.networks import bundle_network, network_builders
 from diffsplat.pipeline import Pipeline
 from diffsplat.weights import weight_files

@@ -37,7 +37,7 @@ def test_what_cannot_be_read_is_said_beside_the_list(
     (tmp_path / "bad" / "bundle.json").write_text("{")
     assert main(["models", str(tmp_path)]) == 1
     output = capsys.readouterr()
-    assert "good" in output.out and "bad" in output.err and "not a valid manifest" in output.err
+    assert "good" in output.out and "bad" in output.err and "not readable as JSON" in output.err
     assert main(["models", str(tmp_path / "absent")]) == 1
     assert "no such folder" in capsys.readouterr().err
 

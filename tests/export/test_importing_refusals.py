@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffsplat.backbones import BACKBONES
-from diffsplat.bundle import Bundle, BundleError
+from diffsplat.bundle import Bundle
+from diffsplat.integrity import BundleError
 from export.__main__ import main
 from export.importing.importer import ImportOptions, import_bundle
 from export.importing.layout import CheckpointError

@@ -16,9 +16,16 @@ from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, REC
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from diffsplat.bundle import Bundle, BundleError, describe_file
+from diffsplat.bundle import Bundle
 from diffsplat.export_record import RECORD, ExportRecord
+from diffsplat.integrity import BundleError, describe_file, write_sealed
 from diffsplat.runtime import load_graph
+from diffsplat.stages.decode import DecodeStage
+from diffsplat.stages.denoise import DenoiseStage
+from diffsplat.stages.encode import EncodeStage
+from diffsplat.stages.package import PackageStage
+from diffsplat.stages.rasterize import RasterizeStage
+from diffsplat.stages.reconstruct import ReconstructStage
 from export import build, repository
 from export.__main__ import main
 from export.common import VERSION, ExportError, RuntimeChoice
@@ -42,6 +49,66 @@ def fingerprint(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture
 def copied(exported_repository: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported_repository, tmp_path / "repository"))
+
+
+LOADERS = {
+    "encode": EncodeStage.load,
+    "denoise": DenoiseStage.load,
+    "decode": DecodeStage.load,
+    "rasterize": RasterizeStage.load,
+    "package": PackageStage.load,
+    "reconstruct": ReconstructStage.load,
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        *((stage, file) for stage in LOADERS for file in ("export.json", "model.py")),
+        ("encode", "tokenizer.json"),
+        ("encode", "weights"),
+        ("denoise", "weights"),
+        ("decode", "weights"),
+        ("reconstruct", "weights"),
+    ],
+)
+def test_an_edited_file_of_a_served_repository_is_refused_by_name(copied: Path, stage: str, file: str) -> None:
+    """Every edit keeps the file valid, so that only a hash can find it."""
+    folder = copied / stage / VERSION
+    if file == "export.json":
+        path = folder / file
+        record = json.loads(path.read_text())
+        record["spec"]["gsvae"]["scaling_factor"] *= 3
+        path.write_text(json.dumps(record, indent=2) + "\n")
+    elif file == "tokenizer.json":
+        path = folder / file
+        path.write_text(path.read_text().replace("red", "der"))
+    elif file == "model.py":
+        path = folder / file
+        path.write_text(path.read_text() + "# a comment\n")
+    else:
+        path = folder / ExportRecord.read(folder).graphs[GRAPHS[stage][-1]].file
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(BundleError, match=f"^{re.escape(str(path))}: "):
+        LOADERS[stage](folder)
+
+
+@pytest.mark.parametrize("stage", LOADERS)
+def test_settings_of_the_deployment_may_be_edited(copied: Path, stage: str) -> None:
+    config = copied / stage / "config.pbtxt"
+    config.write_text(config.read_text() + "# two more instances\n")
+    assert LOADERS[stage](copied / stage / VERSION)
+
+
+def test_an_export_of_older_code_is_named(copied: Path) -> None:
+    path = copied / "decode" / VERSION / RECORD
+    record = json.loads(path.read_text())
+    del record["sha256"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(BundleError, match=f"^{re.escape(str(path))}: written by an older version .* export again"):
+        ExportRecord.read(path.parent)
 
 
 @pytest.fixture
@@ -84,7 +151,7 @@ def test_a_bundle_without_gsrecon_serves_no_reconstructions(tiny_bundle: Bundle,
     (root / "gsrecon.safetensors").unlink()
     manifest = json.loads((root / "bundle.json").read_text())
     del manifest["files"]["gsrecon.safetensors"]
-    (root / "bundle.json").write_text(json.dumps(manifest))
+    write_sealed(root / "bundle.json", manifest)
     result = export_repository(root, tmp_path / "repository", "torch")
     assert "recon" not in result.graphs and "decoder" in result.graphs
     folders = {path.name for path in result.folder.iterdir() if path.is_dir()}
@@ -165,7 +232,7 @@ def test_other_options_templates_or_weights_export_again(
     tokenizer.write_text(tokenizer.read_text() + "\n")
     manifest = json.loads((bundle / "bundle.json").read_text())
     manifest["files"]["tokenizer.json"] = describe_file(tokenizer)
-    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    write_sealed(bundle / "bundle.json", manifest)
     assert changed() and not changed()
     monkeypatch.setattr(repository, "_PACKAGES", ("torch",))
     assert changed() and not changed()

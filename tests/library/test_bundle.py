@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from diffsplat import bundle as bundles
-from diffsplat import weights
+from diffsplat import bundle as bundle_module
+from diffsplat import integrity, weights
 from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.bundle import (
     MANIFEST,
     Bundle,
-    BundleError,
     open_bundle,
     replace_folder,
+    upgrade_bundle,
     write_bundle,
 )
+from diffsplat.integrity import BundleError, describe_file, write_sealed
 from diffsplat.networks import bundle_network, network_builders
 from diffsplat.text.encoders import build_encoder
 
@@ -34,7 +36,7 @@ def copied(tiny_bundle: Bundle, tmp_path: Path) -> Path:
 
 def edit_manifest(root: Path, **changes: object) -> None:
     path = root / MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_sealed(path, {**json.loads(path.read_text()), **changes})
 
 
 @pytest.mark.parametrize("spec", BACKBONES.values(), ids=BACKBONES)
@@ -84,11 +86,12 @@ def test_a_damaged_file_is_refused_by_name(copied: Path, name: str, damage: str)
     ("content", "said"),
     [
         (None, "missing"),
-        ('{"format": "diffspl', "not a valid manifest"),
-        ("[]", "not a valid manifest"),
+        ('{"format": "diffspl', "not readable as JSON"),
+        ("[]", "type list instead of an object"),
         ('{"format": "something", "version": 1}', "format 'something'"),
-        ('{"format": "diffsplat-bundle", "version": 2}', "version 2"),
-        ('{"format": "diffsplat-bundle", "version": 1}', "not a valid manifest"),
+        ('{"format": "diffsplat-bundle", "version": 3}', "version 3"),
+        ('{"format": "diffsplat-bundle", "version": 1}', "older version .* `python -m export upgrade"),
+        ('{"format": "diffsplat-bundle", "version": 2}', "does not match its own sha256"),
     ],
 )
 def test_a_damaged_manifest_is_refused_by_name(copied: Path, content: str | None, said: str) -> None:
@@ -118,7 +121,7 @@ def test_weights_that_do_not_fit_the_spec_are_refused(copied: Path) -> None:
     state.pop("conv_in.bias")
     save_file(state, path)
     manifest = json.loads((copied / MANIFEST).read_text())
-    edit_manifest(copied, files={**manifest["files"], path.name: bundles.describe_file(path)})
+    edit_manifest(copied, files={**manifest["files"], path.name: describe_file(path)})
     with pytest.raises(BundleError, match=f"{re.escape(str(path))}: does not fit the spec(.|\n)*conv_in.bias"):
         bundle_network(open_bundle(copied), "denoiser")
 
@@ -194,3 +197,68 @@ def test_an_interrupted_replacement_keeps_the_old_folder(
     with pytest.raises(KeyboardInterrupt):
         replace_folder(staging, target)
     assert (target / "content").read_text() == "target"
+
+
+def edit_spec(root: Path) -> None:
+    path = root / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["spec"]["gsvae"]["scaling_factor"] *= 3
+    path.write_text(json.dumps(manifest, indent=2))
+
+
+def edit_lineage(root: Path) -> None:
+    path = root / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lineage": {"seed": 1}}))
+
+
+def remove_hash(root: Path) -> None:
+    path = root / MANIFEST
+    path.write_text(
+        json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"})
+    )
+
+
+@pytest.mark.parametrize("edit", [edit_spec, edit_lineage, remove_hash])
+def test_an_edited_manifest_is_refused_by_name(copied: Path, edit: Callable[[Path], None]) -> None:
+    edit(copied)
+    with pytest.raises(
+        BundleError, match=f"^{re.escape(str(copied / MANIFEST))}: content does not match its own sha256"
+    ):
+        open_bundle(copied)
+
+
+def test_white_space_and_the_order_of_fields_do_not_matter(copied: Path, tiny_bundle: Bundle) -> None:
+    manifest = json.loads((copied / MANIFEST).read_text())
+    (copied / MANIFEST).write_text(json.dumps(dict(reversed(manifest.items()))))
+    assert open_bundle(copied).files == tiny_bundle.files
+
+
+def test_a_bundle_of_version_1_is_upgraded_after_its_files_were_verified(copied: Path, tiny_bundle: Bundle) -> None:
+    path = copied / MANIFEST
+    old = {name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"} | {"version": 1}
+    path.write_text(json.dumps(old))
+    with pytest.raises(BundleError, match="older version .*`python -m export upgrade"):
+        open_bundle(copied)
+    weights_path = copied / "gsvae.safetensors"
+    content = weights_path.read_bytes()
+    weights_path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BundleError, match="gsvae.safetensors: content does not match"):
+        upgrade_bundle(copied)
+    weights_path.write_bytes(content)
+    assert upgrade_bundle(copied) and not upgrade_bundle(copied)
+    upgraded = open_bundle(copied)
+    assert (upgraded.digest, upgraded.lineage) == (tiny_bundle.digest, tiny_bundle.lineage)
+
+
+def test_writing_hashes_every_file_once(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def count(path: Path) -> dict[str, object]:
+        hashed.append(path.name)
+        return describe_file(path)
+
+    monkeypatch.setattr(bundle_module, "describe_file", count)
+    monkeypatch.setattr(integrity, "describe_file", count)
+    networks = {"denoiser": nn.Linear(1, 1), "gsvae": nn.Linear(1, 1)}
+    write_bundle(tmp_path / "once", tiny_bundle.spec, networks, ["{}"], {})
+    assert sorted(hashed) == ["denoiser.safetensors", "gsvae.safetensors", "tokenizer.json"]

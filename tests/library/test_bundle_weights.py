@@ -12,8 +12,9 @@ from huggingface_hub import load_torch_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from diffsplat.bundle import MANIFEST, Bundle, BundleError, describe_file, open_bundle, write_bundle
+from diffsplat.bundle import MANIFEST, Bundle, open_bundle, write_bundle
 from diffsplat.export_record import ExportRecord
+from diffsplat.integrity import BundleError, describe_file, write_sealed
 from diffsplat.networks import bundle_network, network_builders
 from diffsplat.runtime import bundle_graph, load_graph
 from diffsplat.weights import load_weights, weight_files, write_weights
@@ -45,7 +46,7 @@ def reseal(root: Path) -> None:
     """List what is there now: damage that no checksum shows."""
     manifest = json.loads((root / MANIFEST).read_text())
     files = {path.name: describe_file(path) for path in sorted(root.iterdir()) if path.name != MANIFEST}
-    (root / MANIFEST).write_text(json.dumps({**manifest, "files": files}))
+    write_sealed(root / MANIFEST, {**manifest, "files": files})
 
 
 def edit_shard(path: Path, add: dict[str, torch.Tensor] | None = None, remove: str | None = None) -> None:

@@ -17,9 +17,10 @@ from benchmarks.quality.reconstruction import reconstruct
 from benchmarks.quality.truth import EVALUATION_SEED
 from diffsplat.backbones import PICO, SplatGeometry
 from diffsplat.backends.eager import TorchGraph
-from diffsplat.bundle import Bundle, BundleError
+from diffsplat.bundle import Bundle
 from diffsplat.geometry.cameras import Cameras, generated_view_cameras
 from diffsplat.geometry.gaussians import canonicalize, grid_to_gaussians, to_array
+from diffsplat.integrity import BundleError
 from diffsplat.reconstruction import ReconstructionPipeline
 from diffsplat.splats.gsrecon import SplatReconstructor, build_gsrecon
 from diffsplat.stages.envelope import Envelope, OutputEnvelope

@@ -14,8 +14,9 @@ from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.formats.ply import decode_ply
 from diffsplat_client.request import GenerationRequest
 
-from diffsplat.bundle import Bundle, BundleError
+from diffsplat.bundle import Bundle
 from diffsplat.denoisers.graph_inputs import STEP
+from diffsplat.integrity import BundleError
 from diffsplat.pipeline import Pipeline
 from diffsplat.stages.decode import DecodeStage
 from diffsplat.stages.denoise import DenoiseJob, DenoiseStage, DenoiseWork
