@@ -29,7 +29,7 @@ class PipelineResult(NamedTuple):
 
     request: GenerationRequest  # with every default filled in
     splats: np.ndarray  # [N, 14] every decoded splat, columns of contract.GAUSSIAN_COLUMNS
-    gaussians: np.ndarray | None  # [N', 14] those above the asset's opacity threshold; for "raw" and "ply_compat"
+    gaussians: np.ndarray | None  # [N', 14] those above the asset's opacity threshold; not beside every format
     asset: bytes | None  # the file; for all formats but "raw"
     frames: np.ndarray | None  # [F, H, W, 3] uint8; None when no poses were given
     warnings: tuple[str, ...]

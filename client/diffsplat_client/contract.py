@@ -15,7 +15,6 @@ ENSEMBLES = (ENSEMBLE, RECONSTRUCTION)
 RECONSTRUCT = "reconstruct"  # its first stage; the others are those of ENSEMBLE
 STOP_MODEL = "denoise"  # the stage that a STOP is sent to
 SCHEDULERS = ("ddim", "dpmsolver++", "sde-dpmsolver++", "edm", "flow")
-FORMATS = ("raw", "ply", "ply_compat")  # ply_compat: the published script's own bytes, beside the raw splats
 CONTROL_TYPES = ("depth", "normal", "canny")
 
 # What an error message of a stage starts with, before a colon -> the same in gRPC's words. The code travels in the text
@@ -71,6 +70,7 @@ OUTPUT_TENSORS = (
     TensorSpec("FRAME_SIZE", "INT32", (1,)),
     TensorSpec("FRAME_POSES", "FP32", (-1, 4)),
     TensorSpec("FORMAT", "BYTES", (1,)),
+    TensorSpec("FRAME", "BYTES", (1,)),
 )
 
 # --- what a client sends for a generation (all of it goes to `encode`) ---
@@ -138,7 +138,7 @@ START_MOMENTS = TensorSpec("START_MOMENTS", "FP32", (2, -1, -1, -1, -1))  # mean
 LATENTS = TensorSpec("LATENTS", "FP32", (-1, -1, -1, -1))  # [V, C, h, w]
 RESOLVED_REQUEST = TensorSpec("RESOLVED_REQUEST", "BYTES", (1,))  # REQUEST, echoed by denoise for the later stages
 SPLATS = TensorSpec("SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))  # every decoded splat, before any opacity threshold
-# the same splats with quaternions and scales as the network said them; for the format ply_compat alone
+# the same splats with quaternions and scales as the network said them; for formats `as_decoded` alone
 RAW_SPLATS = TensorSpec("RAW_SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))
 # RESOLVED_REQUEST once more, from decode: a stage's inputs must come from one stage, since an ensemble pairs outputs of
 # different stages by their order of arrival, and instances may overtake each other

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.contract import ASSET, FRAMES, GAUSSIANS, RECONSTRUCT_TIMINGS, TIMING_TENSORS
 from diffsplat_client.errors import ServerError
-from diffsplat_client.formats.ply import decode_ply
+from diffsplat_client.formats import file_format
 from diffsplat_client.output_options import OutputOptions
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.status import Status
@@ -68,28 +69,30 @@ def parse_generation(
 
 def parse_output(tensors: dict[str, np.ndarray], request: OutputOptions, started: float) -> Output:
     """What the request asked for of the splats; errors and `started` as of `parse_generation`."""
-    asset = tensors.get(ASSET.name)
-    if request.format != "raw" and (asset is None or asset.size != 1):
-        raise ServerError(f"the server finished without the {ASSET.name} asked for ({request.format})")
-    file = None if request.format == "raw" or asset is None else bytes(asset.reshape(-1)[0])
+    format, asset = file_format(request.format), tensors.get(ASSET.name)
+    if format is not None and (asset is None or asset.size != 1):
+        raise ServerError(f"the server finished without the {ASSET.name} asked for ({format.name})")
+    file = None if format is None or asset is None else bytes(asset.reshape(-1)[0])
     frames = tensors.get(FRAMES.name)
     wanted = 0 if request.frame_poses is None else len(request.frame_poses)
     expected = (wanted, request.frame_size, request.frame_size, 3)
     if wanted and (frames is None or frames.shape != expected or frames.dtype != np.uint8):
         found = "missing" if frames is None else f"{frames.dtype} {list(frames.shape)}"
         raise ServerError(f"{FRAMES.name} is {found}: uint8 {list(expected)} was asked for")
-    cloud = _cloud(tensors, file if request.format == "ply" else None)
+    cloud = _cloud(tensors, None if format is None or format.as_decoded else format.decode, file)
     timings_ms = _timings_ms(tensors) | {"total": 1e3 * (time.monotonic() - started)}
     return Output(cloud, frames if wanted else None, file, timings_ms)
 
 
-def _cloud(tensors: dict[str, np.ndarray], file: bytes | None) -> SplatCloud:
-    """The splats, from the raw tensor or from the file that came in its place."""
+def _cloud(
+    tensors: dict[str, np.ndarray], decode: Callable[[bytes], SplatCloud] | None, file: bytes | None
+) -> SplatCloud:
+    """The splats, from the raw tensor or, decoded, from the file that came in its place."""
     try:
         if GAUSSIANS.name in tensors:
             return SplatCloud.from_array(tensors[GAUSSIANS.name])
-        if file is not None:
-            return decode_ply(file)
+        if decode is not None and file is not None:
+            return decode(file)
     except ValueError as error:
         raise ServerError(f"the server's splats cannot be read: {error}") from None
     raise ServerError(f"the server finished without {GAUSSIANS.name}")

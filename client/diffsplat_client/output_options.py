@@ -6,8 +6,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from diffsplat_client.contract import FORMATS, OUTPUT_TENSORS, POSE_COLUMNS
+from diffsplat_client.contract import OUTPUT_TENSORS, POSE_COLUMNS
 from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.formats import FORMAT_CHOICES, RAW
+from diffsplat_client.formats.axes import FRAME_CHOICES
 from diffsplat_client.option_table import check_options, option
 from diffsplat_client.request_checks import check_poses
 
@@ -39,7 +41,10 @@ class OutputOptions:
     frame_size: int = option(256, "width and height of every frame, pixels", limits=(16, 2048), integer=True)
     frame_poses: np.ndarray | None = None
     format: str = option(
-        "raw", "file that the server makes; ply_compat is the published script's own, byte for byte", choices=FORMATS
+        RAW, "file that the server makes; ply_compat is the published script's own", choices=FORMAT_CHOICES
+    )
+    frame: str = option(
+        "", "axes of the file: opengl has y up; without it the format's own, which tools expect", choices=FRAME_CHOICES
     )
 
     def check_fields(self) -> None:

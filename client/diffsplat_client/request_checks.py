@@ -48,7 +48,8 @@ def check_number(name: str, value: Any, low: float, high: float, *, integer: boo
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Refuse what is not one of these words."""
     if not isinstance(value, str) or value not in choices:
-        raise InvalidRequestError(f"{name} = {short(value)}: must be one of {', '.join(choices)}")
+        allowed = ", ".join(choice or "''" for choice in choices)
+        raise InvalidRequestError(f"{name} = {short(value)}: must be one of {allowed}")
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -4,6 +4,7 @@ import os
 from typing import NamedTuple
 
 import torch
+from diffsplat_client.formats import file_format
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec, SplatGeometry
@@ -21,7 +22,7 @@ class DecodeResult(NamedTuple):
     """All splats of one object, before any opacity threshold."""
 
     splats: Tensor  # [N, 14] float32, columns of contract.GAUSSIAN_COLUMNS; unit quaternions
-    raw_splats: Tensor | None = None  # [N, 14] the same before they were canonicalised, for the format ply_compat
+    raw_splats: Tensor | None = None  # [N, 14] the same before they were canonicalised, for formats `as_decoded`
 
 
 class DecodeStage:
@@ -53,8 +54,9 @@ class DecodeStage:
 
 
 @torch.no_grad()
-def splats_of(grid: Tensor, cameras: Cameras, geometry: SplatGeometry, format: str) -> DecodeResult:
+def splats_of(grid: Tensor, cameras: Cameras, geometry: SplatGeometry, format_name: str) -> DecodeResult:
     """Lift one object's grid [1, V, 12, H, W] into the world, for the file format that a request names."""
     gaussians = grid_to_gaussians(grid, cameras, geometry)
     splats = to_array(canonicalize(gaussians, geometry))
-    return DecodeResult(splats, to_array(gaussians) if format == "ply_compat" else None)
+    format = file_format(format_name)
+    return DecodeResult(splats, to_array(gaussians) if format is not None and format.as_decoded else None)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.errors import InvalidRequestError
-from diffsplat_client.formats.ply import encode_ply
+from diffsplat_client.formats import file_format
 
 from diffsplat.export_record import ExportRecord
 from diffsplat.stages.checks import check_shape, check_splats
@@ -16,7 +16,7 @@ from diffsplat.stages.envelope import OutputEnvelope
 class PackageResult(NamedTuple):
     """By the request's format the raw splats, a file, or both; only splats above the request's opacity threshold."""
 
-    gaussians: np.ndarray | None  # [N, 14] float32; for raw and ply_compat
+    gaussians: np.ndarray | None  # [N, 14] float32; for raw and formats `as_decoded`
     asset: bytes | None  # for all but raw
 
 
@@ -35,7 +35,7 @@ class PackageStage:
         Args:
             splats: canonical ones.
             envelope: whose format and thresholds hold.
-            raw_splats: the same before they were canonicalised; needed for the format ply_compat.
+            raw_splats: the same before they were canonicalised; needed for formats `as_decoded`.
 
         Raises:
             InvalidRequestError: what `check_splats` refuses, or raw splats that are missing or of another number.
@@ -43,20 +43,20 @@ class PackageStage:
         check_splats(splats)
         request = envelope.request
         threshold = request.opacity_threshold_asset
-        if request.format == "raw":
+        format = file_format(request.format)
+        if format is None:
             return PackageResult(_above(splats, threshold), None)
-        if request.format == "ply":
-            return PackageResult(None, bytes(encode_ply(SplatCloud.from_array(splats), threshold)))
-        assert request.format == "ply_compat", request.format  # validated with the request
+        if not format.as_decoded:
+            return PackageResult(None, format.write(SplatCloud.from_array(_above(splats, threshold)), request.frame))
         if raw_splats is None:
-            raise InvalidRequestError("RAW_SPLATS is missing: format = 'ply_compat' needs it")
+            raise InvalidRequestError(f"RAW_SPLATS is missing: format = {request.format!r} needs it")
         check_splats(raw_splats, "RAW_SPLATS")
         check_shape("RAW_SPLATS", raw_splats, splats.shape)
         # the published script writes what its renderer has kept, so that both thresholds hold for its files
         threshold = max(threshold, request.opacity_threshold_render)
-        file = encode_ply(SplatCloud.from_array(raw_splats), threshold)
+        file = format.write(SplatCloud.from_array(_above(raw_splats, threshold)), request.frame)
         # that file shows another object wherever quaternions are normalised: the splats themselves come with it
-        return PackageResult(_above(splats, threshold), bytes(file))
+        return PackageResult(_above(splats, threshold), file)
 
 
 def _above(splats: np.ndarray, threshold: float) -> np.ndarray:

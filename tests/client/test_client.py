@@ -75,10 +75,10 @@ def test_frames_and_assets_come_along(fakes) -> None:
     assert result.frames is not None and result.frames.shape == (4, 16, 16, 3)
     last = fakes.finished()
     cloud = Client(transport=fakes.transport(fakes.finished())).generate("x").cloud
-    last["ASSET"] = fakes.text(bytes(encode_ply(cloud)))
+    last["ASSET"] = fakes.text(encode_ply(cloud))
     del last["GAUSSIANS"]  # the file comes in its place
     result = Client(transport=fakes.transport(last)).generate("x", format="ply")
-    assert result.asset == bytes(encode_ply(cloud))
+    assert result.asset == encode_ply(cloud)
     np.testing.assert_allclose(result.cloud.positions, cloud.positions)
 
 
@@ -324,7 +324,7 @@ def test_a_missing_file_or_a_damaged_one_is_the_servers_error(fakes) -> None:
 def test_the_published_file_does_not_stand_for_the_splats(fakes) -> None:
     """Its quaternions are not normalised: the object comes beside it."""
     last = fakes.finished()
-    file = bytes(encode_ply(SplatCloud.from_array(2 * last["GAUSSIANS"])))
+    file = encode_ply(SplatCloud.from_array(2 * last["GAUSSIANS"]))
     last["ASSET"] = fakes.text(file)
     result = Client(transport=fakes.transport(last)).generate("x", format="ply_compat")
     assert result.asset == file

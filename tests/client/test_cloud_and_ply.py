@@ -1,4 +1,4 @@
-"""Splat clouds and their .ply files: quantities, layout, damaged files, whole files or none."""
+"""Splat clouds and the .ply files written from them: quantities, layout, axes, damaged files, whole files or none."""
 
 from pathlib import Path
 
@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from diffsplat_client import SplatCloud, read_ply, write_ply
 from diffsplat_client.files import atomic_path
+from diffsplat_client.formats import FORMATS, FileFormat
+from diffsplat_client.formats.axes import FRAME_CHOICES, FRAMES
 from diffsplat_client.formats.ply import RECORD, SH_C0, decode_ply, encode_ply
+from diffsplat_client.viewer import covariances
 
 
 def make_cloud(count: int) -> SplatCloud:
@@ -59,43 +62,77 @@ def test_ply_round_trip(tmp_path: Path, count: int) -> None:
 
 def test_ply_holds_what_viewers_expect() -> None:
     cloud = make_cloud(3)
-    data = encode_ply(cloud)
-    header, body = bytes(data).split(b"end_header\n", 1)
-    assert header.startswith(b"ply\nformat binary_little_endian 1.0\nelement vertex 3\nproperty float x\n")
-    assert len(body) == 3 * 59 == 3 * RECORD.itemsize
+    body = encode_ply(cloud, "opengl").split(b"end_header\n", 1)[1]
+    assert len(body) == 3 * 56 == 3 * RECORD.itemsize
     record = np.frombuffer(body, RECORD)
     np.testing.assert_allclose(1 / (1 + np.exp(-record["opacity"])), cloud.opacity, rtol=1e-5)
     np.testing.assert_allclose(np.exp(record["scale_2"]), cloud.scales[:, 2], rtol=1e-4)
     np.testing.assert_allclose(0.5 + SH_C0 * record["f_dc_1"], cloud.rgb[:, 1], atol=1e-6)
+    np.testing.assert_array_equal(record["y"], cloud.positions[:, 1])
     np.testing.assert_array_equal(record["rot_0"], cloud.quats_wxyz[:, 0])
-    np.testing.assert_array_equal(record["red"], np.clip(cloud.rgb[:, 0] * 255, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_the_header_is_one_that_strict_readers_take(frame: str) -> None:
+    """The spz library: `format`, comments, `element vertex`, then float properties alone; Spark: no RGB columns."""
+    header = encode_ply(make_cloud(3), frame).split(b"end_header\n", 1)[0].decode("ascii")
+    magic, kind, *lines = header.splitlines()
+    assert (magic, kind) == ("ply", "format binary_little_endian 1.0")
+    assert lines[:2] == [f"comment frame {frame}", "element vertex 3"]
+    names = [line.removeprefix("property float ") for line in lines[2:]]
+    assert all(line.startswith("property float ") for line in lines[2:])
+    assert not {"red", "green", "blue"} & set(names)
+    assert names == list(RECORD.names or ())
+
+
+def test_files_are_in_the_axes_of_3dgs_tools_unless_asked_otherwise() -> None:
+    """y down and z away: what is up in our world has a negative y in the file, and splats turn with it."""
+    cloud = make_cloud(50)
+    files = {frame: np.frombuffer(encode_ply(cloud, frame).split(b"end_header\n", 1)[1], RECORD) for frame in FRAMES}
+    own, turned = files["opengl"], files["3dgs"]
+    assert encode_ply(cloud) == encode_ply(cloud, "3dgs")
+    np.testing.assert_array_equal(own["y"], cloud.positions[:, 1])
+    for axis, sign in (("x", 1), ("y", -1), ("z", -1)):
+        np.testing.assert_array_equal(turned[axis], sign * own[axis])
+    axes = np.diag([1.0, -1.0, -1.0])
+    quats = np.stack([turned[f"rot_{i}"] for i in range(4)], axis=1)
+    in_file = covariances(SplatCloud(cloud.positions, cloud.rgb, cloud.opacity, cloud.scales, quats))
+    np.testing.assert_allclose(in_file, axes @ covariances(cloud) @ axes, atol=1e-9)
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_file_says_its_axes(tmp_path: Path, frame: str) -> None:
+    cloud = make_cloud(7)
+    write_ply(tmp_path / "a.ply", cloud, frame=frame)
+    again = read_ply(tmp_path / "a.ply")
+    np.testing.assert_array_equal(again.positions, cloud.positions)
+    np.testing.assert_array_equal(again.quats_wxyz, cloud.quats_wxyz)
+    other = next(name for name in FRAMES if name != frame)
+    np.testing.assert_array_equal(read_ply(tmp_path / "a.ply", frame=other).positions[:, 1], -cloud.positions[:, 1])
+    for wrong in (lambda: encode_ply(cloud, "y-up"), lambda: read_ply(tmp_path / "a.ply", frame="y-up")):
+        with pytest.raises(ValueError, match="frame = 'y-up': must be one of opengl, 3dgs"):
+            wrong()
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_every_format_reads_what_it_writes_in_every_frame(format: FileFormat) -> None:
+    cloud = make_cloud(20)
+    assert format.extension in (".ply",) and format.frame in FRAMES
+    for frame in FRAME_CHOICES:
+        again = format.decode(format.write(cloud, frame))
+        np.testing.assert_allclose(again.to_array(), cloud.to_array(), rtol=3e-5, atol=1e-6)
 
 
 def test_extremes_stay_finite() -> None:
     array = np.zeros((2, 14), np.float32)
     array[:, 6] = [1, 1e-12]
-    again = decode_ply(bytes(encode_ply(SplatCloud.from_array(array))))
+    again = decode_ply(encode_ply(SplatCloud.from_array(array)))
     assert np.isfinite(again.to_array()).all()
     np.testing.assert_allclose(again.opacity, [1, 1e-6], atol=2e-6)
 
 
-def test_reads_files_of_other_programs() -> None:
-    """Other order, normals, higher harmonics, no byte colours, doubles, big endian, comments, elements behind."""
-    cloud = make_cloud(4)
-    own = np.frombuffer(bytes(encode_ply(cloud)).split(b"end_header\n", 1)[1], RECORD)
-    names = ["nx", "f_rest_0", *reversed([name for name in RECORD.names or () if name not in ("red", "green", "blue")])]
-    record = np.zeros(4, np.dtype([(name, ">f8") for name in names]))
-    for name in names[2:]:
-        record[name] = own[name]
-    lines = ["ply", "format binary_big_endian 1.0", "comment made elsewhere", "element vertex 4"]
-    lines += [f"property double {name}" for name in names]
-    lines += ["element face 1", "property list uchar int vertex_indices", "end_header", ""]
-    again = decode_ply("\n".join(lines).encode() + record.tobytes() + b"\x00")
-    np.testing.assert_allclose(again.to_array(), cloud.to_array(), rtol=3e-5, atol=1e-6)
-
-
 def test_every_truncation_is_refused() -> None:
-    data = bytes(encode_ply(make_cloud(2)))
+    data = encode_ply(make_cloud(2))
     for length in range(len(data)):
         with pytest.raises(ValueError, match="ply"):
             decode_ply(data[:length])
@@ -105,25 +142,33 @@ def test_every_truncation_is_refused() -> None:
     ("old", "new", "message"),
     [
         (b"ply\n", b"png\n", "not a .ply file"),
-        (b"vertex 2", b"vertex 99999999999999999", "promises 99999999999999999 splats of 59 bytes, but 118 bytes"),
-        (b"vertex 2", b"vertex -2", "first element must be `vertex`"),
-        (b"vertex 2", b"vertex 0x2", "first element must be `vertex`"),
-        (b"element vertex 2", b"element face 2\nelement vertex 2", "first element"),
-        (b"binary_little_endian", b"ascii", "only binary"),
-        (b"little_endian 1.0", b"little_endian 2.0", "only binary"),
-        (b"property float opacity\n", b"", "'opacity' is missing"),
-        (b"property float y", b"property float x", "not a property"),
-        (b"property float y", b"property list uchar int y", "not a property"),
-        (b"property float y", b"property quad y", "not a property"),
+        (b"vertex 2", b"vertex 99999999999999999", "promises 99999999999999999 x `vertex` of 56 bytes, but 112 bytes"),
+        (b"vertex 2", b"vertex -2", "an element needs a name and a count"),
+        (b"vertex 2", b"vertex 0x2", "an element needs a name and a count"),
+        (b"vertex 2", b"vertices 2", "names no element `vertex`"),
+        (b"element vertex 2", b"element vertex 2\nelement vertex 2", "such an element already"),
+        (b"element vertex 2", b"property float x\nelement vertex 2", "must follow an element"),
+        (b"vertex 2", b"face 1\nproperty list uchar int i\nelement vertex 2", "`face` has lists"),
+        (b"binary_little_endian", b"ascii", "holds a word that is no number|must have 14|lines follow it"),
+        (
+            b"binary_little_endian",
+            b"binary_middle_endian",
+            "format must be binary_little_endian, binary_big_endian, ascii",
+        ),
+        (b"little_endian 1.0", b"little_endian 2.0", "format must be"),
+        (b"property float opacity\n", b"", "'opacity' of the element `vertex` is missing"),
+        (b"property float y", b"property float x", "such a property already"),
+        (b"property float y", b"property list uchar int y", "'y' of the element `vertex` is missing"),
+        (b"property float y", b"property quad y", "not a property of a known type"),
         (b"element vertex 2\n", b"nonsense\n", "no line of a .ply header"),
         (b"format binary_little_endian 1.0\n", b"", "names no format"),
-        (b"end_header\n", b"comment " + b"x" * 70000, "header has no end"),
-        (b"end_header\n", b"comment x\n" * 7000, "header has no end"),
+        (b"end_header\n", b"comment " + b"x" * 70000, "header does not end within 65536 bytes"),
+        (b"end_header\n", b"comment x\n" * 7000, "header does not end within 65536 bytes"),
     ],
 )
 def test_damaged_headers_are_named(tmp_path: Path, old: bytes, new: bytes, message: str) -> None:
     path = tmp_path / "damaged.ply"
-    data = bytes(encode_ply(make_cloud(2)))
+    data = encode_ply(make_cloud(2))
     assert old in data
     path.write_bytes(data.replace(old, new, 1))
     with pytest.raises(ValueError, match=f"damaged.ply: .*{message}"):

@@ -33,6 +33,7 @@ FULL = GenerationRequest(
     frame_size=64,
     frame_poses=np.array([[10, 0, 1.5, 1], [20, 350, 2, 0.5]], np.float32),
     format="ply",
+    frame="opengl",
 )
 
 
@@ -190,6 +191,7 @@ def test_limits_are_inclusive(name: str) -> None:
         ({"scheduler": "euler"}, "scheduler = 'euler': must be one of ddim, dpmsolver"),
         ({"scheduler": ["ddim"]}, "scheduler = .*must be one of"),
         ({"format": "stl"}, "format = 'stl': must be one of raw, ply"),
+        ({"frame": "3dgs"}, "frame = '3dgs': must be one of '', opengl"),
         ({"format": None}, "format = None: must be one of"),
         ({"frame_size": None}, "frame_size = None: must be an integer"),
         ({"steps": 2.5}, "steps = 2.5: must be an integer"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffsplat_client.cloud import SplatCloud
-from diffsplat_client.formats.ply import RECORD, encode_ply
+from diffsplat_client.formats.ply_compat import RECORD, encode_published
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from diffsplat.backbones import SD15
@@ -127,7 +127,7 @@ def test_latents_to_gaussians(golden, assert_close):
         assert_close(gaussians.quats_wxyz[0], expected["rotation"], "rotation")
 
         columns = [values[0].numpy() for values in gaussians]
-        ply = encode_ply(SplatCloud(*columns), config["opacity_threshold_ply"])
+        ply = encode_published(SplatCloud(*columns).threshold(config["opacity_threshold_ply"]))
         reference = expected["ply_file"].numpy().tobytes()
         header = reference.index(b"end_header\n") + len(b"end_header\n")
         assert ply[:header] == reference[:header]

@@ -4,30 +4,14 @@ import numpy as np
 import pytest
 import torch
 from diffsplat_client.cloud import SplatCloud
-from diffsplat_client.formats.ply import RECORD, decode_ply, encode_ply
+from diffsplat_client.formats.ply_compat import decode_published, encode_published
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.backbones import SD15
 from diffsplat.geometry.gaussians import canonicalize, from_array, to_array
 from diffsplat.stages.envelope import Envelope
 from diffsplat.stages.package import PackageStage
-
-LOGARITHMS = ("opacity", "scale_0", "scale_1", "scale_2")
-
-
-def assert_same_file(ours: bytes, theirs: bytes, compatible: bool) -> None:
-    """Equal bytes; only logarithms may differ, by one unit in the last place.
-
-    PyTorch's float32 logarithm, which wrote the reference, gives different last bits on different CPUs.
-    """
-    end = theirs.index(b"end_header\n") + len(b"end_header\n")
-    assert ours[:end] == theirs[:end] and len(ours) == len(theirs)
-    records, expected = (np.frombuffer(file, RECORD, offset=end) for file in (ours, theirs))
-    for name in RECORD.names:
-        if compatible and name in LOGARITHMS:
-            np.testing.assert_array_max_ulp(records[name], expected[name], maxulp=1)
-        else:
-            assert records[name].tobytes() == expected[name].tobytes(), name
+from tests.ply_files import assert_same_file
 
 
 @pytest.fixture
@@ -43,8 +27,8 @@ def cloud(ply) -> SplatCloud:
 
 def test_files_are_the_references_bytes(ply, cloud) -> None:
     for case, options in ply.config["cases"].items():
-        data = encode_ply(cloud, options["opacity_threshold"], options["compatible"])
-        assert_same_file(bytes(data), ply.out(case)["file"].numpy().tobytes(), options["compatible"])
+        data = encode_published(cloud.threshold(options["opacity_threshold"]), options["compatible"])
+        assert_same_file(data, ply.out(case)["file"].numpy().tobytes(), options["compatible"])
 
 
 def test_the_service_writes_the_references_bytes(ply, cloud) -> None:
@@ -65,7 +49,7 @@ def test_the_service_writes_the_references_bytes(ply, cloud) -> None:
 def test_reading_gives_what_the_reference_reads(ply, assert_close) -> None:
     for case, options in ply.config["cases"].items():
         expected = ply.out(case)
-        cloud = decode_ply(expected["file"].numpy().tobytes(), options["compatible"])
+        cloud = decode_published(expected["file"].numpy().tobytes(), options["compatible"])
         actual = {
             "xyz": cloud.positions,
             "rgb": cloud.rgb,

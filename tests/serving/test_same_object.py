@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from diffsplat_client.contract import FORMATS
 from diffsplat_client.errors import InvalidRequestError
-from diffsplat_client.formats.ply import decode_ply
+from diffsplat_client.formats import FORMAT_CHOICES, FORMATS
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.backbones import BackboneSpec
@@ -64,7 +63,7 @@ def splats_in(result: PackageResult, format: str) -> Gaussians:
         assert result.gaussians is not None and result.asset is None
         return from_array(torch.from_numpy(result.gaussians))
     assert result.asset is not None
-    return from_array(torch.from_numpy(decode_ply(result.asset).to_array()))
+    return from_array(torch.from_numpy(FORMATS[format].decode(result.asset).to_array()))
 
 
 def raw_array(decoded: DecodeResult) -> np.ndarray:
@@ -86,7 +85,7 @@ def test_the_frames_show_what_the_published_renderer_is_given(
     assert difference(draw(from_array(torch.from_numpy(raw_array(decoded))), spec.geometry), frames).max() <= 1
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", FORMAT_CHOICES)
 def test_the_written_asset_is_the_object_of_the_frames(
     spec: BackboneSpec, envelope: Envelope, decoded: DecodeResult, frames: np.ndarray, format: str
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from diffsplat_client.contract import CONTRACT_VERSION
-from diffsplat_client.formats.ply import write_ply
+from diffsplat_client.formats import PLY, file_format
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import DEFAULT_DISTANCE
 from diffsplat_client.reconstruction import Reconstruction
@@ -48,14 +48,14 @@ def write_artifacts(
 
 def write_object(made: Generation | Reconstruction, folder: Path, views: int, video: str) -> list[str]:
     """Write splats, the first `views` frames as one image, and the others as a film; returns the files' names."""
-    names = ["splats.ply"]
-    if made.request.format == "ply" and made.asset is not None:
-        (folder / "splats.ply").write_bytes(made.asset)
-    else:
-        write_ply(folder / "splats.ply", made.cloud)
-    if made.request.format == "ply_compat" and made.asset is not None:
-        names.append("splats_compat.ply")  # beside splats.ply, which is what every viewer shows as the frames do
-        (folder / names[-1]).write_bytes(made.asset)
+    files = {}
+    if (format := file_format(made.request.format)) is not None and made.asset is not None:
+        files[format.file_name] = made.asset
+    if PLY.file_name not in files:  # always there: every viewer shows it as the frames do
+        files = {PLY.file_name: PLY.write(made.cloud, made.request.frame), **files}
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    names = [*files]
     frames = made.frames
     if frames is not None:
         names.append("views.png")

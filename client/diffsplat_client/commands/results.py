@@ -63,7 +63,7 @@ def add_options(parser: Any, names: Iterable[str]) -> None:
         if limits and limits[1] < 1e9:
             text += f" ({limits[0]:g} .. {limits[1]:g})"
         if choices := field.metadata["choices"]:
-            text += f" ({', '.join(choices)})"
+            text += f" ({', '.join(filter(None, choices))})"
         kind = int if field.metadata["integer"] else float if limits else str
         parser.add_argument(*flags, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=text)
 
