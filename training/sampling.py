@@ -1,62 +1,52 @@
-"""Prompts -> latents in one process with torch networks, for looking at a denoiser while it is trained."""
+"""Prompts -> latents by the loop that is served, to look at a denoiser while it is trained."""
 
 import torch
+from diffsplat_client.request import GenerationRequest
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.denoisers.unet import DenoiserStep, TextContext
-from diffsplat.geometry.cameras import generated_view_cameras, latent_plucker
-from diffsplat.sampling.guidance import guidance_scales, guide
-from diffsplat.sampling.schedulers import build_sampler, model_input, needs_noise, sampler_step
+from diffsplat.backends.eager import TorchGraph
+from diffsplat.denoisers.graph_inputs import STEP, request_graphs
+from diffsplat.networks import build_graph_module
+from diffsplat.stages.denoise import DenoiseStage, DenoiseWork
+from diffsplat.stages.envelope import Envelope
+from diffsplat.text.features import PromptEncoder
 from diffsplat.text.tokenizer import Tokenizer
 
+_SEEDS = 2**32
 
-@torch.no_grad()
+
 def generate_latents(
-    step: DenoiserStep,
-    context: TextContext,
+    denoiser: nn.Module,
     text_encoder: nn.Module,
     tokenizer: Tokenizer,
     spec: BackboneSpec,
     prompts: list[str],
     generator: torch.Generator,
     steps: int | None = None,
-    elevation_deg: float | None = None,
 ) -> Tensor:
-    """Sample one object per prompt with the spec's scheduler and guidance.
+    """Sample one object per prompt with the spec's scheduler, guidance and elevation.
 
     Args:
-        step: The denoiser.
-        context: Its text keys and values.
-        text_encoder: Token ids to embeddings.
+        denoiser: A network of `build_denoiser`, on any device, in evaluation mode.
+        text_encoder: Of the spec's only text encoder, on any device, in evaluation mode.
         tokenizer: Prompts to token ids.
-        spec: Defaults of a request, shapes and schedule.
+        spec: Of a text backbone: defaults of a request, shapes and schedule.
         prompts: P of them.
-        generator: All noise, on the CPU.
+        generator: Draws a seed for every prompt.
         steps: Denoiser calls; the spec's by default.
-        elevation_deg: Of the four views, positive = above; the spec's by default.
 
     Returns:
-        [P, V, C, h, w] in diffusion space.
+        [P, V, C, h, w] in diffusion space, on the CPU.
     """
-    device = next(step.parameters()).device
-    views, rows = spec.geometry.views, len(prompts)
-    table = build_sampler(spec.schedule, spec.scheduler, steps or spec.steps, spec.eta)
-    elevation = spec.elevation_deg if elevation_deg is None else elevation_deg
-    assert elevation is not None
-    cameras = generated_view_cameras(elevation, spec.distance, views)
-    plucker = latent_plucker(cameras, spec.geometry, spec.latent_size).to(device).expand(2 * rows, -1, -1, -1, -1)
-    input_ids = tokenizer.encode([""] * rows + prompts).input_ids.to(device)
-    keys_values = context(text_encoder(input_ids))  # [2P, L, width]: without text first
-    scales = guidance_scales(spec.guidance_scale, views, triangle=False, min_guidance_scale=1.0)
-    shape = (rows, views, spec.latent_channels, spec.latent_size, spec.latent_size)
-    x = table.init_sigma * torch.randn(shape, generator=generator).to(device)
-    x0 = None
-    for timestep, coefficients in zip(table.timesteps, table.coeffs, strict=True):
-        coeffs = coefficients.expand(rows, -1)
-        seen = model_input(x, coeffs).to(x)
-        prediction = step(torch.cat([seen, seen]), plucker, timestep.to(device).expand(2 * rows), keys_values)
-        uncond, cond = prediction.chunk(2)
-        noise = torch.randn(shape, generator=generator).to(device) if needs_noise(coeffs) else None
-        x, x0 = sampler_step(x, guide(uncond, cond, scales), x0, noise, coeffs)
-    return x
+    names = (*request_graphs(spec), STEP)
+    stage = DenoiseStage(spec, {name: TorchGraph(name, build_graph_module(name, spec, denoiser)) for name in names})
+    encoder = PromptEncoder(spec.text, [tokenizer], [TorchGraph("text_encoder", text_encoder)])
+    seeds = torch.randint(_SEEDS, (len(prompts),), generator=generator).tolist()
+    jobs = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        request = GenerationRequest(prompt, seed=seed, steps=steps).with_defaults(**spec.request_defaults)
+        jobs.append(stage.start(DenoiseWork(Envelope(request), encoder.encode([prompt, None]).features)))
+    for _ in range(jobs[0].steps):
+        stage.step(jobs)
+    return torch.stack([job.latents for job in jobs])

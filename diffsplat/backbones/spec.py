@@ -84,6 +84,16 @@ class BackboneSpec:
         return self.denoiser["in_channels"] > self.latent_channels + PLUCKER_CHANNELS
 
     @property
+    def image_size(self) -> int:
+        """Pixels along a side of an image that the base image VAE encodes to `latent_size`."""
+        return self.latent_size * 2 ** (len(self.gsvae["block_out_channels"]) - 1)
+
+    @property
+    def scaled_shift(self) -> float:
+        """What the VAE's shift takes off latents that are already scaled; 0 but for SD3."""
+        return float(self.gsvae["scaling_factor"] * (self.gsvae.get("shift_factor") or 0.0))
+
+    @property
     def hint_size(self) -> int:
         """Pixels along a side of a control map: the stock hint encoder makes an eighth of it."""
         return 8 * self.latent_size

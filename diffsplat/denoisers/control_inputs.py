@@ -68,7 +68,7 @@ def prepare_control(
         "scales": control_scales(len(residual_shapes(spec.denoiser, 8, 8)), scale, guess_mode).expand(count, -1),
     }
     if takes_pooled_text(spec):
-        constant["added"] = graphs[f"control_added_{kind}"](text.pooled, size_numbers(count, spec.geometry.grid_size))
+        constant["added"] = graphs[f"control_added_{kind}"](text.pooled, size_numbers(count, spec.image_size))
     return ControlInputs(kind, constant, guess_mode)
 
 

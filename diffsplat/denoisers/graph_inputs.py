@@ -53,7 +53,7 @@ def _prepare_unet(
 ) -> RequestInputs:
     constant = {"context": graphs[CONTEXT](features.embeddings)}
     if takes_pooled_text(spec):
-        sizes = size_numbers(len(features.pooled), spec.geometry.grid_size)
+        sizes = size_numbers(len(features.pooled), spec.image_size)
         constant["added"] = graphs[ADDED](features.pooled, sizes)
     return RequestInputs(constant, {})
 
@@ -148,9 +148,9 @@ def prepare(
     return inputs
 
 
-def size_numbers(rows: int, grid_size: int) -> Tensor:
+def size_numbers(rows: int, image_size: int) -> Tensor:
     """SDXL's (original height, width, top, left, target height, width) as published: a whole view, [R, 6]."""
-    size = float(grid_size)
+    size = float(image_size)
     return torch.tensor([size, size, 0.0, 0.0, size, size]).expand(rows, -1)
 
 

@@ -33,6 +33,7 @@ from diffsplat.graph import Graph
 from diffsplat.runtime import bundle_graphs, load_graphs
 from diffsplat.sampling.blob_start import LateStart, late_start
 from diffsplat.sampling.guidance import guidance_scales, guide, needs_guidance
+from diffsplat.sampling.noise import NoiseSource, SeededNoise
 from diffsplat.sampling.schedulers import SamplerTable, build_sampler, model_input, needs_noise, sampler_step
 from diffsplat.stages.checks import check_range, check_shape
 from diffsplat.stages.encode import check_request
@@ -60,7 +61,7 @@ class DenoiseJob:
     plucker: Tensor  # [rows, V, 6, h, w]
     inputs: RequestInputs  # of text, time and condition image
     control: ControlInputs | None
-    generator: torch.Generator
+    noise_source: NoiseSource
     latents: Tensor  # [V, C, h, w]
     x0_previous: Tensor  # [V, C, h, w]; zeros before the first step
     step: int = 0
@@ -77,10 +78,10 @@ class DenoiseJob:
         return 2 if self.guided else 1
 
     def next_noise(self) -> Tensor:
-        """Noise of the coming step, drawn once. Zeros where the sampler adds none, which draws nothing either."""
+        """Noise of the coming step, drawn once. Deterministic steps return zeros without drawing any."""
         if self.noise is None:
             if needs_noise(self.sampler.coeffs[self.step]):
-                self.noise = torch.randn(self.latents.shape, generator=self.generator)
+                self.noise = self.noise_source.draw(self.latents.shape)
             else:
                 self.noise = torch.zeros_like(self.latents)
         return self.noise
@@ -165,8 +166,13 @@ class DenoiseStage:
                 check_shape(name, values, shape)
                 check_range(name, values)
 
-    def start(self, work: DenoiseWork) -> DenoiseJob:
-        """Everything that is computed once per request; draws the first noise."""
+    def start(self, work: DenoiseWork, noise: NoiseSource | None = None) -> DenoiseJob:
+        """Compute what a request needs once, and draw its first noise.
+
+        Args:
+            work: a request that `check` accepts.
+            noise: all its noise; by default that of the request's seed.
+        """
         request, geometry = work.envelope.request, self.spec.geometry
         assert request.scheduler and request.steps and request.seed is not None and request.eta is not None
         assert request.guidance_scale is not None and request.elevation_deg is not None and request.distance is not None
@@ -179,14 +185,14 @@ class DenoiseStage:
         text = TextFeatures(*(values[rows] for values in work.text))
         cameras = generated_view_cameras(request.elevation_deg, request.distance, geometry.views)
         plucker = latent_plucker(cameras, geometry, self.spec.latent_size)
-        generator = torch.Generator().manual_seed(request.seed)
+        noise = noise or SeededNoise(request.seed)
         shape = (geometry.views, self.spec.latent_channels, self.spec.latent_size, self.spec.latent_size)
-        latents = torch.randn(shape, generator=generator) * sampler.init_sigma
+        latents = noise.draw(shape) * sampler.init_sigma
         if begin is not None:  # the first draw is thrown away, as published
             assert work.images.start_moments is not None
             mean, std = work.images.start_moments
-            clean = mean + std * torch.randn(shape, generator=generator)
-            latents = begin.noised(clean, torch.randn(shape, generator=generator))
+            clean = mean + std * noise.draw(shape)
+            latents = begin.noised(clean, noise.draw(shape))
         control = None
         if work.images.hint is not None:
             assert request.control_type is not None
@@ -202,7 +208,7 @@ class DenoiseStage:
             plucker=plucker.expand(len(rows), *plucker.shape),
             inputs=prepare(self.spec, self.graphs, text, sampler.timesteps, work.images.condition_latents),
             control=control,
-            generator=generator,
+            noise_source=noise,
             latents=latents,
             x0_previous=torch.zeros_like(latents),
         )

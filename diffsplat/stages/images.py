@@ -45,7 +45,7 @@ class ImageEncoderStage:
         features = ImageFeatures()
         warnings: tuple[str, ...] = ()
         remover = self._background_remover() if request.remove_background else None
-        size = self.spec.geometry.grid_size
+        size = self.spec.image_size
         if request.image is not None:
             image = prepare_image(request.image, size, remover, request.border_ratio)
             mean, _ = self.graphs["image_encoder"](image.rgb[None])
@@ -61,12 +61,13 @@ class ImageEncoderStage:
                 request = self._with_elevation(request, photo.rgb)
         if request.has_blob_start:
             mean, std = self.graphs["image_encoder"](blob_views(size, request.init_std, request.init_background))
-            features = features._replace(start_moments=stack([mean, std]))
+            # unlike a condition image's, these latents are denoised: they are shifted as the denoiser's own
+            features = features._replace(start_moments=stack([mean - self.spec.scaled_shift, std]))
         return Images(request, features, warnings)
 
     def warm_up(self) -> None:
         """Run every graph once."""
-        white = ones(1, 3, self.spec.geometry.grid_size, self.spec.geometry.grid_size)
+        white = ones(1, 3, self.spec.image_size, self.spec.image_size)
         if self.spec.image_encoder:
             self.graphs["image_encoder"](white)
         if self.spec.elevest is not None:

@@ -11,7 +11,6 @@ import pytest
 NOT_COMPARED = {
     "scheduler_alphas_cumprod_first_last": "the file `schedules` has them for every scheduler",
     "scheduler_sigmas": "the file `schedules` has them for every scheduler",
-    "num_network_calls": "both rows of guidance go through our networks in one call",
     "projmatrix": "our rasterizer takes intrinsics; the file `renderer` checks that they agree",
     "set_bg": "what the caller asked for",
     "set_sh_degree": "splats have plain colours here",

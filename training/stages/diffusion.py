@@ -143,7 +143,7 @@ class DiffusionStage:
         """The first unseen objects through the autoencoder, and beside each what its caption alone gives."""
         spec, count = self.spec, min(_PANEL_OBJECTS, len(batch.captions))
         latents = generate_latents(
-            self.step, self.context, self.text_encoder, self.tokenizer, spec, list(batch.captions[:count]), generator,
+            self.denoiser, self.text_encoder, self.tokenizer, spec, list(batch.captions[:count]), generator,
             steps=self.config.evaluation_steps,
         )  # fmt: skip
         generated = generated_view_cameras(self.elevation_deg, spec.distance, spec.geometry.views)
