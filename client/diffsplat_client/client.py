@@ -34,13 +34,13 @@ from diffsplat_client.errors import (
 from diffsplat_client.events import Finished
 from diffsplat_client.failures import connection_error, request_error
 from diffsplat_client.generation import Generation
+from diffsplat_client.probes import ModelStatus, probe_models
 from diffsplat_client.reconstruction import Reconstruction, parse_reconstruction
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.stream import GenerationStream
 from diffsplat_client.transport import (
     GrpcTransport,
-    ModelStatus,
     ResponseStream,
     Tensors,
     Transport,
@@ -55,7 +55,7 @@ CONNECT_TIMEOUT_S = 5.0  # for each of the small questions before a request
 class ServerStatus(NamedTuple):
     """What a server says about itself."""
 
-    ready: bool
+    ready: bool  # the server takes requests and every stage answers
     models: list[ModelStatus]
     parameters: dict[str, str]  # the ensemble's: contract_version, bundle, ...; empty until it is loaded
 
@@ -208,17 +208,29 @@ class Client:
             raise self._request_error(error, timeout_s) from None
 
     def status(self, timeout_s: float = CONNECT_TIMEOUT_S) -> ServerStatus:
-        """Ask the server how it is; ServerUnavailableError when it does not answer."""
+        """Ask the server and each of its stages for a sign of life; a stage has `timeout_s` to answer.
+
+        Raises:
+            ServerUnavailableError: no server answers.
+        """
         timeout_s = _check_timeout(timeout_s)
         transport = self._open()
         try:
             ready = transport.server_ready(timeout_s)
-            models = transport.models(timeout_s)
-            loaded = any(model.name == ENSEMBLE and model.state == "READY" for model in models)
-            parameters = transport.parameters(ENSEMBLE, timeout_s) if loaded else {}
+            parameters = self._ensemble_parameters(transport, timeout_s)
+            models = probe_models(transport, timeout_s, reconstruction="reconstruction" in parameters)
         except TransportError as error:
             raise connection_error(error, self.url, timeout_s) from None
-        return ServerStatus(ready, models, parameters)
+        return ServerStatus(ready and all(model.state == "READY" for model in models), models, parameters)
+
+    def _ensemble_parameters(self, transport: Transport, timeout_s: float) -> dict[str, str]:
+        """Empty when the ensemble is not loaded."""
+        try:
+            return transport.parameters(ENSEMBLE, timeout_s)
+        except TransportError as error:
+            if error.code == "NOT_FOUND" or "unknown model" in error.message:
+                return {}
+            raise
 
     def _open(self) -> Transport:
         with self._lock:

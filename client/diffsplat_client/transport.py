@@ -8,7 +8,7 @@ call has a deadline and a true status code.
 import re
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,19 +20,11 @@ Tensors = dict[str, np.ndarray]
 class TransportError(Exception):
     """A call failed: gRPC's status name (`INVALID_ARGUMENT`, `UNAVAILABLE`, ...) and the server's message."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, by_stage: bool = False) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
-
-
-class ModelStatus(NamedTuple):
-    """One model of the server's repository."""
-
-    name: str
-    version: str
-    state: str  # READY, LOADING, UNAVAILABLE, ... or empty when it was never loaded
-    reason: str
+        self.by_stage = by_stage  # a stage said so, not Triton or the connection
 
 
 class ResponseStream(Protocol):
@@ -58,8 +50,8 @@ class Transport(Protocol):
         """Whether every model is loaded and the server takes requests."""
         ...
 
-    def models(self, timeout_s: float) -> list[ModelStatus]:
-        """The server's repository."""
+    def versions(self, model: str, timeout_s: float) -> list[str]:
+        """The loaded versions of a model."""
         ...
 
     def parameters(self, model: str, timeout_s: float) -> dict[str, str]:
@@ -111,9 +103,9 @@ class GrpcTransport:
     def server_ready(self, timeout_s: float) -> bool:
         return bool(self._call(self._stub.ServerReady, self._messages.ServerReadyRequest(), timeout_s).ready)
 
-    def models(self, timeout_s: float) -> list[ModelStatus]:
-        index = self._call(self._stub.RepositoryIndex, self._messages.RepositoryIndexRequest(), timeout_s)
-        return [ModelStatus(model.name, model.version, model.state, model.reason) for model in index.models]
+    def versions(self, model: str, timeout_s: float) -> list[str]:
+        request = self._messages.ModelMetadataRequest(name=model)
+        return list(self._call(self._stub.ModelMetadata, request, timeout_s).versions)
 
     def parameters(self, model: str, timeout_s: float) -> dict[str, str]:
         reply = self._call(self._stub.ModelConfig, self._messages.ModelConfigRequest(name=model), timeout_s)
@@ -187,7 +179,7 @@ class GrpcStream:
 def _request_error(message: str) -> TransportError:
     """A request that failed: by a stage, whose code stands in the message, or before any stage saw it."""
     if by_stage := _STAGE_ERROR.fullmatch(message):
-        return TransportError(ERROR_CODES[by_stage[1]], by_stage[2])
+        return TransportError(ERROR_CODES[by_stage[1]], by_stage[2], by_stage=True)
     refused = any(words in message for words in _REFUSALS)
     return TransportError("INVALID_ARGUMENT" if refused else "UNKNOWN", message)
 

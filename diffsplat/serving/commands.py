@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from diffsplat.serving.server import ServerError, TritonServer
+from diffsplat.serving.server import TritonServer
+from diffsplat.serving.wheel import ServerStartError
 
 
 def serve_command(subparsers: Any) -> None:
@@ -18,7 +19,7 @@ def serve_command(subparsers: Any) -> None:
     parser.description = "Serve an exported repository on 127.0.0.1 until Ctrl-C."
     parser.add_argument("repository", type=Path, help="folder written by `python -m export`")
     parser.add_argument("--grpc-port", type=int, default=8001, help="default 8001; 0 takes a free one")
-    parser.add_argument("--http-port", type=int, default=8000, help="default 8000; 0 takes a free one")
+    parser.add_argument("--http-port", type=int, help="serve HTTP as well; 0 takes a free port (default: no HTTP)")
     parser.add_argument("--metrics-port", type=int, default=8002, help="default 8002; 0 takes a free one")
     parser.set_defaults(run=_serve)
 
@@ -34,15 +35,16 @@ def _serve(arguments: argparse.Namespace) -> int:
             metrics_port=arguments.metrics_port,
             on_progress=lambda line: print(f"  {line}", flush=True),
         ) as server:
-            print(f"gRPC {server.grpc_url}   HTTP {server.http_url}   metrics {server.metrics_url}")
+            http = f"   HTTP {server.http_url}" if server.http_url else ""
+            print(f"gRPC {server.grpc_url}{http}   metrics {server.metrics_url}")
             print(f"log {server.log_path}\nCtrl-C stops the server", flush=True)
             while server.running:
                 ended.wait(0.5)
-            raise ServerError(f"the Triton server ended by itself:\n{server.why_it_failed()}")
+            raise ServerStartError(f"the Triton server ended by itself:\n{server.why_it_failed()}")
     except KeyboardInterrupt:
         print("stopped", flush=True)
         return 0
-    except ServerError as error:
+    except ServerStartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -77,7 +79,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             server.start()
         console.print(f"server ready at {server.grpc_url} (loopback, for this request only)", highlight=False)
         return cli.main(["generate", arguments.prompt, "--url", server.grpc_url, "--out", str(arguments.out)])
-    except ServerError as error:
+    except ServerStartError as error:
         console.print(f"error: {error}", markup=False, highlight=False)
         return 1
     finally:

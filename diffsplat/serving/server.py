@@ -3,50 +3,42 @@
     with TritonServer("build/pico") as server:
         client = Client(server.grpc_url)
 
-The server listens on 127.0.0.1 only. It ends with its launcher: on leaving the `with` block and on Ctrl-C it is asked
-to stop and waited for, and even a launcher that is killed takes it along (PR_SET_PDEATHSIG). Start it from a thread
-that lives as long as the server should: the kernel looks at the thread, not at the process.
+The server listens on 127.0.0.1 only, and speaks gRPC; HTTP is off unless a port is given. Every protocol but health,
+metadata, model configuration, inference and statistics needs `control_key`. The server ends with its launcher, however
+the launcher ends (see guard.py).
+
+One `TritonServer` is one run of the process. `supervisor.py` restarts servers.
 """
 
 import contextlib
 import os
 import re
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from diffsplat.serving import guard
+from diffsplat.serving.drain import DRAIN_FILE_VARIABLE
+from diffsplat.serving.ports import HOST, accepts_connections, choose_ports
 from diffsplat.serving.prerequisites import libpython_problem
-from diffsplat.serving.wheel import ServerError, build_backend_folder, find_server, server_environment
+from diffsplat.serving.server_log import LoadingReport, explain_failure, rotate
+from diffsplat.serving.wheel import ServerStartError, find_server, link_backend, server_environment
+from diffsplat.serving.workspace import SHM_ROOT, Workspace, remove_leftovers
 
-HOST = "127.0.0.1"
-_MARK = "diffsplat-server-"  # then the launcher's process id
 START_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 5  # Triton waits so long for requests in flight
+STOP_TIMEOUT_S = 5  # Triton waits this long for requests in flight
 KILL_AFTER_S = STOP_TIMEOUT_S + 10.0  # then the whole process group is killed
 STUB_TIMEOUT_S = 240  # a model's process must have loaded its network by then
 
-# Runs in the new process before it becomes tritonserver: a launcher's death, however sudden, shall end the server too.
-_EXEC_TIED_TO_LAUNCHER = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("launcher is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-# as the server writes it, with the traceback's line breaks escaped
-_LOAD_FAILURE = re.compile(
-    r"""\bE \d+ .*"failed to load '(\w+)' version \d+: (?:Internal: )?(.*?)(?:\\n.*)?"$""", re.MULTILINE
-)
+KEY_NAME = "control"
+RESTRICTED_PROTOCOLS = ("shared-memory", "model-repository", "trace", "logging")  # Triton's names, gRPC's and HTTP's
+_IN_FLIGHT = re.compile(r"^diffsplat_(?:stage|denoise)_requests\{.*\} (\S+)$", re.MULTILINE)
 
 
 class TritonServer:
@@ -54,17 +46,23 @@ class TritonServer:
 
     Args:
         repository: folder written by `python -m export`.
-        grpc_port, http_port, metrics_port: 0 takes a free one.
+        grpc_port, metrics_port: 0 takes a free one.
+        http_port: None leaves HTTP off, 0 takes a free one.
+        log_path: where the log is kept; earlier logs of this name are kept as NAME.1.log and so on. None: in the work
+            folder, removed with it.
         on_progress: called with one short line for every model that starts loading or is ready.
         start_timeout_s: how long loading may take.
+        abort: ends `start` with ServerStartError when it is set.
 
     Attributes:
-        grpc_url, http_url, metrics_url: addresses, without a scheme for gRPC.
+        grpc_url, http_url, metrics_url: addresses, without a scheme for gRPC; http_url is None when HTTP is off.
         pid: process id of tritonserver, which leads a process group of its own.
         log_path: everything the server and its models print.
+        control_key: value of the header that the restricted protocols need, see `control_headers`.
 
     Raises:
-        ServerError: by `start`, for a repository that is none, a port in use, or a server that does not get ready.
+        ServerStartError: by `start`, if the folder is not a repository, a port is in use, or the server does not
+            become ready.
     """
 
     def __init__(
@@ -72,18 +70,24 @@ class TritonServer:
         repository: str | os.PathLike[str],
         *,
         grpc_port: int = 0,
-        http_port: int = 0,
+        http_port: int | None = None,
         metrics_port: int = 0,
+        log_path: Path | None = None,
         on_progress: Callable[[str], None] | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
+        abort: threading.Event | None = None,
     ) -> None:
         self.repository = Path(repository).absolute()
-        self._asked_ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
+        self.control_key = secrets.token_hex(16)
+        self._asked_ports = {"gRPC": grpc_port, "metrics": metrics_port}
+        if http_port is not None:
+            self._asked_ports["HTTP"] = http_port
+        self._asked_log_path = log_path
         self._on_progress = on_progress or (lambda line: None)
         self._start_timeout_s = start_timeout_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._shm_prefix = f"{_MARK}{os.getpid()}-{secrets.token_hex(4)}-"
-        self._work_folder: Path | None = None
+        self._abort = abort or threading.Event()
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._workspace: Workspace | None = None
 
     def __enter__(self) -> "TritonServer":
         self.start()
@@ -93,165 +97,183 @@ class TritonServer:
         self.stop()
 
     @property
-    def pid(self) -> int:
-        """Process id of tritonserver."""
-        assert self._process is not None, "the server has not been started"
-        return self._process.pid
-
-    @property
     def running(self) -> bool:
         """Whether the process is alive."""
-        return self._process is not None and self._process.poll() is None
+        return self._guard is not None and self._guard.poll() is None
+
+    @property
+    def exit_reason(self) -> str:
+        """How the process ended, such as "was killed by SIGSEGV"."""
+        code = None if self._guard is None else self._guard.poll()
+        if code is None:
+            return "has not ended"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+    @property
+    def control_headers(self) -> dict[str, str]:
+        """The gRPC metadata that opens the restricted protocols."""
+        return {f"triton-grpc-protocol-{KEY_NAME}": self.control_key}
 
     def start(self) -> None:
         """Start the server and wait until every model is ready."""
         if not (self.repository / "diffsplat" / "config.pbtxt").is_file():
-            raise ServerError(
+            raise ServerStartError(
                 f"{self.repository}: not an exported repository (diffsplat/config.pbtxt is missing); "
                 "`python -m export` makes one"
             )
         problem = libpython_problem()
         if problem:
-            raise ServerError(problem)
+            raise ServerStartError(problem)
         home = find_server()
-        ports = _choose_ports(self._asked_ports)
-        self.grpc_url = f"{HOST}:{ports['gRPC']}"
-        self.http_url = f"http://{HOST}:{ports['HTTP']}"
-        self.metrics_url = f"http://{HOST}:{ports['metrics']}/metrics"
-        _remove_leftovers()
-        self._work_folder = Path(tempfile.mkdtemp(prefix=f"{_MARK}{os.getpid()}-"))
-        self.log_path = self._work_folder / "server.log"
+        self.ports = choose_ports(self._asked_ports)
+        self.grpc_url = f"{HOST}:{self.ports['gRPC']}"
+        self.http_url = f"http://{HOST}:{self.ports['HTTP']}" if "HTTP" in self.ports else None
+        self.metrics_url = f"http://{HOST}:{self.ports['metrics']}/metrics"
+        remove_leftovers()
+        self._workspace = workspace = Workspace()
+        if workspace.note:
+            self._on_progress(workspace.note)
+        self.drain_file = workspace.folder / "draining"
+        self.log_path = self._asked_log_path or workspace.folder / "server.log"
         try:
-            backends = build_backend_folder(home, self._work_folder)
-            command = self._command(home, backends, ports)
-            with self.log_path.open("wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-S", "-c", _EXEC_TIED_TO_LAUNCHER, str(os.getpid()), *command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=server_environment(home),
-                    start_new_session=True,
-                )
+            if self._asked_log_path is not None:
+                self.log_path.parent.mkdir(parents=True, exist_ok=True)
+                rotate(self.log_path)
+            self._repository_link = workspace.folder / "repository"
+            self._repository_link.symlink_to(self.repository)
+            self._launch(home, workspace)
             self._wait_until_ready()
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Stop the server, waiting for requests in flight, and remove what it left in /dev/shm. May be called twice."""
-        process, self._process = self._process, None
-        if process is not None:
-            with _interrupts_held_back():
-                if process.poll() is None:
-                    process.terminate()
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(KILL_AFTER_S)
-                with contextlib.suppress(ProcessLookupError):  # also models' processes that outlived a killed server
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
-            region.unlink(missing_ok=True)
-        if self._work_folder is not None:
-            shutil.rmtree(self._work_folder, ignore_errors=True)
-            self._work_folder = None
+        """Stop the server, waiting for requests in flight, and remove what it left. May be called twice."""
+        self._end(self._ask_to_terminate)
 
-    def why_it_failed(self, lines: int = 15) -> str:
+    def kill(self) -> None:
+        """Stop the server at once; what it worked on is lost."""
+        self._end(lambda process: None)
+
+    def drain(self) -> None:
+        """Let the server refuse new requests as UNAVAILABLE. It goes on with those it has."""
+        self.drain_file.touch()
+
+    def requests_in_flight(self) -> int | None:
+        """Requests that a stage works on or that wait for `denoise`; None if the server does not answer."""
+        try:
+            text = _open_directly(self.metrics_url, timeout_s=2.0).decode()
+        except OSError:
+            return None
+        return round(sum(float(value) for value in _IN_FLIGHT.findall(text)))
+
+    def why_it_failed(self) -> str:
         """What the log says about a failure: one line per model that could not be loaded, else its last lines."""
-        text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
-        failures = _LOAD_FAILURE.findall(text)
-        if failures:
-            return "\n".join(f"model {model}: {reason}" for model, reason in dict.fromkeys(failures))
-        return "\n".join(line for line in text.splitlines()[-lines:] if line.strip())
+        return explain_failure(self.log_path).replace(str(self._repository_link), str(self.repository))
 
-    def _command(self, home: Path, backends: Path, ports: dict[str, int]) -> list[str]:
-        return [
+    def _launch(self, home: Path, workspace: Workspace) -> None:
+        environment = {**server_environment(home), DRAIN_FILE_VARIABLE: str(self.drain_file)}
+        command = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
+        command += [workspace.prefix, str(SHM_ROOT), str(workspace.root), *self._command(home, workspace)]
+        with self.log_path.open("wb") as log:
+            self._guard = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                pass_fds=workspace.lock_fds,
+            )
+        assert self._guard.stdout is not None
+        with self._guard.stdout as answer:
+            line = answer.readline()
+        if not line:
+            raise ServerStartError(f"the Triton server could not be started:\n{self.why_it_failed()}")
+        self.pid = int(line)
+
+    def _command(self, home: Path, workspace: Workspace) -> list[str]:
+        restricted = ",".join(RESTRICTED_PROTOCOLS)
+        command = [
             str(home / "bin" / "tritonserver"),
-            f"--model-repository={self.repository}",
-            f"--backend-directory={backends}",
-            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--model-repository={self._repository_link}",
+            f"--backend-directory={link_backend(home, workspace.folder)}",
+            f"--backend-config=python,shm-region-prefix-name={workspace.prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
             "--disable-auto-complete-config",  # completing them would start one more interpreter per model
-            "--model-control-mode=none",
-            f"--http-address={HOST}", f"--http-port={ports['HTTP']}",
-            f"--grpc-address={HOST}", f"--grpc-port={ports['gRPC']}",
-            f"--metrics-address={HOST}", f"--metrics-port={ports['metrics']}",
+            "--model-control-mode=explicit", "--load-model=*",
+            f"--grpc-address={HOST}", f"--grpc-port={self.ports['gRPC']}",
+            f"--grpc-restricted-protocol={restricted}:{KEY_NAME}={self.control_key}",
+            f"--metrics-address={HOST}", f"--metrics-port={self.ports['metrics']}",
             f"--exit-timeout-secs={STOP_TIMEOUT_S}",
             "--log-format=ISO8601",
         ]  # fmt: skip
+        if "HTTP" not in self.ports:
+            return [*command, "--allow-http=false"]
+        return [
+            *command, f"--http-address={HOST}", f"--http-port={self.ports['HTTP']}",
+            f"--http-restricted-api={restricted}:{KEY_NAME}={self.control_key}",
+        ]  # fmt: skip
 
     def _wait_until_ready(self) -> None:
-        assert self._process is not None
         deadline = time.monotonic() + self._start_timeout_s
-        seen = 0
+        loading = LoadingReport(self.log_path, self._on_progress)
         while True:
-            seen = self._report_loading(seen)
-            code = self._process.poll()
-            if code is not None:
-                raise ServerError(f"the Triton server ended with code {code} while starting:\n{self.why_it_failed()}")
-            if _answers(f"{self.http_url}/v2/health/ready"):
-                self._report_loading(seen)
+            loading.update()
+            if not self.running:
+                raise ServerStartError(f"the Triton server {self.exit_reason} while starting:\n{self.why_it_failed()}")
+            if accepts_connections(self.ports["gRPC"]) and _ready(self.grpc_url):
+                loading.update()
                 return
             if time.monotonic() > deadline:
-                raise ServerError(
+                raise ServerStartError(
                     f"the Triton server was not ready after {self._start_timeout_s:g} s:\n{self.why_it_failed()}"
                 )
-            time.sleep(0.1)
+            if self._abort.wait(0.1):
+                raise ServerStartError("the start was aborted")
 
-    def _report_loading(self, seen: int) -> int:
-        """Report the log's lines from position `seen` on that say what loads; returns the new position."""
-        with self.log_path.open("rb") as log:
-            log.seek(seen)
-            text = log.read()
-        end = text.rfind(b"\n") + 1
-        for line in text[:end].decode(errors="replace").splitlines():
-            for pattern, report in (
-                (r'"loading: (\w+):(\d+)', "loading {} (version {})"),
-                (r'"successfully loaded \'(\w+)\'', "{} is ready"),
-            ):
-                match = re.search(pattern, line)
-                if match:
-                    self._on_progress(report.format(*match.groups()))
-        return seen + end
+    def _ask_to_terminate(self, process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has just ended
+            process.stdin.write(b"T")
+            process.stdin.flush()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KILL_AFTER_S)
 
-
-def _remove_leftovers() -> None:
-    """What launchers that were killed could not remove: their work folders, and regions of servers killed with them."""
-    for root in (Path(tempfile.gettempdir()), Path("/dev/shm")):
-        for path in root.glob(f"{_MARK}*"):
-            launcher = path.name.removeprefix(_MARK).partition("-")[0]
-            with contextlib.suppress(FileNotFoundError):  # another launcher that starts now was quicker
-                if launcher.isdigit() and not Path(f"/proc/{launcher}").exists() and path.stat().st_uid == os.getuid():
-                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _choose_ports(asked: dict[str, int]) -> dict[str, int]:
-    """The ports asked for, or free ones for 0. ServerError names a port that is in use."""
-    chosen = {}
-    with contextlib.ExitStack() as held:  # all at once, so that no free port is given out twice
-        for name, port in asked.items():
-            probe = held.enter_context(socket.socket())
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except (OSError, OverflowError) as error:
-                reason = (
-                    "is in use" if isinstance(error, OSError) and error.errno == 98 else f"cannot be used ({error})"
-                )
-                raise ServerError(
-                    f"port {port} for {name} on {HOST} {reason}: choose another one, or 0 for a free one"
-                ) from None
-            chosen[name] = probe.getsockname()[1]
-    return chosen
+    def _end(self, ask: "Callable[[subprocess.Popen[bytes]], None]") -> None:
+        with _interrupts_held_back():
+            process = self._guard
+            if process is not None and process.stdin is not None and not process.stdin.closed:
+                if process.poll() is None:
+                    ask(process)
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()  # kills whatever is left
+                process.wait()
+                if process.returncode == -signal.SIGKILL and hasattr(self, "pid"):  # perhaps the guard's own end
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(self.pid, signal.SIGKILL)
+            if self._workspace is not None:
+                self._workspace.close()
+                self._workspace = None
 
 
-def _answers(url: str) -> bool:
+def _ready(grpc_url: str) -> bool:
+    from diffsplat_client.transport import GrpcTransport, TransportError
+
+    transport = GrpcTransport(grpc_url)
     try:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business with loopback
-        with opener.open(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
+        return transport.server_ready(timeout_s=2.0)
+    except TransportError:
         return False
+    finally:
+        transport.close()
+
+
+def _open_directly(url: str, timeout_s: float) -> bytes:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business with loopback
+    with opener.open(url, timeout=timeout_s) as response:
+        body: bytes = response.read()
+    return body
 
 
 @contextlib.contextmanager

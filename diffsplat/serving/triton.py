@@ -25,6 +25,7 @@ from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest
 
+from diffsplat.serving.drain import refuse_while_draining
 from diffsplat.serving.engine import Engine, EnginePolicy
 from diffsplat.serving.triton_io import (
     array_tensor,
@@ -64,7 +65,9 @@ class EncodeModel(StageModel):
 
     def answer(self, request: Any) -> list[Any]:
         """Encode one request."""
-        result = self.stage.run(GenerationRequest.from_tensors(read_arrays(request, REQUEST_TENSORS)))
+        refuse_while_draining()
+        with self.in_flight:
+            result = self.stage.run(GenerationRequest.from_tensors(read_arrays(request, REQUEST_TENSORS)))
         features = [*zip(TEXT_TENSORS, result.text, strict=True), *zip(IMAGE_TENSORS, result.images, strict=True)]
         return [
             text_tensor("REQUEST", result.envelope.to_json()),
@@ -175,10 +178,12 @@ class ReconstructModel(StageModel):
 
     def answer(self, request: Any) -> list[Any]:
         """Reconstruct one object."""
+        refuse_while_draining()
         started = perf_counter()
-        decoded, envelope = self.stage.run(
-            ReconstructionRequest.from_tensors(read_arrays(request, RECONSTRUCTION_TENSORS))
-        )
+        with self.in_flight:
+            decoded, envelope = self.stage.run(
+                ReconstructionRequest.from_tensors(read_arrays(request, RECONSTRUCTION_TENSORS))
+            )
         timings = {self.name: round((perf_counter() - started) * 1e3, 3)}
         return [*_decoded_tensors(decoded, envelope), text_tensor("TIMINGS_RECONSTRUCT", json.dumps(timings))]
 

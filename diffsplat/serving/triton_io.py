@@ -9,6 +9,7 @@ import triton_python_backend_utils as pb_utils
 from diffsplat_client.contract import ERROR_CODES, TensorSpec
 from diffsplat_client.errors import InvalidRequestError, RequestCancelledError, RequestTimeoutError
 
+from diffsplat.serving.drain import ServerDrainingError
 from diffsplat.serving.engine import EngineClosedError, QueueFullError
 
 _log = logging.getLogger("diffsplat.serving")
@@ -67,6 +68,7 @@ _ERROR_CODES: dict[type[Exception], str] = {
     RequestTimeoutError: "DEADLINE_EXCEEDED",
     QueueFullError: "UNAVAILABLE",
     EngineClosedError: "UNAVAILABLE",
+    ServerDrainingError: "UNAVAILABLE",
 }
 # TritonError has no constant for a passed deadline; the code in the message is what the client reads
 _TRITON_CODES = {"DEADLINE_EXCEEDED": "CANCELLED"}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from diffsplat.serving.triton_gauge import InFlightGauge
 from diffsplat.serving.triton_io import read_array, required_text, text_tensor, to_triton_error
 from diffsplat.stages.envelope import OutputEnvelope
 
@@ -36,6 +37,7 @@ class StageModel:
         }
         self.threads = int(self.parameters["threads"]) if self.parameters.get("threads", "0") != "0" else None
         folder = Path(args["model_repository"]) / args["model_version"]
+        self.in_flight = InFlightGauge(self.name, args["model_instance_name"])
         started = perf_counter()
         self.load(folder)
         self.warm_up()
@@ -87,7 +89,8 @@ class LaterStage(StageModel):
             return []
         envelope = self.envelope.from_json(required_text(request, self.request_tensor))
         started = perf_counter()
-        tensors = self.work(array, envelope, *(read_array(request, name) for name in self.also))
+        with self.in_flight:
+            tensors = self.work(array, envelope, *(read_array(request, name) for name in self.also))
         timings = {self.name: round((perf_counter() - started) * 1e3, 3)}
         return [*tensors, text_tensor(f"TIMINGS_{self.name.upper()}", json.dumps(timings))]
 

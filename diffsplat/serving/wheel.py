@@ -2,14 +2,13 @@
 
 import importlib.util
 import os
-import shutil
 import sys
 from pathlib import Path
 
 from diffsplat.serving.prerequisites import find_libpython, python_version
 
 
-class ServerError(RuntimeError):
+class ServerStartError(RuntimeError):
     """The server could not be started, or died while starting; the message says why and quotes the log."""
 
 
@@ -17,20 +16,26 @@ def find_server() -> Path:
     """Folder of the server inside the nvidia-pytriton wheel, found without importing it."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
-        raise ServerError(
+        raise ServerStartError(
             "nvidia-pytriton is not installed (it carries the Triton server): pip install 'diffsplat-triton[server]'"
         )
     home = Path(spec.submodule_search_locations[0]) / "tritonserver"
     if not (home / "python_backend_stubs" / python_version()).is_dir():
-        raise ServerError(f"{home}: has no Python backend for Python {python_version()}")
+        raise ServerStartError(f"{home}: has no Python backend for Python {python_version()}")
     return home
 
 
-def build_backend_folder(home: Path, folder: Path) -> Path:
-    """The wheel's Python backend with this interpreter's stub beside it, where alone the server looks for it."""
+def link_backend(home: Path, folder: Path) -> Path:
+    """The wheel's Python backend with this interpreter's stub beside it, which is the only place the server looks.
+
+    Symlinks, so that nothing is executed from `folder`: it may be on a file system mounted noexec.
+    """
     python_backend = folder / "backends" / "python"
-    shutil.copytree(home / "backends" / "python", python_backend, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(home / "python_backend_stubs" / python_version() / "triton_python_backend_stub", python_backend)
+    python_backend.mkdir(parents=True)
+    stub = home / "python_backend_stubs" / python_version() / "triton_python_backend_stub"
+    for path in (*(home / "backends" / "python").iterdir(), stub):
+        if path.name not in ("__pycache__", stub.name) or path == stub:
+            (python_backend / path.name).symlink_to(path)
     return python_backend.parent
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STOP_MODEL
-from diffsplat_client.transport import ModelStatus, Tensors, TransportError
+from diffsplat_client.probes import PROBE_ID
+from diffsplat_client.transport import Tensors, TransportError
 
 Script = list[Tensors | BaseException]
 
@@ -80,6 +81,7 @@ class FakeTransport:
         self.questions = 0
         self.closed = False
         self.stop_error: TransportError | None = None
+        self.stage_faults: dict[str, TransportError] = {}  # answers to probes
 
     def server_ready(self, timeout_s: float) -> bool:
         self.questions += 1
@@ -87,9 +89,10 @@ class FakeTransport:
             raise self.ready
         return self.ready
 
-    def models(self, timeout_s: float) -> list[ModelStatus]:
-        state, reason = ("READY", "") if self.ready is True else ("UNAVAILABLE", "bundle\nis damaged")
-        return [ModelStatus(ENSEMBLE, "1", state, reason), ModelStatus("encode", "2", "READY", "")]
+    def versions(self, model: str, timeout_s: float) -> list[str]:
+        if self.ready is not True:
+            raise TransportError("NOT_FOUND", "bundle\nis damaged")
+        return ["1"]
 
     def parameters(self, model: str, timeout_s: float) -> dict[str, str]:
         assert model == ENSEMBLE
@@ -98,6 +101,9 @@ class FakeTransport:
         return self.config
 
     def stream(self, model: str, tensors: Tensors, request_id: str, timeout_s: float) -> FakeStream:
+        if request_id == PROBE_ID:
+            fault = self.stage_faults.get(model)
+            return FakeStream([fault] if fault else [{}], block=False)
         self.calls.append((model, tensors, request_id, timeout_s))
         if model == STOP_MODEL:
             if self.stop_error:

@@ -219,6 +219,11 @@ def test_status_tells_readiness_models_and_contract(fakes, serve_fake, capsys) -
     fake.config = {"contract_version": "999"}
     assert main(["status", "--url", "host:1"]) == 1
     assert f"contract: 999 (this client speaks {CONTRACT_VERSION})" in capsys.readouterr().out
+    fake.config = {"contract_version": str(CONTRACT_VERSION)}
+    fake.stage_faults["decode"] = TransportError("UNKNOWN", "Stub process\nis dead")
+    assert main(["status", "--url", "host:1"]) == 1
+    out = capsys.readouterr().out
+    assert "host:1: not ready" in out and "decode       version 1   UNAVAILABLE (Stub process is dead)" in out
     fake.ready = False
     assert main(["status", "--url", "host:1"]) == 1
     assert "UNAVAILABLE (bundle is damaged)" in capsys.readouterr().out

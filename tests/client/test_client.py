@@ -345,11 +345,33 @@ def test_status_and_close(fakes) -> None:
     fake = fakes.transport()
     with Client(transport=fake) as client:
         status = client.status()
-        assert status.ready and status.contract_version == CONTRACT_VERSION and len(status.models) == 2
+        assert status.ready and status.contract_version == CONTRACT_VERSION and len(status.models) == 6
         fake.ready = False
         status = client.status()
-        assert not status.ready and status.contract_version is None
+        assert not status.ready and {model.state for model in status.models} == {"UNAVAILABLE"}
+        fake.config = TransportError("NOT_FOUND", "Request for unknown model: 'diffsplat' is not found")
+        assert client.status().contract_version is None
     assert fake.closed
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (TransportError("INVALID_ARGUMENT", "prompt is missing", by_stage=True), ""),  # a refusal is a sign of life
+        (TransportError("INTERNAL", "rasterize failed", by_stage=True), "rasterize failed"),
+        (TransportError("INVALID_ARGUMENT", "expected 1 inputs but got 0"), "expected 1 inputs but got 0"),
+        (TransportError("UNKNOWN", "Stub process is not healthy."), "Stub process is not healthy."),
+        (TransportError("DEADLINE_EXCEEDED", ""), "no answer within 3 s: the stage hangs, or is busy"),
+    ],
+    ids=["refuses", "fails", "refused-by-triton", "dead", "silent"],
+)
+def test_the_status_is_that_of_the_stages_and_not_what_triton_says(fakes, fault, reason: str) -> None:
+    fake = fakes.transport()
+    fake.stage_faults["rasterize"] = fault
+    status = Client(transport=fake).status(timeout_s=3)
+    reasons = {model.name: model.reason for model in status.models}
+    assert status.ready == (not reason) and reasons.pop("rasterize").startswith(reason)
+    assert not any(reasons.values())
 
 
 def test_an_image_needs_no_prompt_and_travels_whole(fakes) -> None:

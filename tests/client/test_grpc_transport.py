@@ -18,6 +18,7 @@ from diffsplat_client import (
     ServerUnavailableError,
 )
 from diffsplat_client.contract import CONTRACT_VERSION
+from diffsplat_client.probes import PROBE_ID
 from diffsplat_client.transport import GrpcTransport, TransportError
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
@@ -45,6 +46,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.contract = str(CONTRACT_VERSION)
         self.requests: list[pb.ModelInferRequest] = []
         self.metadata: dict[str, str] = {}
+        self.decode_says = "INVALID_ARG: LATENTS is missing"
         self.stopped = threading.Event()
         self.ended = threading.Event()
 
@@ -57,14 +59,16 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         response.config.parameters["contract_version"].string_value = self.contract
         return response
 
-    def RepositoryIndex(self, request, context):
-        response = pb.RepositoryIndexResponse()
-        response.models.add(name="diffsplat", version="1", state="READY")
-        return response
+    def ModelMetadata(self, request, context):
+        return pb.ModelMetadataResponse(name=request.name, versions=["1"])
 
     def ModelStreamInfer(self, requests, context):
         fakes = self.fakes
         for request in requests:
+            if request.id == PROBE_ID:
+                if request.model_name == "decode":
+                    yield pb.ModelStreamInferResponse(error_message=self.decode_says)
+                continue
             self.requests.append(request)
             if request.model_name == "denoise":
                 self.stopped.set()
@@ -193,7 +197,14 @@ def test_a_server_that_dies_is_noticed(client, server) -> None:
 
 
 def test_contract_and_status(client, server) -> None:
-    assert client.status().contract_version == CONTRACT_VERSION
+    status = client.status()
+    assert status.contract_version == CONTRACT_VERSION and status.ready and len(status.models) == 6
+    server.decode_says = "Stub process 'decode_0_0' is not healthy."
+    status = client.status()
+    assert [model for model in status.models if model.state != "READY"] == [
+        ("decode", "1", "UNAVAILABLE", server.decode_says)
+    ]
+    assert not status.ready
     server.contract = "999"
     with pytest.raises(ContractMismatchError, match="version 999"):
         client.generate("x")

@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from diffsplat.pipeline import Pipeline
 
 TIMEOUT_S = 60.0
+LIGHT_CONFIG = """
+name: "diffsplat" backend: "python"
+input [ { name: "X", data_type: TYPE_FP32, dims: [ 1 ], optional: true } ]
+output [ { name: "Y", data_type: TYPE_FP32, dims: [ 1 ] } ]
+instance_group [ { kind: KIND_CPU, count: 1 } ]
+"""
+LIGHT_MODEL = """
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([]) for _ in requests]
+"""
 FOUR_VIEWS = np.array([[10, azimuth, 1.4, 1] for azimuth in (0, 90, 180, 270)], np.float32)
 
 
@@ -32,6 +46,16 @@ def server(pico_repository: Path) -> Iterator[TritonServer]:
     with TritonServer(pico_repository) as server:
         yield server
         assert server.running, server.why_it_failed()
+
+
+@pytest.fixture
+def light_repository(tmp_path: Path) -> Path:
+    """A repository whose only model loads at once: enough for a launcher."""
+    folder = tmp_path / "repository" / "diffsplat"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(LIGHT_CONFIG)
+    (folder / "1" / "model.py").write_text(LIGHT_MODEL)
+    return folder.parent
 
 
 @pytest.fixture

@@ -302,4 +302,5 @@ def test_after_all_that_the_server_serves_and_hides_nothing(
     status = client.status()
     assert status.ready and {model.state for model in status.models} == {"READY"}
     assert "Traceback" not in server.log_path.read_text()
-    assert all(url.replace("http://", "").startswith("127.0.0.1:") for url in (server.grpc_url, server.http_url))
+    assert server.grpc_url.startswith("127.0.0.1:") and server.metrics_url.startswith("http://127.0.0.1:")
+    assert server.http_url is None

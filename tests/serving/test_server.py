@@ -9,66 +9,63 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
 from diffsplat_client.client import Client
 from diffsplat_client.errors import ServerUnavailableError
 from diffsplat_client.request import GenerationRequest
+from diffsplat_client.transport import GrpcTransport
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from diffsplat.serving import prerequisites
-from diffsplat.serving.server import ServerError, TritonServer
-
-TIMEOUT_S = 60.0
-
-LIGHT_CONFIG = """
-name: "diffsplat" backend: "python"
-input [ { name: "X", data_type: TYPE_FP32, dims: [ 1 ] } ] output [ { name: "Y", data_type: TYPE_FP32, dims: [ 1 ] } ]
-instance_group [ { kind: KIND_CPU, count: 1 } ]
-"""
+from diffsplat.serving.server import TritonServer
+from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.workspace import Workspace, remove_leftovers
+from tests.serving.processes import TIMEOUT_S, group_members, wait_for
 
 
-@pytest.fixture
-def light_repository(tmp_path: Path) -> Path:
-    """A repository whose only model loads at once: enough for a launcher."""
-    folder = tmp_path / "repository" / "diffsplat"
-    (folder / "1").mkdir(parents=True)
-    (folder / "config.pbtxt").write_text(LIGHT_CONFIG)
-    (folder / "1" / "model.py").write_text(
-        "class TritonPythonModel:\n    def execute(self, requests):\n        return []\n"
-    )
-    return folder.parent
+def left_files(prefix: str) -> list[Path]:
+    return [path for root in ("/dev/shm", tempfile.gettempdir()) for path in Path(root).glob(f"{prefix}*")]
 
 
-def group_members(leader: int) -> list[int]:
-    """Processes of a process group that still run."""
-    members = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
-            if int(group) == leader and state != "Z":
-                members.append(int(path.parent.name))
-    return members
+def workspace_of(server: TritonServer) -> Workspace:
+    assert server._workspace is not None
+    return server._workspace
 
 
-def wait_until_gone(leader: int) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while left := group_members(leader):
-        assert time.monotonic() < deadline, f"still running: {left}"
-        time.sleep(0.1)
+def listening_ports(pid: int) -> set[str]:
+    """Ports on which a process listens."""
+    links = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.add(os.readlink(descriptor))
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    listening = [row for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in links]
+    return {str(int(row[1].rpartition(":")[2], 16)) for row in listening}
 
 
-def regions(prefix: str) -> list[Path]:
-    return list(Path("/dev/shm").glob(f"{prefix}*"))
+def http_status(url: str, method: str) -> int:
+    """The status of the answer to a request without a body."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, method=method), timeout=TIMEOUT_S) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
 
 
 class TestRefusals:
     """Before anything is started."""
 
     def test_a_folder_that_is_no_repository(self, tmp_path: Path) -> None:
-        with pytest.raises(ServerError, match=f"{tmp_path}: not an exported repository"):
+        with pytest.raises(ServerStartError, match=f"{tmp_path}: not an exported repository"):
             TritonServer(tmp_path).start()
 
     @pytest.mark.parametrize("name", ["grpc_port", "http_port", "metrics_port"])
@@ -77,18 +74,18 @@ class TestRefusals:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = taken.getsockname()[1]
-            with pytest.raises(ServerError, match=f"port {port} for .* on 127.0.0.1 is in use") as caught:
+            with pytest.raises(ServerStartError, match=f"port {port} for .* on 127.0.0.1 is in use") as caught:
                 TritonServer(light_repository, **{name: port}).start()
         assert "\n" not in str(caught.value)
 
     def test_an_impossible_port(self, light_repository: Path) -> None:
-        with pytest.raises(ServerError, match="port 70000 for gRPC .* cannot be used"):
+        with pytest.raises(ServerStartError, match="port 70000 for gRPC .* cannot be used"):
             TritonServer(light_repository, grpc_port=70000).start()
 
     def test_a_missing_libpython(self, light_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(prerequisites, "find_libpython", lambda: None)
         version = "{}.{}".format(*sys.version_info[:2])
-        with pytest.raises(ServerError, match=f"install its package .apt-get install libpython{version}"):
+        with pytest.raises(ServerStartError, match=f"install its package .apt-get install libpython{version}"):
             TritonServer(light_repository).start()
 
 
@@ -128,74 +125,121 @@ class TestLife:
     def test_it_starts_reports_answers_and_leaves_nothing(self, light_repository: Path) -> None:
         told: list[str] = []
         with TritonServer(light_repository, on_progress=told.append) as running:
-            pid, prefix, folder = running.pid, running._shm_prefix, running.log_path.parent
+            pid, prefix, folder = running.pid, workspace_of(running).prefix, running.log_path.parent
             assert told == ["loading diffsplat (version 1)", "diffsplat is ready"]
-            with urllib.request.urlopen(running.metrics_url, timeout=TIMEOUT_S) as reply:
-                assert b"nv_" in reply.read()
+            assert running.requests_in_flight() == 0
             assert len(group_members(pid)) >= 2, "tritonserver and its model"
-            assert regions(prefix)
-        assert not running.running and not group_members(pid) and not regions(prefix) and not folder.exists()
+            assert left_files(prefix) and oct(folder.stat().st_mode)[-2:] == "00", "other users may not look inside"
+            assert running.http_url is None
+            assert listening_ports(pid) == {str(running.ports["gRPC"]), str(running.ports["metrics"])}
+        assert not running.running and not group_members(pid) and not left_files(prefix)
+        assert running.exit_reason == "ended with code 0"
         running.stop()  # twice does no harm
 
-    def test_what_a_killed_launcher_left_is_removed_by_the_next_one(
+    def test_only_whoever_has_the_key_controls_models_memory_and_logs(self, light_repository: Path) -> None:
+        """The stages' own memory could be registered, logs switched off and models unloaded by anybody."""
+        with TritonServer(light_repository, http_port=0) as running:
+            assert running.http_url is not None
+            with grpc.insecure_channel(running.grpc_url, options=[("grpc.enable_http_proxy", 0)]) as channel:
+                stub = GRPCInferenceServiceStub(channel)
+                calls = {
+                    stub.SystemSharedMemoryStatus: pb.SystemSharedMemoryStatusRequest(),
+                    stub.RepositoryIndex: pb.RepositoryIndexRequest(),
+                    stub.RepositoryModelLoad: pb.RepositoryModelLoadRequest(model_name="diffsplat"),
+                    stub.LogSettings: pb.LogSettingsRequest(),
+                    stub.TraceSetting: pb.TraceSettingRequest(),
+                }
+                wrong_key = [*[(name, "guess") for name in running.control_headers]]
+                for call, message in calls.items():
+                    for metadata in ([], wrong_key):
+                        with pytest.raises(grpc.RpcError, match="This protocol is restricted"):
+                            call(message, metadata=metadata, timeout=TIMEOUT_S)
+                    call(message, metadata=list(running.control_headers.items()), timeout=TIMEOUT_S)
+                assert stub.ModelStatistics(pb.ModelStatisticsRequest(), timeout=TIMEOUT_S).model_stats
+            restricted = {"systemsharedmemory/status": "GET", "logging": "GET", "repository/index": "POST"}
+            for path, method in restricted.items():
+                assert http_status(f"{running.http_url}/v2/{path}", method) == 403, path
+            assert http_status(f"{running.http_url}/v2/health/ready", "GET") == 200
+
+    def test_paths_with_spaces_and_accents(
         self, light_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        awkward = tmp_path / "d\u00e9j\u00e0 vu"
+        awkward.mkdir()
+        repository = light_repository.rename(awkward / "a repository")
+        monkeypatch.setattr(tempfile, "tempdir", str(awkward))
+        told: list[str] = []
+        with TritonServer(repository, on_progress=told.append) as running:
+            assert told[0].startswith("working in /tmp: Triton cannot use a path such as")
+            with contextlib.closing(GrpcTransport(running.grpc_url)) as wire:
+                assert list(wire.stream("diffsplat", {}, "", TIMEOUT_S)) == [{}]
+            assert not list(awkward.glob("diffsplat-server-*"))
+            # a noexec TMPDIR does no harm: everything that is executed is a link to the installed wheel
+            backend = running.log_path.parent / "backends" / "python"
+            assert all(path.is_symlink() for path in backend.iterdir() if path.name != "__pycache__")
+
+    def test_only_files_of_dead_launchers_are_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Their process ids do not matter: a launcher in another container has ids of its own."""
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        gone = subprocess.Popen(["true"])
-        gone.wait()
-        left, kept = (tmp_path / f"diffsplat-server-{pid}-abc" for pid in (gone.pid, os.getpid()))
-        for folder in (left, kept):
-            folder.mkdir()
-            (folder / "server.log").touch()
-        with TritonServer(light_repository):
-            assert kept.exists() and not left.exists()
+        script = "from diffsplat.serving.workspace import Workspace; print(Workspace().prefix, flush=True); input()"
+        launchers = [
+            subprocess.Popen(
+                [sys.executable, "-c", script],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "TMPDIR": str(tmp_path)},
+            )
+            for _ in range(2)
+        ]
+        try:
+            prefixes = [process.stdout.readline().strip() for process in launchers if process.stdout is not None]
+            for prefix in prefixes:
+                Path(f"/dev/shm/{prefix}region").touch()
+            launchers[0].kill()
+            launchers[0].wait()
+            remove_leftovers()
+            assert not left_files(prefixes[0])
+            assert len(left_files(prefixes[1])) == 4, "two locks, a folder and a region"
+        finally:
+            for process in launchers:
+                process.kill()
+                process.communicate()
+        remove_leftovers()
+        assert not left_files(prefixes[1])
 
-    def test_a_killed_server_is_noticed_and_cleaned_up(self, light_repository: Path) -> None:
+    def test_a_killed_server_takes_its_models_along(self, light_repository: Path) -> None:
+        """Also a model that is stopped and cannot notice anything."""
         with TritonServer(light_repository) as running:
-            pid, prefix = running.pid, running._shm_prefix
-            os.kill(pid, signal.SIGKILL)
-            deadline = time.monotonic() + TIMEOUT_S
-            while running.running:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        while members := group_members(pid):  # they were told to end; a busy machine takes its time
-            assert time.monotonic() < deadline, members
-            time.sleep(0.05)
-        assert not regions(prefix)
+            prefix = workspace_of(running).prefix
+            (stub,) = [pid for pid in group_members(running.pid) if pid != running.pid]
+            os.kill(stub, signal.SIGSTOP)
+            os.kill(running.pid, signal.SIGSEGV)
+            wait_for(lambda: not running.running)
+            assert running.exit_reason == "was killed by SIGSEGV"
+            assert not group_members(running.pid)
+            assert {path.name.removeprefix(prefix) for path in left_files(prefix)} == {"lock", "work"}
+        assert not left_files(prefix)
 
-    def test_a_model_that_does_not_load_is_the_servers_error(self, light_repository: Path) -> None:
+    def test_a_killed_guard_takes_the_server_along(self, light_repository: Path) -> None:
+        with TritonServer(light_repository) as running:
+            assert running._guard is not None
+            running._guard.kill()
+            wait_for(lambda: not running.running)
+            running.stop()
+            wait_for(lambda: not group_members(running.pid))
+
+    def test_a_model_that_does_not_load_is_the_servers_error(self, light_repository: Path, tmp_path: Path) -> None:
         model = light_repository / "diffsplat" / "1" / "model.py"
         fail = "def initialize(self, args):\n        raise ValueError('decoder.onnx: missing')"
         model.write_text(f"class TritonPythonModel:\n    {fail}\n")
-        with pytest.raises(
-            ServerError, match=r"code 1 while starting:\nmodel diffsplat: ValueError: decoder.onnx: missing$"
-        ):
-            TritonServer(light_repository).start()
-
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
-    def test_nothing_outlives_the_command(self, light_repository: Path, number: signal.Signals) -> None:
-        command = [sys.executable, "-m", "diffsplat_client.cli", "serve", str(light_repository)]
-        command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert process.stdout is not None
-        lines = []
-        try:
-            while not lines or "Ctrl-C" not in lines[-1]:
-                lines.append(process.stdout.readline())
-                assert lines[-1], f"ended early: {lines}"
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            (leader,) = [int(child) for child in children]
-            assert any("gRPC 127.0.0.1:" in line for line in lines)
-            process.send_signal(number)
-            code = process.wait(TIMEOUT_S)
-        finally:
-            process.kill()
-            process.wait()
-        rest = process.stdout.read()
-        process.stdout.close()
-        wait_until_gone(leader)
-        if number != signal.SIGKILL:
-            assert code == 0 and rest == "stopped\n"
+        log = tmp_path / "logs" / "server.log"
+        for _ in range(2):
+            with pytest.raises(
+                ServerStartError, match=r"code 1 while starting:\nmodel diffsplat: ValueError: decoder.onnx: missing$"
+            ):
+                TritonServer(light_repository, log_path=log).start()
+        assert sorted(path.name for path in log.parent.iterdir()) == ["server.1.log", "server.log"]
 
 
 @pytest.mark.triton
@@ -208,7 +252,7 @@ class TestFaults:
             shutil.copytree(pico_repository / model, tmp_path / model)
         (graph,) = (path for path in (tmp_path / "decode" / "1").iterdir() if path.stem in ("decoder", "gsvae"))
         graph.unlink()
-        with pytest.raises(ServerError, match=f"model decode: .*{graph}: missing"):
+        with pytest.raises(ServerStartError, match=f"model decode: .*{graph}: missing"):
             TritonServer(tmp_path).start()
 
     def test_a_server_killed_during_a_request_is_the_clients_typed_error(self, pico_repository: Path) -> None:

@@ -1,23 +1,30 @@
-"""`diffsplat status`: is the server ready, what does it serve, does it speak this client's contract."""
+"""`diffsplat status`: whether every stage of a server answers, what it serves, and which contract version it speaks."""
 
 import argparse
 from typing import Any
 
-from diffsplat_client.client import DEFAULT_URL, Client
+from diffsplat_client.client import CONNECT_TIMEOUT_S, DEFAULT_URL, Client
 from diffsplat_client.contract import CONTRACT_VERSION
 
 
 def add_command(commands: Any) -> None:
     """Add the parser of `status`."""
-    parser = commands.add_parser("status", help="show readiness, models and contract version of a server")
+    parser = commands.add_parser("status", help="probe every stage of a server; show what it serves")
     parser.add_argument("--url", default=DEFAULT_URL, help="HOST:PORT of the server's gRPC port (default: %(default)s)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=CONNECT_TIMEOUT_S,
+        metavar="SECONDS",
+        help="a stage that does not answer a probe for this long counts as down (default: %(default)g)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it; exit code 0 when a request would be taken."""
+    """Print it; exit code 0 when the server would take a request: every stage answers, and the contract is ours."""
     with Client(args.url) as client:
-        status = client.status()
+        status = client.status(args.timeout)
     print(f"{client.url}: {'ready' if status.ready else 'not ready'}")
     match = status.contract_version == CONTRACT_VERSION
     version = "unknown" if status.contract_version is None else status.contract_version

@@ -1,0 +1,69 @@
+"""Asks every stage of a server for a sign of life, since Triton calls a model ready whose process is dead or hangs.
+
+The probe is a call without inputs. The stages after `denoise` answer it with nothing, as they do for every progress
+message; the others refuse it, and a refusal is a sign of life as well.
+"""
+
+from typing import NamedTuple
+
+from diffsplat_client.contract import ENSEMBLES, RECONSTRUCT, RECONSTRUCTION, STAGES
+from diffsplat_client.transport import ResponseStream, Transport, TransportError
+
+PROBE_ID = "probe"
+
+
+class ModelStatus(NamedTuple):
+    """One model of the server."""
+
+    name: str
+    version: str
+    state: str  # READY, or UNAVAILABLE for one that is not loaded or whose process does not answer
+    reason: str
+
+
+def probe_models(transport: Transport, timeout_s: float, *, reconstruction: bool) -> list[ModelStatus]:
+    """State of every model; `reconstruction`: whether the server has the models for reconstructions."""
+    names = [name for name in STAGES if reconstruction or name not in (RECONSTRUCT, RECONSTRUCTION)]
+    # all at once: a dead stage takes a second to say so
+    probes = {name: Probe(transport, name, timeout_s) for name in names if name not in ENSEMBLES}
+    return [_model_status(transport, name, probes.get(name), timeout_s) for name in names]
+
+
+def _model_status(transport: Transport, name: str, probe: "Probe | None", timeout_s: float) -> ModelStatus:
+    try:
+        versions = transport.versions(name, timeout_s)
+    except TransportError as error:
+        if error.code == "UNAVAILABLE" and probe is None:
+            raise
+        return ModelStatus(name, "", "UNAVAILABLE", error.message)
+    fault = "" if probe is None else probe.wait()
+    return ModelStatus(name, ",".join(versions), "UNAVAILABLE" if fault else "READY", fault)
+
+
+class Probe:
+    """One call without inputs, on its way."""
+
+    def __init__(self, transport: Transport, model: str, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._answer: ResponseStream | None = None
+        self._fault = ""
+        try:
+            self._answer = transport.stream(model, {}, PROBE_ID, timeout_s)
+        except TransportError as error:
+            self._fault = self._read(error)
+
+    def wait(self) -> str:
+        """Wait for the answer; why the stage is down, empty when it lives."""
+        try:
+            for _ in self._answer or ():
+                pass
+        except TransportError as error:
+            self._fault = self._read(error)
+        return self._fault
+
+    def _read(self, error: TransportError) -> str:
+        if error.by_stage and error.code != "INTERNAL":
+            return ""
+        if error.code == "DEADLINE_EXCEEDED":
+            return f"no answer within {self._timeout_s:g} s: the stage hangs, or is busy with long requests"
+        return error.message
