@@ -4,49 +4,108 @@ import argparse
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+from diffsplat.serving.processes import machine_memory
 from diffsplat.serving.server import TritonServer
+from diffsplat.serving.server_log import state_folder
+from diffsplat.serving.supervisor import MEMORY_SHARE, Supervisor, SupervisorPolicy
 from diffsplat.serving.wheel import ServerStartError
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def serve_command(subparsers: Any) -> None:
     """Add the command to the client's command line (entry point `diffsplat_client.commands`)."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "serve", help="serve an exported repository on this machine until Ctrl-C", description=serve_command.__doc__
+    parser: argparse.ArgumentParser = subparsers.add_parser("serve", help="serve an exported repository until Ctrl-C")
+    parser.description = (
+        "Serve an exported repository on 127.0.0.1 until Ctrl-C, and restart the server when it or one of its models "
+        "dies or hangs."
     )
-    parser.description = "Serve an exported repository on 127.0.0.1 until Ctrl-C."
-    parser.add_argument("repository", type=Path, help="folder written by `python -m export`")
-    parser.add_argument("--grpc-port", type=int, default=8001, help="default 8001; 0 takes a free one")
-    parser.add_argument("--http-port", type=int, help="serve HTTP as well; 0 takes a free port (default: no HTTP)")
-    parser.add_argument("--metrics-port", type=int, default=8002, help="default 8002; 0 takes a free one")
+    add = parser.add_argument
+    add("repository", type=Path, help="folder written by `python -m export`")
+    add("--grpc-port", type=int, default=8001, help="default 8001; 0 takes a free one")
+    add("--http-port", type=int, help="serve HTTP as well; 0 takes a free port (default: no HTTP)")
+    add("--metrics-port", type=int, default=8002, help="default 8002; 0 takes a free one")
+    add(
+        "--drain-timeout",
+        type=_seconds,
+        default=SupervisorPolicy.drain_timeout_s,
+        metavar="SECONDS",
+        help="how long requests in flight may take to finish after Ctrl-C or SIGTERM (default: %(default)g)",
+    )
+    add(
+        "--memory-limit",
+        type=_memory,
+        default=int(MEMORY_SHARE * machine_memory()),
+        metavar="SIZE",
+        help="restart the server when it is idle and takes more than this, such as 12G "
+        f"(default: {MEMORY_SHARE:.0%} of this machine's memory)".replace("%", "%%"),
+    )
+    add("--log-folder", type=Path, help="where logs are kept (default: ~/.local/state/diffsplat/NAME-PORT)")
     parser.set_defaults(run=_serve)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, raise_interrupt)
+    stop, hurry = _stop_signals()
+    folder = arguments.log_folder or state_folder() / f"{arguments.repository.absolute().name}-{arguments.grpc_port}"
+    supervisor = Supervisor(
+        arguments.repository,
+        grpc_port=arguments.grpc_port,
+        http_port=arguments.http_port,
+        metrics_port=arguments.metrics_port,
+        log_folder=folder,
+        policy=SupervisorPolicy(drain_timeout_s=arguments.drain_timeout, memory_limit_bytes=arguments.memory_limit),
+        on_event=lambda line: print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", file=sys.stderr, flush=True),
+        on_progress=lambda line: print(f"  {line}", flush=True),
+        abort=stop,
+    )
     try:
-        with TritonServer(
-            arguments.repository,
-            grpc_port=arguments.grpc_port,
-            http_port=arguments.http_port,
-            metrics_port=arguments.metrics_port,
-            on_progress=lambda line: print(f"  {line}", flush=True),
-        ) as server:
-            http = f"   HTTP {server.http_url}" if server.http_url else ""
-            print(f"gRPC {server.grpc_url}{http}   metrics {server.metrics_url}")
-            print(f"log {server.log_path}\nCtrl-C stops the server", flush=True)
-            while server.running:
-                ended.wait(0.5)
-            raise ServerStartError(f"the Triton server ended by itself:\n{server.why_it_failed()}")
-    except KeyboardInterrupt:
-        print("stopped", flush=True)
-        return 0
+        with supervisor:
+            http = f"   HTTP {supervisor.server.http_url}" if supervisor.server.http_url else ""
+            print(f"gRPC {supervisor.server.grpc_url}{http}   metrics {supervisor.server.metrics_url}")
+            print(f"logs {folder}\nCtrl-C stops the server", flush=True)
+            stop.wait()
+            print("finishing the requests in flight; Ctrl-C again stops at once", flush=True)
+            if not supervisor.drain(give_up=hurry):
+                print("requests were still in flight", flush=True)
     except ServerStartError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        if not stop.is_set():
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    print("stopped", flush=True)
+    return 0
+
+
+def _stop_signals() -> tuple[threading.Event, threading.Event]:
+    """Events set by the first, and by the second, Ctrl-C, SIGTERM or SIGHUP."""
+    first, second = threading.Event(), threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means: go on
+            signal.signal(number, stop)
+    return first, second
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
+def _memory(text: str) -> int:
+    """Bytes of a size such as 800M or 12G."""
+    number, unit = (text[:-1], _UNITS[text[-1].upper()]) if text[-1:].upper() in _UNITS else (text, 1)
+    size = float(number) * unit
+    if not 0 < size < float("inf"):
+        raise ValueError
+    return int(size)
 
 
 def raise_interrupt(number: int, frame: object) -> None:

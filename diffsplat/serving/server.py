@@ -12,22 +12,21 @@ One `TritonServer` is one run of the process. `supervisor.py` restarts servers.
 
 import contextlib
 import os
-import re
 import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from diffsplat.serving import guard
 from diffsplat.serving.drain import DRAIN_FILE_VARIABLE
+from diffsplat.serving.metrics import read_metrics, requests_in_flight
 from diffsplat.serving.ports import HOST, accepts_connections, choose_ports
 from diffsplat.serving.prerequisites import libpython_problem
-from diffsplat.serving.server_log import LoadingReport, explain_failure, rotate
+from diffsplat.serving.server_log import LoadingReport, explain_failure, new_log
 from diffsplat.serving.wheel import ServerStartError, find_server, link_backend, server_environment
 from diffsplat.serving.workspace import SHM_ROOT, Workspace, remove_leftovers
 
@@ -38,7 +37,6 @@ STUB_TIMEOUT_S = 240  # a model's process must have loaded its network by then
 
 KEY_NAME = "control"
 RESTRICTED_PROTOCOLS = ("shared-memory", "model-repository", "trace", "logging")  # Triton's names, gRPC's and HTTP's
-_IN_FLIGHT = re.compile(r"^diffsplat_(?:stage|denoise)_requests\{.*\} (\S+)$", re.MULTILINE)
 
 
 class TritonServer:
@@ -48,8 +46,7 @@ class TritonServer:
         repository: folder written by `python -m export`.
         grpc_port, metrics_port: 0 takes a free one.
         http_port: None leaves HTTP off, 0 takes a free one.
-        log_path: where the log is kept; earlier logs of this name are kept as NAME.1.log and so on. None: in the work
-            folder, removed with it.
+        log_folder: where the logs are kept, one per run; None: in the work folder, removed with it.
         on_progress: called with one short line for every model that starts loading or is ready.
         start_timeout_s: how long loading may take.
         abort: ends `start` with ServerStartError when it is set.
@@ -72,7 +69,7 @@ class TritonServer:
         grpc_port: int = 0,
         http_port: int | None = None,
         metrics_port: int = 0,
-        log_path: Path | None = None,
+        log_folder: Path | None = None,
         on_progress: Callable[[str], None] | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
         abort: threading.Event | None = None,
@@ -82,7 +79,7 @@ class TritonServer:
         self._asked_ports = {"gRPC": grpc_port, "metrics": metrics_port}
         if http_port is not None:
             self._asked_ports["HTTP"] = http_port
-        self._asked_log_path = log_path
+        self._log_folder = log_folder
         self._on_progress = on_progress or (lambda line: None)
         self._start_timeout_s = start_timeout_s
         self._abort = abort or threading.Event()
@@ -134,11 +131,8 @@ class TritonServer:
         if workspace.note:
             self._on_progress(workspace.note)
         self.drain_file = workspace.folder / "draining"
-        self.log_path = self._asked_log_path or workspace.folder / "server.log"
         try:
-            if self._asked_log_path is not None:
-                self.log_path.parent.mkdir(parents=True, exist_ok=True)
-                rotate(self.log_path)
+            self.log_path = new_log(self._log_folder) if self._log_folder else workspace.folder / "server.log"
             self._repository_link = workspace.folder / "repository"
             self._repository_link.symlink_to(self.repository)
             self._launch(home, workspace)
@@ -162,10 +156,9 @@ class TritonServer:
     def requests_in_flight(self) -> int | None:
         """Requests that a stage works on or that wait for `denoise`; None if the server does not answer."""
         try:
-            text = _open_directly(self.metrics_url, timeout_s=2.0).decode()
+            return requests_in_flight(read_metrics(self.metrics_url))
         except OSError:
             return None
-        return round(sum(float(value) for value in _IN_FLIGHT.findall(text)))
 
     def why_it_failed(self) -> str:
         """What the log says about a failure: one line per model that could not be loaded, else its last lines."""
@@ -267,13 +260,6 @@ def _ready(grpc_url: str) -> bool:
         return False
     finally:
         transport.close()
-
-
-def _open_directly(url: str, timeout_s: float) -> bytes:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business with loopback
-    with opener.open(url, timeout=timeout_s) as response:
-        body: bytes = response.read()
-    return body
 
 
 @contextlib.contextmanager

@@ -3,9 +3,12 @@
 import os
 import re
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
-KEPT_LOGS = 9  # earlier logs of one server: server.1.log is the latest of them
+from diffsplat.serving.wheel import ServerStartError
+
+KEPT_LOGS = 10  # in one folder, that of the present run among them
 _LAST_LINES = 15
 
 # as the server writes it, with the traceback's line breaks escaped
@@ -23,14 +26,17 @@ def state_folder() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "diffsplat"
 
 
-def rotate(path: Path) -> None:
-    """Rename an existing log NAME.log to NAME.1.log, after moving NAME.1.log to NAME.2.log, and so on."""
-    if path.exists():
-        for number in range(KEPT_LOGS - 1, 0, -1):
-            older = path.with_suffix(f".{number}{path.suffix}")
-            if older.exists():
-                older.replace(path.with_suffix(f".{number + 1}{path.suffix}"))
-        path.replace(path.with_suffix(f".1{path.suffix}"))
+def new_log(folder: Path) -> Path:
+    """An empty log for a run that starts now, the oldest ones removed; ServerStartError if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in sorted(folder.glob("server-*.log"))[: -(KEPT_LOGS - 1)]:
+            old.unlink(missing_ok=True)
+        path = folder / f"server-{datetime.now():%Y%m%d-%H%M%S-%f}.log"
+        path.touch()
+    except OSError as error:
+        raise ServerStartError(f"{folder}: the log cannot be written ({error.strerror}); choose a log folder") from None
+    return path
 
 
 class LoadingReport:

@@ -233,13 +233,14 @@ class TestLife:
         model = light_repository / "diffsplat" / "1" / "model.py"
         fail = "def initialize(self, args):\n        raise ValueError('decoder.onnx: missing')"
         model.write_text(f"class TritonPythonModel:\n    {fail}\n")
-        log = tmp_path / "logs" / "server.log"
+        logs = tmp_path / "logs"
         for _ in range(2):
             with pytest.raises(
                 ServerStartError, match=r"code 1 while starting:\nmodel diffsplat: ValueError: decoder.onnx: missing$"
             ):
-                TritonServer(light_repository, log_path=log).start()
-        assert sorted(path.name for path in log.parent.iterdir()) == ["server.1.log", "server.log"]
+                TritonServer(light_repository, log_folder=logs).start()
+        kept = sorted(logs.iterdir())
+        assert len(kept) == 2 and all("decoder.onnx: missing" in path.read_text() for path in kept)
 
 
 @pytest.mark.triton

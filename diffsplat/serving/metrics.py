@@ -1,0 +1,25 @@
+"""What the server's metrics page says about its load."""
+
+import re
+import urllib.request
+
+_IN_FLIGHT = re.compile(r"^diffsplat_(?:stage|denoise)_requests\{.*\} (\S+)$", re.MULTILINE)
+_EXECUTIONS = re.compile(r'^nv_inference_exec_count\{(?:.*,)?model="(\w+)".*\} (\S+)$', re.MULTILINE)
+
+
+def read_metrics(url: str, timeout_s: float = 2.0) -> str:
+    """The page; OSError if the server does not answer."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business with loopback
+    with opener.open(url, timeout=timeout_s) as response:
+        text: str = response.read().decode()
+    return text
+
+
+def requests_in_flight(page: str) -> int:
+    """Requests that a stage works on, or that wait for `denoise`."""
+    return round(sum(float(value) for value in _IN_FLIGHT.findall(page)))
+
+
+def executions(page: str) -> dict[str, float]:
+    """Calls that each model has finished since the server started."""
+    return {model: float(value) for model, value in _EXECUTIONS.findall(page)}

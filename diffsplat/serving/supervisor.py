@@ -1,0 +1,279 @@
+"""Keeps a server alive: watches its processes, probes its stages, limits its memory, and restarts it.
+
+    with Supervisor("build/pico") as supervisor:
+        client = Client(supervisor.server.grpc_url)
+
+Triton does not restart a model's process, and calls the server ready without it. So the whole server is restarted: it
+takes seconds, and every request would have failed at the dead stage anyway.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffsplat.serving.metrics import executions, read_metrics
+from diffsplat.serving.processes import death_of, find_stubs, group_memory, machine_memory
+from diffsplat.serving.server import TritonServer
+from diffsplat.serving.stage_watch import ServerWatch
+from diffsplat.serving.wheel import ServerStartError
+
+MEMORY_SHARE = 0.8  # default limit of the server's memory, as a share of the machine's
+_IDLE_CHECKS, _IDLE_CHECK_S = 3, 0.2  # a request on its way between two stages is not counted for a moment
+
+
+@dataclass(frozen=True)
+class SupervisorPolicy:
+    """When a server counts as down, and how it is restarted.
+
+    Attributes:
+        tick_s: time between two looks at the processes.
+        probe_interval_s: time between the answer to a probe and the next one.
+        hang_after_s: a model hangs if a probe waits this long and the model's process uses no CPU.
+        stall_limit_s: a model hangs if a probe waits this long and no call has ended, whatever the process does.
+        memory_limit_bytes: of the server with all its models; above it the server is restarted when it is idle.
+        memory_interval_s: time between two measurements of the memory.
+        memory_patience_s: above the limit this long, new requests are refused until the server is idle.
+        drain_timeout_s: how long the requests in flight may take to finish before a stop or a clean restart.
+        restart_delays_s: delays of the first, second, ... restart in a row; the last one is used from then on.
+        stable_after_s: a server that lived this long starts with the first delay again.
+    """
+
+    tick_s: float = 0.25
+    probe_interval_s: float = 2.0
+    hang_after_s: float = 5.0
+    stall_limit_s: float = 300.0
+    memory_limit_bytes: int = field(default_factory=lambda: int(MEMORY_SHARE * machine_memory()))
+    memory_interval_s: float = 5.0
+    memory_patience_s: float = 60.0
+    drain_timeout_s: float = 60.0
+    restart_delays_s: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+    stable_after_s: float = 60.0
+
+
+class Supervisor:
+    """A server that is restarted when it, or one of its models, dies or hangs.
+
+    Args:
+        repository, grpc_port, http_port, metrics_port: as for TritonServer. The ports stay the same over restarts.
+        log_folder: where the logs of all runs are kept.
+        policy: when it counts as down.
+        on_event: called with one line for every fault and restart.
+        on_progress: called with one line for every model that loads, at the first start.
+        abort: ends `start` with ServerStartError when it is set.
+
+    Attributes:
+        server: the present run.
+        restarts: how often the server was restarted; grows when the new run is ready.
+        state: "starting", "serving", "restarting", "draining" or "stopped".
+    """
+
+    def __init__(
+        self,
+        repository: str | os.PathLike[str],
+        *,
+        grpc_port: int = 0,
+        http_port: int | None = None,
+        metrics_port: int = 0,
+        log_folder: Path | None = None,
+        policy: SupervisorPolicy | None = None,
+        on_event: Callable[[str], None] | None = None,
+        on_progress: Callable[[str], None] | None = None,
+        abort: threading.Event | None = None,
+    ) -> None:
+        self.policy = policy or SupervisorPolicy()
+        self.restarts = 0
+        self.state = "starting"
+        self._repository = repository
+        self._log_folder = log_folder
+        self._on_event = on_event or (lambda line: None)
+        self._stopping = threading.Event()
+        self._draining = False
+        self._failures = 0  # restarts in a row
+        self._thread: threading.Thread | None = None
+        self._watch: ServerWatch | None = None
+        self.server = TritonServer(
+            repository,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+            log_folder=log_folder,
+            on_progress=on_progress,
+            abort=abort,
+        )
+
+    def __enter__(self) -> "Supervisor":
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the server, wait until it is ready, and watch it from then on. Raises ServerStartError."""
+        self.server.start()
+        self._begin_watch()
+        self._thread = threading.Thread(target=self._run, name="supervisor")
+        self._thread.start()
+
+    def drain(self, timeout_s: float | None = None, give_up: threading.Event | None = None) -> bool:
+        """Refuse new requests and wait until those in flight have finished; whether they have.
+
+        Args:
+            timeout_s: how long to wait; None takes the policy's.
+            give_up: ends the wait when it is set.
+        """
+        self._draining = True
+        if self.state not in ("serving", "draining"):  # between two runs no request is in flight
+            return True
+        self.state = "draining"
+        self.server.drain()
+        return self._wait_until_idle(self.policy.drain_timeout_s if timeout_s is None else timeout_s, give_up)
+
+    def stop(self) -> None:
+        """Stop watching, then the server. May be called twice."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._end_watch()
+        self.server.stop()
+        self.state = "stopped"
+
+    # --- the supervisor's thread ---
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self.policy.tick_s):
+            if self.server.running and (over := self._memory_fault()):
+                self._restart(over, cleanly=True)
+            elif fault := self._find_fault():
+                if self._draining:
+                    self._on_event(f"{fault}: the requests in flight are lost")
+                    self.server.kill()
+                    return
+                self._restart(fault)
+
+    def _begin_watch(self) -> None:
+        stubs = find_stubs(self.server.pid)
+        self._instances = Counter(stub.model for stub in stubs)
+        self._stubs = stubs
+        self._started_s = self._last_tick_s = self._memory_checked_s = time.monotonic()
+        self._over_memory_since_s: float | None = None
+        pids_of_models = {model: [stub.pid for stub in stubs if stub.model == model] for model in self._instances}
+        self._watch = ServerWatch(self.server.grpc_url, pids_of_models, self.policy.probe_interval_s)
+        self.state = "serving"
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _find_fault(self) -> str:
+        """Why the server must be restarted; empty while it works."""
+        assert self._watch is not None
+        if not self.server.running:
+            return f"the server {self.server.exit_reason}"
+        if fault := self._stub_fault():
+            return fault
+        now_s = time.monotonic()
+        if now_s - self._last_tick_s > 1.0 + self.policy.tick_s:  # this process was stopped, perhaps with the server
+            for stage in self._watch.stages:
+                stage.forgive()
+        self._last_tick_s = now_s
+        if any(stage.waiting_s > self.policy.hang_after_s / 2 for stage in self._watch.stages):
+            with contextlib.suppress(OSError):
+                done = executions(read_metrics(self.server.metrics_url, timeout_s=0.5))
+                for stage in self._watch.stages:
+                    stage.note_executions(done.get(stage.model, 0.0))
+        return self._watch.find_fault(self.policy.hang_after_s, self.policy.stall_limit_s)
+
+    def _stub_fault(self) -> str:
+        """A model with fewer processes than it started with. A model that is reloaded gets new ones first."""
+        deaths = [(stub, death) for stub in self._stubs if (death := death_of(stub.pid))]
+        if not deaths:
+            return ""
+        self._stubs = find_stubs(self.server.pid)
+        living = Counter(stub.model for stub in self._stubs)
+        for stub, death in deaths:
+            if living[stub.model] < self._instances[stub.model]:
+                return f"{stub.model}: process {stub.pid} {death}"
+        return ""
+
+    def _memory_fault(self) -> str:
+        """Why the server must be restarted cleanly now; empty while it need not be, or not yet."""
+        now_s = time.monotonic()
+        if now_s - self._memory_checked_s < self.policy.memory_interval_s or self._draining:
+            return ""
+        self._memory_checked_s = now_s
+        memory = group_memory(self.server.pid)
+        if memory <= self.policy.memory_limit_bytes:
+            self._over_memory_since_s = None
+            return ""
+        limit = f"{memory / 2**20:.0f} MB of memory, limit {self.policy.memory_limit_bytes / 2**20:.0f} MB"
+        if self._over_memory_since_s is None:
+            self._over_memory_since_s = now_s
+            self._on_event(f"the server takes {limit}: it will be restarted when it is idle")
+        patient = now_s - self._over_memory_since_s < self.policy.memory_patience_s
+        if patient and not self._wait_until_idle(_IDLE_CHECKS * _IDLE_CHECK_S * 1.5):
+            return ""
+        return f"the server takes {limit}"
+
+    def _wait_until_idle(self, timeout_s: float, give_up: threading.Event | None = None) -> bool:
+        """Whether no request is in flight, or the server has died, within `timeout_s`."""
+        deadline_s = time.monotonic() + timeout_s
+        idle = 0
+        while idle < _IDLE_CHECKS:
+            if not self.server.running:
+                return False
+            idle = idle + 1 if self.server.requests_in_flight() == 0 else 0
+            if time.monotonic() > deadline_s or (give_up or self._stopping).wait(_IDLE_CHECK_S):
+                return idle >= _IDLE_CHECKS
+        return True
+
+    def _restart(self, reason: str, cleanly: bool = False) -> None:
+        """End the present run and start another one, again and again until one is ready."""
+        self.state = "restarting"
+        self._on_event(f"{reason}: restarting the server; the log of this run is {self.server.log_path}")
+        self._end_watch()
+        if cleanly:
+            self.server.drain()
+            if not self._wait_until_idle(self.policy.drain_timeout_s):
+                self._on_event(f"requests still in flight after {self.policy.drain_timeout_s:g} s are lost")
+            self.server.stop()
+        else:
+            self.server.kill()
+        if time.monotonic() - self._started_s > self.policy.stable_after_s:
+            self._failures = 0
+        while not (self._stopping.is_set() or self._draining):
+            delays = self.policy.restart_delays_s
+            if self._stopping.wait(delays[min(self._failures, len(delays) - 1)]):
+                return
+            self._failures += 1
+            try:
+                self._start_again()
+            except ServerStartError as error:
+                if not self._stopping.is_set():
+                    self._on_event(f"the restart failed: {error}")
+            else:
+                return
+
+    def _start_again(self) -> None:
+        ports = self.server.ports
+        started_s = time.monotonic()
+        self.server = TritonServer(
+            self._repository,
+            grpc_port=ports["gRPC"],
+            http_port=ports.get("HTTP"),
+            metrics_port=ports["metrics"],
+            log_folder=self._log_folder,
+            abort=self._stopping,
+        )
+        self.server.ports = ports  # known even if the start fails
+        self.server.start()
+        self._begin_watch()
+        self.restarts += 1
+        self._on_event(f"serving again after {time.monotonic() - started_s:.1f} s (restart {self.restarts})")

@@ -1,0 +1,217 @@
+"""The supervisor: what it notices, how it heals, and what it leaves alone.
+
+A small model stands in for the stages, so that a test can make it wait, hang or compute at will; the processes, the
+signals and the server are real.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffsplat_client.probes import PROBE_ID
+from diffsplat_client.transport import GrpcTransport, TransportError
+
+from diffsplat.serving.processes import find_stubs
+from diffsplat.serving.supervisor import Supervisor, SupervisorPolicy
+from tests.serving.processes import TIMEOUT_S, group_members, wait_for
+
+pytestmark = pytest.mark.triton
+
+WAIT, HANG, COMPUTE = 1.0, 2.0, 3.0  # what a request asks of the model
+QUICK = SupervisorPolicy(
+    probe_interval_s=0.1, hang_after_s=1.0, restart_delays_s=(0.0, 0.05), drain_timeout_s=TIMEOUT_S
+)
+OBEDIENT_MODEL = f"""
+import threading
+import triton_python_backend_utils as pb_utils
+from pathlib import Path
+from diffsplat.serving.triton_gauge import InFlightGauge
+
+RELEASE = Path(__file__).with_name("release")
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        if Path(__file__).with_name("broken").exists():
+            raise ValueError("broken on purpose")
+        self.gauge = InFlightGauge("diffsplat", args["model_instance_name"])
+
+    def execute(self, requests):
+        return [self.answer(pb_utils.get_input_tensor_by_name(request, "X")) for request in requests]
+
+    def answer(self, tensor):
+        wish = 0.0 if tensor is None else tensor.as_numpy().item()
+        if wish:
+            with self.gauge:
+                while not RELEASE.exists():
+                    if wish == {HANG}:
+                        threading.Event().wait()
+                    elif wish == {WAIT}:
+                        sum(range(2000)) + threading.Event().wait(0.001)
+        return pb_utils.InferenceResponse([])
+"""
+
+
+@pytest.fixture
+def obedient_repository(light_repository: Path) -> Path:
+    (light_repository / "diffsplat" / "1" / "model.py").write_text(OBEDIENT_MODEL)
+    return light_repository
+
+
+class Watched:
+    """A supervisor over the small model, and what it said."""
+
+    def __init__(self, repository: Path, policy: SupervisorPolicy) -> None:
+        self.folder = repository / "diffsplat" / "1"
+        self.events: list[str] = []
+        self.logs = repository.parent / "logs"
+        self.supervisor = Supervisor(repository, policy=policy, log_folder=self.logs, on_event=self.events.append)
+
+    def release(self) -> None:
+        (self.folder / "release").touch()
+
+    def ask(self, wish: float, answers: list[object]) -> threading.Thread:
+        """Send a request from a thread of its own; its answer, or its error, goes to `answers`."""
+
+        def run() -> None:
+            with contextlib.closing(GrpcTransport(self.supervisor.server.grpc_url)) as wire:
+                try:
+                    answers.extend(wire.stream("diffsplat", {"X": np.array([wish], np.float32)}, "", TIMEOUT_S))
+                except TransportError as error:
+                    answers.append(error.code)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    def wait_for_restart(self, number: int) -> None:
+        wait_for(lambda: self.supervisor.restarts >= number)
+        assert self.supervisor.restarts == number and self.supervisor.state == "serving"
+        with contextlib.closing(GrpcTransport(self.supervisor.server.grpc_url)) as wire:
+            assert list(wire.stream("diffsplat", {}, PROBE_ID, TIMEOUT_S)) == [{}]
+
+    def wait_until_in_flight(self) -> None:
+        wait_for(lambda: self.supervisor.server.requests_in_flight() == 1)
+
+
+@contextlib.contextmanager
+def watched(repository: Path, policy: SupervisorPolicy = QUICK) -> Iterator[Watched]:
+    watch = Watched(repository, policy)
+    try:
+        with watch.supervisor:
+            yield watch
+    finally:
+        watch.release()
+    assert watch.supervisor.state == "stopped" and not group_members(watch.supervisor.server.pid)
+
+
+def test_dead_models_and_servers_are_restarted_on_the_same_port(obedient_repository: Path) -> None:
+    """A model's process killed or stopped, and the server killed: each time the server serves again and says why."""
+    with watched(obedient_repository) as watch:
+        url = watch.supervisor.server.grpc_url
+        for number, (death, says) in enumerate(
+            [(signal.SIGKILL, "was killed by SIGKILL"), (signal.SIGSTOP, "is stopped")], start=1
+        ):
+            (stub,) = find_stubs(watch.supervisor.server.pid)
+            os.kill(stub.pid, death)
+            watch.wait_for_restart(number)
+            assert watch.events[-2].startswith(f"diffsplat: process {stub.pid} {says}: restarting the server; the log")
+        answers: list[object] = []
+        asked = watch.ask(WAIT, answers)
+        watch.wait_until_in_flight()
+        log = watch.supervisor.server.log_path
+        os.kill(watch.supervisor.server.pid, signal.SIGSEGV)
+        asked.join()
+        assert answers == ["UNAVAILABLE"], "a client must not wait for its timeout"
+        watch.wait_for_restart(3)
+        assert watch.events[-2].startswith(
+            "the server was killed by SIGSEGV: restarting the server; the log of this run"
+        )
+        assert watch.events[-2].endswith(str(log)) and "Signal (11)" in log.read_text()
+        assert watch.supervisor.server.grpc_url == url
+    assert len(list(watch.logs.glob("server-*.log"))) == 4
+
+
+def test_a_failed_restart_is_tried_again(obedient_repository: Path) -> None:
+    with watched(obedient_repository) as watch:
+        broken = watch.folder / "broken"
+        broken.touch()
+        os.kill(watch.supervisor.server.pid, signal.SIGKILL)
+        wait_for(lambda: len(watch.events) >= 3)
+        assert watch.supervisor.state == "restarting" and watch.supervisor.restarts == 0
+        assert all("model diffsplat: ValueError: broken on purpose" in event for event in watch.events[1:3])
+        broken.unlink()
+        watch.wait_for_restart(1)
+        broken.touch()
+        os.kill(watch.supervisor.server.pid, signal.SIGKILL)
+        wait_for(lambda: watch.supervisor.state == "restarting")  # and is stopped while it is
+
+
+def test_a_model_that_hangs_is_told_from_one_that_works(obedient_repository: Path) -> None:
+    """Both leave a probe waiting for longer than `hang_after_s`."""
+    with watched(obedient_repository) as watch:
+        assert watch.supervisor._watch is not None
+        (stage,) = watch.supervisor._watch.stages
+        answers: list[object] = []
+        asked = watch.ask(COMPUTE, answers)
+        wait_for(lambda: stage.waiting_s > 2 * QUICK.hang_after_s)
+        watch.release()
+        asked.join()
+        assert answers == [{}] and not watch.events
+        (watch.folder / "release").unlink()
+        answers.clear()
+        asked = watch.ask(HANG, answers)
+        watch.wait_for_restart(1)
+        asked.join()
+        assert answers == ["UNAVAILABLE"]
+        assert "hangs: no answer for" in watch.events[0] and "it does not compute" in watch.events[0]
+
+
+def test_a_model_that_computes_for_ever_is_restarted(obedient_repository: Path) -> None:
+    policy = SupervisorPolicy(probe_interval_s=0.1, hang_after_s=1.0, stall_limit_s=1.5)
+    with watched(obedient_repository, policy) as watch:
+        answers: list[object] = []
+        asked = watch.ask(COMPUTE, answers)
+        watch.wait_for_restart(1)
+        asked.join()
+        assert answers == ["UNAVAILABLE"] and "it computes without an answer" in watch.events[0]
+
+
+def test_too_much_memory_is_a_restart_when_idle(obedient_repository: Path) -> None:
+    policy = SupervisorPolicy(memory_limit_bytes=1, memory_interval_s=0.0, drain_timeout_s=TIMEOUT_S)
+    with watched(obedient_repository, policy) as watch:
+        answers: list[object] = []
+        asked = watch.ask(WAIT, answers)
+        watch.wait_until_in_flight()
+        wait_for(lambda: len(watch.events) >= 1)
+        assert "MB of memory, limit 0 MB: it will be restarted when it is idle" in watch.events[0]
+        pid = watch.supervisor.server.pid
+        watch.release()
+        asked.join()
+        assert answers == [{}], "the restart must wait for the request"
+        wait_for(lambda: watch.supervisor.restarts >= 1)
+        assert not group_members(pid) and "restarting the server" in watch.events[1]
+
+
+def test_a_drained_server_finishes_what_it_has(obedient_repository: Path) -> None:
+    with watched(obedient_repository) as watch:
+        answers: list[object] = []
+        asked = watch.ask(WAIT, answers)
+        watch.wait_until_in_flight()
+        assert not watch.supervisor.drain(timeout_s=0.5), "a request is in flight"
+        assert watch.supervisor.server.drain_file.exists() and not answers
+        gave_up = threading.Event()
+        gave_up.set()
+        assert not watch.supervisor.drain(give_up=gave_up)
+        drained: list[bool] = []
+        drain = threading.Thread(target=lambda: drained.append(watch.supervisor.drain()))
+        drain.start()
+        watch.release()
+        asked.join()
+        drain.join()
+        assert answers == [{}] and drained == [True] and not watch.events
