@@ -9,7 +9,8 @@ A table is built once per request, in float64. Since a step reads nothing but it
 be at different steps of different schedulers.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,11 +58,7 @@ def build_sampler(schedule: NoiseSchedule, scheduler: str, steps: int, eta: floa
         raise ValueError(f"steps = {steps}: must be in 1 .. {schedule.num_train_timesteps}")
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta = {eta}: must be in 0 .. 1")
-    if schedule.process == "flow":
-        return _flow_euler(schedule, steps) if scheduler == "flow" else _flow_dpm(schedule, scheduler, steps)
-    if scheduler == "ddim":
-        return _ddim(schedule, steps, eta)
-    return _edm(schedule, steps) if scheduler == "edm" else _vp_dpm(schedule, scheduler, steps)
+    return _BUILDERS[schedule.process, scheduler](schedule, steps, eta)
 
 
 def model_input(x: Tensor, coeffs: Tensor) -> Tensor:
@@ -162,7 +159,7 @@ def _ddim(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTable:
     return _table(1.0, t, a=a, b=b, c_x=per_eps, c_0=c_0, c_k=clipped, c_n=noise_std)
 
 
-def _edm(schedule: NoiseSchedule, steps: int) -> SamplerTable:
+def _edm(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTable:
     """Stock Euler on the VP betas (Karras et al. 2022). The state is x / alpha, which c_in undoes for the network."""
     t = _trailing_timesteps(schedule, steps)
     sigma = _vp_sigmas(schedule, t)
@@ -172,21 +169,21 @@ def _edm(schedule: NoiseSchedule, steps: int) -> SamplerTable:
     return _table(sigma[0], t, c_in=c_in, a=a, b=b, c_x=c_x, c_0=1 - c_x)
 
 
-def _vp_dpm(schedule: NoiseSchedule, scheduler: str, steps: int) -> SamplerTable:
+def _vp_dpm(schedule: NoiseSchedule, steps: int, eta: float, stochastic: bool) -> SamplerTable:
     t = _trailing_timesteps(schedule, steps)
     noise_to_signal = _vp_sigmas(schedule, t)
     alpha = 1 / np.sqrt(1 + noise_to_signal**2)
     sigma = noise_to_signal * alpha
     a, b = _clean_estimate(schedule, alpha[:-1], sigma[:-1])
-    return _dpm_solver(t, alpha, sigma, a, b, stochastic=scheduler.startswith("sde"))
+    return _dpm_solver(t, alpha, sigma, a, b, stochastic)
 
 
-def _flow_dpm(schedule: NoiseSchedule, scheduler: str, steps: int) -> SamplerTable:
+def _flow_dpm(schedule: NoiseSchedule, steps: int, eta: float, stochastic: bool) -> SamplerTable:
     n = schedule.num_train_timesteps
     sigma = _shift(np.linspace(0, 1 - 1 / n, steps + 1)[::-1], schedule.shift)  # ends at 0
     a, b = _clean_estimate(schedule, 1 - sigma[:-1], sigma[:-1])
     t = np.floor(sigma[:-1] * n)  # quirk kept: the network's time is cut to an integer while sigma is not
-    return _dpm_solver(t, 1 - sigma, sigma, a, b, stochastic=scheduler.startswith("sde"))
+    return _dpm_solver(t, 1 - sigma, sigma, a, b, stochastic)
 
 
 def _dpm_solver(t: Array, alpha: Array, sigma: Array, a: Column, b: Column, stochastic: bool) -> SamplerTable:
@@ -209,7 +206,7 @@ def _dpm_solver(t: Array, alpha: Array, sigma: Array, a: Column, b: Column, stoc
     return _table(1.0, t, a=a, b=b, c_x=c_x * exp_minus_h, c_0=c_0, c_1=c_1, c_n=c_n)
 
 
-def _flow_euler(schedule: NoiseSchedule, steps: int) -> SamplerTable:
+def _flow_euler(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTable:
     """Euler on a rectified flow: x <- x + (sigma_next - sigma) v."""
     n = schedule.num_train_timesteps
     # quirk kept: the grid is shifted twice. Its lower end is already shift(1 / n), and every point is shifted again.
@@ -218,6 +215,18 @@ def _flow_euler(schedule: NoiseSchedule, steps: int) -> SamplerTable:
     a, b = _clean_estimate(schedule, 1 - sigma, sigma)
     c_x = sigma_next / sigma  # x + (s' - s) v, with v = (x - x0) / s
     return _table(1.0, sigma * n, a=a, b=b, c_x=c_x, c_0=1 - c_x)
+
+
+# (process, scheduler) -> what builds its table from (schedule, steps, eta)
+_BUILDERS: dict[tuple[str, str], Callable[[NoiseSchedule, int, float], SamplerTable]] = {
+    ("vp", "ddim"): _ddim,
+    ("vp", "dpmsolver++"): partial(_vp_dpm, stochastic=False),
+    ("vp", "sde-dpmsolver++"): partial(_vp_dpm, stochastic=True),
+    ("vp", "edm"): _edm,
+    ("flow", "flow"): _flow_euler,
+    ("flow", "dpmsolver++"): partial(_flow_dpm, stochastic=False),
+    ("flow", "sde-dpmsolver++"): partial(_flow_dpm, stochastic=True),
+}
 
 
 def _clean_estimate(schedule: NoiseSchedule, alpha: Array, sigma: Array) -> tuple[Column, Column]:

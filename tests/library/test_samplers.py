@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffsplat_client.contract import SCHEDULERS
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -12,9 +13,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from diffsplat.backbones import PICO, SD15, NoiseSchedule
+from diffsplat.backbones import BACKBONES, PICO, SD15, NoiseSchedule
 from diffsplat.sampling.guidance import guidance_scales, guide, needs_guidance
 from diffsplat.sampling.schedulers import (
+    _BUILDERS,
     SamplerTable,
     alphas_cumprod,
     build_sampler,
@@ -253,3 +255,11 @@ def test_guidance():
     guided = guide(uncond, cond, scales)
     assert torch.allclose(guided[0], cond[0], atol=1e-6)
     assert torch.allclose(guided[1, 2], uncond[1, 2] + 7 * (cond[1, 2] - uncond[1, 2]))
+
+
+def test_every_scheduler_of_a_process_can_be_asked_for() -> None:
+    """A scheduler stands in three places: its builder, the processes that allow it, and the contract."""
+    processes = {spec.schedule.process: spec.schedule for spec in BACKBONES.values()}
+    allowed = {(process, name) for process, schedule in processes.items() for name in schedule.schedulers}
+    assert allowed == set(_BUILDERS)
+    assert {name for _, name in allowed} == set(SCHEDULERS)
