@@ -14,7 +14,6 @@ Whoever stops reading stops the request.
 """
 
 import dataclasses
-import math
 import threading
 import time
 import uuid
@@ -49,7 +48,11 @@ from diffsplat_client.transport import (
 
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 600.0
+MAX_TIMEOUT_S = 30 * 24 * 3600.0
 CONNECT_TIMEOUT_S = 5.0  # for each of the small questions before a request
+# Readiness and contract are asked again after this long: gRPC reconnects by itself, perhaps to another server. No
+# server stops and starts again in less.
+RECHECK_S = 1.0
 
 
 class ServerStatus(NamedTuple):
@@ -83,7 +86,7 @@ class Client:
         self.timeout_s = _check_timeout(timeout_s)
         self.server_parameters: dict[str, str] = {}  # the ensemble's, known after the first request
         self._transport = transport
-        self._checked = False
+        self._checked_at: float | None = None  # monotonic time of the last check of this connection
         self._streams: weakref.WeakSet[GenerationStream] = weakref.WeakSet()  # of the present connection
         self._lock = threading.Lock()
 
@@ -105,7 +108,7 @@ class Client:
             if self._transport is not None:
                 self._transport.close()
                 self._transport = None
-            self._checked = False
+            self._checked_at = None
 
     def generate(
         self, prompt: str | GenerationRequest = "", *, timeout_s: float | None = None, **options: Any
@@ -142,7 +145,7 @@ class Client:
         request = _as_request(prompt, options).validate()
         timeout_s = self.timeout_s if timeout_s is None else _check_timeout(timeout_s)
         started = time.monotonic()
-        transport = self._connect(timeout_s)
+        transport = self._connect(started, timeout_s)
         request_id = uuid.uuid4().hex  # whoever knows it can stop the request: it must not be guessable
         responses = self._send(transport, ENSEMBLE, request.to_tensors(), request_id, started, timeout_s)
         stream = GenerationStream(
@@ -181,7 +184,7 @@ class Client:
             request = ReconstructionRequest(images, **options).validate()
         timeout_s = self.timeout_s if timeout_s is None else _check_timeout(timeout_s)
         started = time.monotonic()
-        transport = self._connect(timeout_s)
+        transport = self._connect(started, timeout_s)
         if "reconstruction" not in self.server_parameters:
             raise ServerUnavailableError(
                 f"the server at {self.url} makes no reconstructions: its bundle has no GSRecon, or it is older"
@@ -199,9 +202,7 @@ class Client:
         self, transport: Transport, model: str, tensors: Tensors, request_id: str, started: float, timeout_s: float
     ) -> ResponseStream:
         """Send one request, for which there are `timeout_s` seconds from `started` on."""
-        remaining_s = started + timeout_s - time.monotonic()
-        if remaining_s <= 0:
-            raise RequestTimeoutError(f"timeout_s = {timeout_s:g} passed before the request was sent")
+        remaining_s = _remaining_s(started, timeout_s)
         try:
             return transport.stream(model, tensors, request_id, remaining_s)
         except TransportError as error:
@@ -238,18 +239,21 @@ class Client:
                 self._transport = GrpcTransport(self.url)
             return self._transport
 
-    def _connect(self, timeout_s: float) -> Transport:
-        """The transport to a server that is ready and speaks this contract; asked once per connection."""
+    def _connect(self, started: float, timeout_s: float) -> Transport:
+        """The transport to a server that is ready and speaks this contract, within what is left of `timeout_s`."""
         transport = self._open()
-        if self._checked:
+        if self._checked_at is not None and started - self._checked_at < RECHECK_S:
             return transport
-        timeout_s = min(timeout_s, CONNECT_TIMEOUT_S)
         try:
-            if not transport.server_ready(timeout_s):
+            question_s = min(_remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
+            if not transport.server_ready(question_s):
                 raise ServerUnavailableError(f"the server at {self.url} is not ready: it is starting or stopping")
-            parameters = transport.parameters(ENSEMBLE, timeout_s)
+            question_s = min(_remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
+            parameters = transport.parameters(ENSEMBLE, question_s)
         except TransportError as error:
-            raise connection_error(error, self.url, timeout_s) from None
+            if error.code == "DEADLINE_EXCEEDED" and question_s < CONNECT_TIMEOUT_S:
+                raise RequestTimeoutError(_NOT_SENT.format(timeout_s)) from None
+            raise connection_error(error, self.url, timeout_s=question_s) from None
         version = parameters.get("contract_version")
         if version != str(CONTRACT_VERSION):
             raise ContractMismatchError(
@@ -257,13 +261,13 @@ class Client:
                 f"{CONTRACT_VERSION}: install matching releases"
             )
         self.server_parameters = parameters
-        self._checked = True
+        self._checked_at = time.monotonic()
         return transport
 
     def _request_error(self, error: TransportError, timeout_s: float) -> DiffSplatError:
         """The typed error for a failed request."""
         if error.code == "UNAVAILABLE":
-            self._checked = False  # what comes back may be another server
+            self._checked_at = None  # what comes back may be another server
         return request_error(error, self.url, timeout_s)
 
 
@@ -273,11 +277,24 @@ def _as_request(prompt: str | GenerationRequest, options: dict[str, Any]) -> Gen
     return GenerationRequest(prompt, **options)
 
 
+_NOT_SENT = "timeout_s = {:g} passed before the request was sent"
+
+
+def _remaining_s(started: float, timeout_s: float) -> float:
+    """What is left of `timeout_s` seconds from `started` on; RequestTimeoutError when nothing is."""
+    remaining_s = started + timeout_s - time.monotonic()
+    if remaining_s <= 0:
+        raise RequestTimeoutError(_NOT_SENT.format(timeout_s))
+    return remaining_s
+
+
 def _check_timeout(timeout_s: float) -> float:
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
         raise InvalidRequestError(f"timeout_s = {timeout_s!r}: must be a number of seconds")
-    if not (math.isfinite(timeout_s) and timeout_s > 0):
-        raise InvalidRequestError(f"timeout_s = {timeout_s}: must be more than 0 and finite")
+    if not 0 < timeout_s <= MAX_TIMEOUT_S:  # also catches NaN
+        raise InvalidRequestError(
+            f"timeout_s = {timeout_s:g}: must be more than 0 and at most {MAX_TIMEOUT_S:g}, 30 days"
+        )
     return float(timeout_s)
 
 

@@ -11,11 +11,13 @@ from diffsplat_client.errors import (
     ServerError,
     ServerUnavailableError,
 )
-from diffsplat_client.transport import TransportError
+from diffsplat_client.transport import FORKED, TransportError
 
 
 def connection_error(error: TransportError, url: str, timeout_s: float) -> DiffSplatError:
     """For one of the questions before a request, which had `timeout_s` to be answered."""
+    if error.code == FORKED:
+        return ServerUnavailableError(f"{error.message}: make a Client in the process that uses it")
     if error.code == "DEADLINE_EXCEEDED":
         return ServerUnavailableError(f"no answer from {url} within {timeout_s:g} s")
     if error.code == "NOT_FOUND" or "unknown model" in error.message:
@@ -30,6 +32,8 @@ def connection_error(error: TransportError, url: str, timeout_s: float) -> DiffS
 def request_error(error: TransportError, url: str, timeout_s: float) -> DiffSplatError:
     """For a request, which had `timeout_s` in all."""
     match error.code:
+        case "FORKED":
+            return connection_error(error, url, timeout_s)
         case "INVALID_ARGUMENT":
             return InvalidRequestError(re.sub(r"^in ensemble '\w+', ", "", error.message))
         case "UNAVAILABLE":

@@ -106,6 +106,6 @@ def _timings_ms(tensors: dict[str, np.ndarray]) -> dict[str, float]:
         try:
             stages = json.loads(tensors[spec.name].reshape(-1)[0])
             timings.update((str(stage), float(milliseconds)) for stage, milliseconds in stages.items())
-        except (ValueError, TypeError, AttributeError, IndexError):
+        except (ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
             raise ServerError(f"{spec.name} is not a JSON object of milliseconds") from None
     return timings

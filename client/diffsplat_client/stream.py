@@ -43,6 +43,7 @@ class GenerationStream:
         self._last: Status | None = None  # the status "finished" or "ended"
         self._over = False  # the server no longer works on it, or has been asked to stop
         self._lock = threading.Lock()
+        self._reading = threading.Lock()  # threads that share a stream read one after the other
 
     def __enter__(self) -> "GenerationStream":
         """Stop the request at the end of the block if it has not finished."""
@@ -61,7 +62,11 @@ class GenerationStream:
         return self
 
     def __next__(self) -> Event:
-        """The next event; raises what `Client.generate` raises."""
+        """The next event; raises what `Client.generate` raises. Threads may share a stream: each event goes to one."""
+        with self._reading:
+            return self._next()
+
+    def _next(self) -> Event:
         if self._over:
             raise StopIteration
         try:

@@ -5,6 +5,7 @@ wrong while a response is handled can get lost in another thread, one channel ca
 call has a deadline and a true status code.
 """
 
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ _DATATYPES: dict[np.dtype[Any], str] = {
     np.dtype(np.float32): "FP32",
     np.dtype(np.object_): "BYTES",
 }
+FORKED = "FORKED"  # a code of ours, beside gRPC's
 DRAIN_TIMEOUT_S = 1.0  # how long a failed stream may take to end
 _REFUSALS = ("unexpected shape for input", "unexpected inference input", "data-type is")  # Triton's words
 _STAGE_ERROR = re.compile(rf"(?:in ensemble '[^']*', )?({'|'.join(ERROR_CODES)}): (.*)", re.DOTALL)
@@ -89,6 +91,7 @@ class GrpcTransport:
         from tritonclient.grpc import service_pb2, service_pb2_grpc
 
         self._grpc, self._messages = grpc, service_pb2
+        self._process = os.getpid()
         options: list[tuple[str, int]] = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
@@ -120,9 +123,11 @@ class GrpcTransport:
         return GrpcStream(self._call(self._stub.ModelStreamInfer, iter((request,)), timeout_s), self._grpc)
 
     def close(self) -> None:
-        self._channel.close()
+        if os.getpid() == self._process:
+            self._channel.close()
 
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        _check_process(self._process)
         try:
             return method(request, timeout=timeout_s)
         except self._grpc.RpcError as error:
@@ -137,6 +142,7 @@ class GrpcStream:
     def __init__(self, call: Any, grpc: Any) -> None:
         self._call = call
         self._grpc = grpc
+        self._process = os.getpid()
 
     def __iter__(self) -> Iterator[Tensors]:
         """Is its own iterator."""
@@ -144,6 +150,7 @@ class GrpcStream:
 
     def __next__(self) -> Tensors:
         """The next response as arrays."""
+        _check_process(self._process)
         try:
             response = next(self._call)
         except self._grpc.RpcError as error:
@@ -172,8 +179,15 @@ class GrpcStream:
             limit.cancel()
 
     def cancel(self) -> None:
-        """End the call; the server sees its client gone."""
-        self._call.cancel()
+        """End the call; the server sees its client gone. In a forked child nothing: the call is its parent's."""
+        if os.getpid() == self._process:
+            self._call.cancel()
+
+
+def _check_process(process: int) -> None:
+    """A forked child has its parent's connection without the threads that serve it: every call would hang."""
+    if os.getpid() != process:
+        raise TransportError(FORKED, f"process {os.getpid()} was forked from {process}, which made the connection")
 
 
 def _request_error(message: str) -> TransportError:

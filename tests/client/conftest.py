@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -136,6 +137,14 @@ class Fakes:
     finished = staticmethod(finished)
     splats = staticmethod(splats)
     text = staticmethod(text)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic time of the client, which stands still unless the test moves it."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
 
 
 @pytest.fixture

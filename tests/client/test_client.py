@@ -1,7 +1,7 @@
 """The client over a scripted transport: events, results, typed errors, deadlines, stopping what nobody waits for."""
 
 import re
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from diffsplat_client import (
     SplatCloud,
     four_views,
 )
+from diffsplat_client.client import RECHECK_S
 from diffsplat_client.formats.ply import encode_ply
 from diffsplat_client.transport import TransportError
 
@@ -56,14 +57,14 @@ def test_a_generation_from_first_event_to_result(fakes) -> None:
     assert not fake.streams[0].cancelled.is_set()  # nothing to cancel either: the server has closed it
 
 
-def test_generate_takes_a_prompt_or_a_request_and_ids_differ(fakes) -> None:
+def test_generate_takes_a_prompt_or_a_request_and_ids_differ(fakes, clock) -> None:
     fake = fakes.transport(fakes.finished())
     client = Client(transport=fake)
     request = GenerationRequest("x", steps=4)
     assert client.generate(request, steps=9).request.steps == 9
     assert client.generate("x", steps=9).seed == 7
     assert len({request_id for _, _, request_id, _ in fake.calls}) == 2
-    assert fake.questions == 1  # readiness and contract are asked once per connection
+    assert fake.questions == 1  # readiness and contract, for requests that follow each other at once
     with pytest.raises(TypeError, match="step_count"):
         client.generate("x", step_count=9)
 
@@ -196,7 +197,7 @@ def test_bad_options_are_refused_before_anything_is_sent(fakes) -> None:
     for bad in ({"prompt": ""}, {"prompt": "x", "steps": 0}, {"prompt": "x", "timeout_s": 0}):
         with pytest.raises(InvalidRequestError):
             Client(transport=fake).generate(**bad)
-    for timeout_s in (-1, float("nan"), float("inf"), "1", True):
+    for timeout_s in (-1, float("nan"), float("inf"), 1e12, "1", True):
         with pytest.raises(InvalidRequestError, match="timeout_s"):
             Client(transport=fake, timeout_s=timeout_s)
     assert fake.questions == 0
@@ -260,17 +261,51 @@ class TestStopping:
         assert fake.stopped == [fake.request_id]
 
 
-def test_the_deadline_covers_the_connection(fakes, monkeypatch) -> None:
+def test_another_server_behind_a_reconnect_is_noticed(fakes, clock) -> None:
+    """gRPC reconnects by itself and says nothing: a server takes longer than RECHECK_S to stop and start again."""
+    fake = fakes.transport(fakes.finished())
+    client = Client("host:1", transport=fake)
+    client.generate("x")
+    fake.config = {"contract_version": "999"}
+    clock[0] += RECHECK_S
+    with pytest.raises(ContractMismatchError, match="version 999"):
+        client.generate("x")
+    assert [model for model, *_ in fake.calls] == ["diffsplat"]  # the second request was not sent
+    fake.config = {"contract_version": str(CONTRACT_VERSION)}
+    assert client.generate("x").seed == 7
+
+
+def test_a_timeout_of_milliseconds_is_no_missing_server(fakes, clock) -> None:
+    """The first question gets what there is, and its expiry is the request's."""
+    fake = fakes.transport(fakes.finished())
+    fake.ready = TransportError("DEADLINE_EXCEEDED", "")
+    for timeout_s in (0.001, 0.02, 4.9):
+        with pytest.raises(RequestTimeoutError, match=f"timeout_s = {timeout_s:g} passed before"):
+            Client("host:1", transport=fake).generate("x", timeout_s=timeout_s)
+    with pytest.raises(ServerUnavailableError, match="no answer from host:1 within 5 s"):
+        Client("host:1", transport=fake).generate("x", timeout_s=5.1)
+
+
+def test_threads_share_a_stream(fakes) -> None:
+    """Each event goes to one of them, and all of them see the end."""
+    script = [fakes.status("denoising", step) for step in range(200)]
+    events = Client(transport=fakes.transport(*script, fakes.finished())).stream("x")
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda _: list(events), range(4)))
+    steps = [event.step for part in parts for event in part if isinstance(event, Progress)]
+    assert sorted(steps) == list(range(200))
+    assert sum(isinstance(event, Finished) for part in parts for event in part) == 1
+
+
+def test_the_deadline_covers_the_connection(fakes, clock, monkeypatch) -> None:
     fake = fakes.transport(fakes.finished())
     ready = fake.server_ready
-    now = [1000.0]
 
     def slow(timeout_s: float) -> bool:
-        now[0] += 0.5
+        clock[0] += 0.5
         return ready(timeout_s)
 
     monkeypatch.setattr(fake, "server_ready", slow)
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     Client(transport=fake).generate("x", timeout_s=2)
     assert fake.calls[0][3] == 1.5
     with pytest.raises(RequestTimeoutError):
@@ -283,6 +318,8 @@ def test_the_deadline_covers_the_connection(fakes, monkeypatch) -> None:
         lambda fakes, last: last.pop("GAUSSIANS"),
         lambda fakes, last: last.update(GAUSSIANS=np.zeros((3, 13), np.float32)),
         lambda fakes, last: last.update(TIMINGS=fakes.text([1])),
+        lambda fakes, last: last.update(TIMINGS=fakes.text(b"[" * 100_000)),
+        lambda fakes, last: last.update(TIMINGS=fakes.text(b'{"encode": 1' + b"0" * 400 + b"}")),
         lambda fakes, last: last.pop("STATUS"),
         lambda fakes, last: last.update(STATUS=fakes.text(b"{")),
         lambda fakes, last: last.update(STATUS=fakes.text({"phase": "finished"})),

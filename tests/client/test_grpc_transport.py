@@ -1,5 +1,7 @@
 """The gRPC transport over a real socket, against a server that speaks Triton's protocol and misbehaves on demand."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,6 +51,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.decode_says = "INVALID_ARG: LATENTS is missing"
         self.stopped = threading.Event()
         self.ended = threading.Event()
+        self.go = threading.Event()
 
     def ServerReady(self, request, context):
         return pb.ServerReadyResponse(ready=True)
@@ -96,6 +99,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 response = to_response(fakes.finished())
                 response.infer_response.raw_output_contents[1] = b"123"
                 yield response
+            elif prompt == "waits":
+                assert self.go.wait(HANGS_S)
             elif prompt == "hangs":
                 context.add_callback(self.ended.set)
                 self.ended.wait(HANGS_S)
@@ -175,6 +180,12 @@ def test_the_timeout_ends_it_and_stops_it(client, server) -> None:
     assert server.requests[1].id == server.requests[0].id
 
 
+@pytest.mark.parametrize("timeout_s", [1e-6, 0.001])
+def test_a_timeout_too_short_to_ask_anything(server, timeout_s) -> None:
+    with Client(server.url) as client, pytest.raises(RequestTimeoutError):
+        client.generate("hangs", timeout_s=timeout_s)
+
+
 def test_closing_from_another_thread(client, server) -> None:
     events = client.stream("hangs")
     next(events)
@@ -194,6 +205,46 @@ def test_a_server_that_dies_is_noticed(client, server) -> None:
     killer.join(HANGS_S)
     with pytest.raises(ServerUnavailableError, match="no server answers"):
         client.generate("x")
+
+
+FORKING = """
+import os, sys
+from diffsplat_client import Client, ServerUnavailableError
+
+client = Client(sys.argv[1])
+events = client.stream("waits")
+next(events)
+child = os.fork()
+if not child:
+    for call in (lambda: next(events), lambda: client.generate("x"), client.status):
+        try:
+            call()
+        except ServerUnavailableError as error:
+            assert "make a Client in the process that uses it" in str(error)
+        else:
+            sys.exit(1)
+    events.close()
+    client.close()
+    del events, client
+    sys.exit(0)
+print(os.waitpid(child, 0)[1], flush=True)
+print(type(next(events)).__name__, flush=True)
+"""
+
+
+def test_a_forked_child_leaves_its_parents_request_alone(server) -> None:
+    """It inherits the stream, but not the threads that serve it: it neither hangs nor stops the request."""
+    script = [sys.executable, "-c", FORKING, server.url]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        timer = threading.Timer(HANGS_S, process.kill)
+        timer.start()
+        assert process.stdout.readline() == "0\n", "the child's exit status"
+        assert not server.stopped.is_set()
+        server.go.set()
+        out, err = process.communicate()
+        timer.cancel()
+    assert out == "Finished\n", err
+    assert not server.stopped.is_set()
 
 
 def test_contract_and_status(client, server) -> None:
