@@ -32,23 +32,32 @@ def network_builders(spec: BackboneSpec) -> dict[str, Callable[[], nn.Module]]:
     """Network name -> how to build it, without weights. The order is that in which a request meets them."""
     texts = zip(spec.text.numbered(TEXT_ENCODER), spec.text.encoders, strict=True)
     return {
-        **{name: _built_by("text.encoders.build_encoder", encoder, f"{spec.name}, {name}") for name, encoder in texts},
+        **{
+            name: _built_by("diffsplat.text.encoders", "build_encoder", encoder, f"{spec.name}, {name}")
+            for name, encoder in texts
+        },
         "denoiser": partial(build_denoiser, spec),
-        "gsvae": _built_by("splats.gsvae.build_gsvae", spec),
-        **({"image_encoder": _built_by("images.vae_encoder.build_image_encoder", spec)} if spec.image_encoder else {}),
+        "gsvae": _built_by("diffsplat.splats.gsvae", "build_gsvae", spec),
+        **(
+            {"image_encoder": _built_by("diffsplat.images.vae_encoder", "build_image_encoder", spec)}
+            if spec.image_encoder
+            else {}
+        ),
         **({"elevest": partial(build_elevest, elevest_config(spec.elevest))} if spec.elevest is not None else {}),
-        **{f"controlnet_{kind}": _built_by("denoisers.controlnet.build_controlnet", spec) for kind in spec.controls},
+        **{
+            f"controlnet_{kind}": _built_by("diffsplat.denoisers.controlnet", "build_controlnet", spec)
+            for kind in spec.controls
+        },
         "gsrecon": partial(build_gsrecon, spec),
     }
 
 
-def _built_by(name: str, *arguments: Any) -> Callable[..., nn.Module]:
-    """A function or class of the library, given as MODULE.NAME, that is imported when it is called."""
-    module, _, attribute = name.rpartition(".")
+def _built_by(module: str, name: str, *arguments: Any) -> Callable[..., nn.Module]:
+    """Calls the function or class `name` of a module that is imported only then; `arguments` come first."""
 
     def build(*more: Any) -> nn.Module:
         with torch.device("cpu"):  # a caller may build on the meta device: what an import makes must not lie there
-            function = getattr(import_module(f"diffsplat.{module}"), attribute)
+            function = getattr(import_module(module), name)
         return function(*arguments, *more)  # type: ignore[no-any-return]
 
     return build
@@ -99,7 +108,7 @@ class GraphModule:
 
 def graph_modules(spec: BackboneSpec) -> dict[str, GraphModule]:
     """Graph name -> how it is made."""
-    moments = _built_by("images.vae_encoder.ImageMoments")
+    moments = _built_by("diffsplat.images.vae_encoder", "ImageMoments")
     return {
         **{name: GraphModule(name, lambda network: network) for name in spec.text.numbered(TEXT_ENCODER)},
         **{

@@ -30,35 +30,11 @@ from diffsplat.integrity import BundleError, check_seal, describe_file, read_jso
 from diffsplat.runtime import available_cores
 from diffsplat.splats.gsrecon import gsrecon_config
 from export.common import VERSION, ExportError, Progress, RuntimeChoice, served_stages
+from export.sources import ROOT, code_hash
 
-ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = ROOT / "model_repository"
 
-# what an exported graph depends on besides the bundle: a change in any of it exports again
-_SOURCES = (
-    "export/*.py",
-    "diffsplat/backbones/*.py",
-    "diffsplat/bundle.py",
-    "diffsplat/denoisers/control_inputs.py",
-    "diffsplat/denoisers/controlnet.py",
-    "diffsplat/denoisers/interface.py",
-    "diffsplat/images/elevest.py",
-    "diffsplat/splats/gsrecon.py",
-    "diffsplat/splats/gsvae.py",
-    "diffsplat/images/vae_encoder.py",
-    "diffsplat/denoisers/unet.py",
-    "diffsplat/networks.py",
-    "diffsplat/denoisers/pixart.py",
-    "diffsplat/denoisers/pixart_text.py",
-    "diffsplat/runtime.py",
-    "diffsplat/denoisers/sd3.py",
-    "diffsplat/denoisers/shared_weights.py",
-    "diffsplat/text/encoders.py",
-    "diffsplat/text/official_encoders.py",
-    "diffsplat/denoisers/view_inputs.py",
-    "diffsplat/weights.py",
-    "client/diffsplat_client/contract.py",
-)
+# besides our own code, see `sources`: another version of these exports again
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")
 
 
@@ -168,14 +144,15 @@ def _copy_templates(templates: Path, staging: Path, stages: tuple[str, ...]) -> 
 
 def _made_from(bundle: Bundle, runtime: RuntimeChoice, templates: Path) -> dict[str, Any]:
     """Everything that decides what an export looks like."""
-    sources = sorted(path for pattern in _SOURCES for path in ROOT.glob(pattern)) + _template_files(templates)
-    code = hashlib.sha256()
-    for path in sources:
-        code.update(hashlib.sha256(path.name.encode()).digest() + hashlib.sha256(path.read_bytes()).digest())
+    drawn = hashlib.sha256()
+    for path in _template_files(templates):
+        drawn.update(hashlib.sha256(str(path.relative_to(templates)).encode()).digest())
+        drawn.update(hashlib.sha256(path.read_bytes()).digest())
     return {
         "bundle": bundle.spec.name,
         "digest": bundle.digest,
-        "code": code.hexdigest(),
+        "code": code_hash(),
+        "templates": drawn.hexdigest(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "runtime": runtime,
         "cores": available_cores(),  # the faster back end depends on them
