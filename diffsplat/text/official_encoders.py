@@ -4,7 +4,6 @@ text_encoder/    config.json  model.safetensors | model.fp16.safetensors | an in
 text_encoder_2/  text_encoder_3/                   likewise
 """
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from diffsplat.backbones.text import TextEncoderSpec
+from diffsplat.integrity import read_json
 from diffsplat.text.encoders import build_encoder
 from diffsplat.text.official_names import equal_tensors, our_name
 
@@ -52,7 +52,7 @@ def official_weight_files(folder: Path, variant: str | None = None) -> tuple[str
     if not (folder / index).is_file():
         found = ", ".join(sorted(path.name for path in folder.glob("model*"))) or "no model*"
         raise ValueError(f"{folder}: must hold {single} or {index}, has {found}")
-    return tuple(sorted(set(_read_json(folder / index)["weight_map"].values())))
+    return tuple(sorted(set(read_json(folder / index)["weight_map"].values())))
 
 
 def _fill(module: nn.Module, folder: Path, files: Iterable[str]) -> None:
@@ -89,7 +89,7 @@ def check_official_config(folder: Path, encoder: TextEncoderSpec) -> None:
     """What shapes do not show, such as heads and activations, must be the same; absent keys mean the defaults."""
     from transformers import CLIPTextConfig, T5Config
 
-    official: Any = (T5Config if encoder.kind == "t5" else CLIPTextConfig).from_dict(_read_json(folder / "config.json"))
+    official: Any = (T5Config if encoder.kind == "t5" else CLIPTextConfig).from_dict(read_json(folder / "config.json"))
     differing = [
         f"{name} is {getattr(official, name)!r}, not {value!r}"
         for name, value in encoder.config.items()
@@ -97,10 +97,3 @@ def check_official_config(folder: Path, encoder: TextEncoderSpec) -> None:
     ]
     if differing:
         raise ValueError(f"{folder / 'config.json'}: another model: {', '.join(differing)}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not readable: {error}") from None

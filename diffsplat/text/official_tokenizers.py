@@ -28,7 +28,7 @@ def official_tokenizer_json(folder: str | os.PathLike[str], kind: EncoderKind) -
     """
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
-        return (folder / "tokenizer.json").read_text(encoding="utf-8")
+        return (folder / "tokenizer.json").read_text(encoding="utf-8-sig")
     needed = ("spiece.model",) if kind == "t5" else ("vocab.json", "merges.txt")
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:

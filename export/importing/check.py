@@ -13,6 +13,7 @@ from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.backbones.spec import MASK_CHANNELS, PLUCKER_CHANNELS
 from diffsplat.denoisers.graph_inputs import FAMILIES
 from diffsplat.denoisers.view_inputs import stock_config
+from diffsplat.integrity import read_json
 from export.importing.layout import CheckpointError
 
 SHOWN = 20  # keys of a kind
@@ -97,8 +98,8 @@ def read_header(path: Path) -> list[SourceTensor]:
 def check_index(path: Path, holders: Mapping[str, str]) -> None:
     """Shards must hold what their index says: `holders` are key -> name of the file that holds it."""
     try:
-        weight_map = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        weight_map = dict(read_json(path)["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a valid index ({type(error).__name__}: {error})") from None
     for key in sorted(weight_map.keys() | holders.keys()):
         if weight_map.get(key) != holders.get(key):
@@ -112,7 +113,7 @@ def check_denoiser_config(spec: BackboneSpec, path: Path) -> None:
     Raises:
         CheckpointError: it describes another one; the message names both.
     """
-    config = _read_json(path)
+    config = _read_config(path)
     problems = _contradictions(spec, config)
     if problems:
         others = [name for name, other in BACKBONES.items() if not _contradictions(other, config)]
@@ -167,7 +168,7 @@ def check_vae_config(spec: BackboneSpec, path: Path) -> None:
     ours = {name: value for name, value in spec.gsvae.items() if name != "tiny_decoder"}
     names: Collection[str] = ("scaling_factor", "shift_factor", "latent_channels", "norm_num_groups", "use_quant_conv")
     defaults = inspect.signature(diffusers.AutoencoderKL.__init__).parameters
-    config = _read_json(path)
+    config = _read_config(path)
     problems = []
     for name in names:
         expected, found = (values.get(name, defaults[name].default) for values in (ours, config))
@@ -177,8 +178,8 @@ def check_vae_config(spec: BackboneSpec, path: Path) -> None:
         raise CheckpointError(f"{path}: not the image VAE of {spec.name}: {', '.join(problems)}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not readable: {error}") from None
+        return read_json(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None

@@ -1,5 +1,6 @@
-"""Where a checkpoint comes from: a folder in the hub's layout, or a repository of the hub, of which only what is needed
-is downloaded (into the hub's own cache; a broken download continues).
+"""Where a checkpoint comes from: a folder in the hub's layout, a folder of the hub's cache, or a repository of the hub.
+
+Of a repository only the files that are needed are downloaded, into the hub's own cache; a broken download continues.
 """
 
 import os
@@ -9,6 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from export.importing.layout import CheckpointError
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_CACHE_PREFIX = "models--"
+# base models that were removed from the hub, and where their files are now
+_MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 
 
 class Origin(Protocol):
@@ -45,7 +51,9 @@ class LocalFolder:
         return frozenset(found)
 
     def fetch(self, names: Collection[str]) -> Path:
-        """Nothing to do."""
+        """Check that the files are there. CheckpointError names a Git LFS pointer or a link to a missing file."""
+        for name in sorted(names):
+            _check_is_content(self.root / name)
         return self.root
 
     def describe(self) -> dict[str, str]:
@@ -53,11 +61,58 @@ class LocalFolder:
         return {"folder": self.root.resolve().name}
 
 
+def _check_is_content(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: a link to {os.readlink(path)}, which is missing: the download is incomplete, repeat it"
+            if path.is_symlink()
+            else f"{path}: missing"
+        )
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise CheckpointError(
+                f"{path}: a Git LFS pointer, not the file itself; fetch the files with `git lfs pull` in that clone"
+            )
+
+
+class CachedRepository(LocalFolder):
+    """A snapshot of a repository in the cache of the hub's client.
+
+    Args:
+        root: its folder `models--OWNER--NAME/snapshots/REVISION`.
+        repo_id: OWNER/NAME.
+    """
+
+    def __init__(self, root: Path, repo_id: str) -> None:
+        super().__init__(root)
+        self.repo_id = repo_id
+
+    def describe(self) -> dict[str, str]:
+        """Repository and revision, as after a download."""
+        return {"repository": self.repo_id, "revision": self.root.name}
+
+
+def _open_cache(root: Path) -> CachedRepository:
+    """The snapshot that `main` names in a cache folder `models--OWNER--NAME`, or else the only one."""
+    snapshots = {path.name: path for path in (root / "snapshots").glob("*") if path.is_dir()}
+    main = root / "refs" / "main"
+    revision = main.read_text().strip() if main.is_file() else ""
+    if revision not in snapshots and len(snapshots) != 1:
+        found = ", ".join(sorted(snapshots)) or "none"
+        raise CheckpointError(
+            f"{root}: a cache of the hub without a snapshot for refs/main; give the folder of one in "
+            f"{root / 'snapshots'}, which has: {found}"
+        )
+    snapshot = snapshots.get(revision) or next(iter(snapshots.values()))
+    return CachedRepository(snapshot, root.name.removeprefix(_CACHE_PREFIX).replace("--", "/"))
+
+
 class HubRepository:
     """A repository of the hub, pinned to the revision that is newest when it is first asked."""
 
-    def __init__(self, repo_id: str) -> None:
+    def __init__(self, repo_id: str, option: str) -> None:
         self.repo_id = self.label = repo_id
+        self.option = option  # of the command line, for errors
         self._found: Any = None
 
     def names(self) -> frozenset[str]:
@@ -88,24 +143,47 @@ class HubRepository:
         return self._found
 
     def _unreachable(self, error: Exception) -> CheckpointError:
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+        if isinstance(error, GatedRepoError):
+            return CheckpointError(
+                f"{self.repo_id}: has conditions on the hub; accept them on its page, log in with `hf auth login`, "
+                f"or give a local folder with the same files as {self.option}"
+            )
+        if isinstance(error, RepositoryNotFoundError):
+            successor = _MOVED.get(self.repo_id)
+            instead = f"{successor}, which holds the same files, or" if successor else "another repository or"
+            return CheckpointError(
+                f"{self.repo_id}: no such repository on the hub: removed, renamed, misspelt or private; "
+                f"give {instead} a local folder with its files as {self.option} (a private one needs `hf auth login`)"
+            )
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return CheckpointError(
-            f"{self.repo_id}: not to be had from the hub ({reason}). A repository with conditions needs a login "
-            "(`hf auth login`); without a network, give a local folder with the same files"
+            f"{self.repo_id}: the hub cannot be reached ({reason}); without a network, give a local folder with the "
+            f"same files as {self.option}"
         )
 
 
-def open_origin(source: str) -> Origin:
-    """A folder where there is one of that name, else a repository of the hub.
+def open_origin(source: str, option: str = "SOURCE") -> Origin:
+    """Open a folder, or if there is none of that name, a repository of the hub.
+
+    Args:
+        source: folder in the hub's layout, folder of the hub's cache, or OWNER/REPOSITORY.
+        option: argument of the command line that gave it, for errors.
 
     Raises:
-        CheckpointError: it is neither.
+        CheckpointError: it is none of these.
     """
     path = Path(source).expanduser()
     if path.is_dir():
+        if path.name.startswith(_CACHE_PREFIX) and (path / "snapshots").is_dir():
+            return _open_cache(path)
+        if cached := sorted(path.glob(f"{_CACHE_PREFIX}*/snapshots")):
+            names = ", ".join(folder.parent.name for folder in cached)
+            raise CheckpointError(f"{source}: the cache of the hub; give one of its folders as {option}: {names}")
         return LocalFolder(path)
     if path.exists():
         raise CheckpointError(f"{source}: is a file; give the folder that holds TAG/checkpoints/ITERATION")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
-        return HubRepository(source)
+        return HubRepository(source, option)
     raise CheckpointError(f"{source}: no such folder, and not the name OWNER/REPOSITORY of a repository of the hub")

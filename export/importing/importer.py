@@ -60,7 +60,7 @@ def import_bundle(options: ImportOptions, progress: Progress = lambda text, done
     if options.precision not in PRECISIONS:
         raise CheckpointError(f"precision = {options.precision!r}: must be one of {', '.join(PRECISIONS)}")
     progress("looking for the parts", 0, 0)
-    origins = {"checkpoint": open_origin(options.source), "base": open_origin(options.base)}
+    origins = {"checkpoint": open_origin(options.source), "base": open_origin(options.base, "--base")}
     located, tokenizer_names = _locate(options, origins)
     roots = _fetch(origins, located, tokenizer_names, progress)
     progress("checking keys and shapes", 0, 0)
