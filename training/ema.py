@@ -7,16 +7,24 @@ from torch import Tensor, nn
 
 
 def ema_decay(
-    update: int, max_decay: float = 0.9999, warmup: bool = True, inverse_gamma: float = 1.0, power: float = 0.75
+    update: int,
+    max_decay: float = 0.9999,
+    warmup: bool = True,
+    inverse_gamma: float = 1.0,
+    power: float = 0.75,
+    min_decay: float = 0.0,
+    update_after_step: int = 0,
 ) -> float:
     """Share of the old average kept at update 1, 2, ...
 
-    0 at the first update, then ``min(max_decay, 1 - (1 + k / inverse_gamma)^-power)`` with k = update - 1; without
-    warm-up constantly `max_decay`.
+    With k = update - 1 - update_after_step: 0 while k <= 0, so that the average follows the parameters, then
+    ``1 - (1 + k / inverse_gamma)^-power`` clamped to ``min_decay .. max_decay``; without warm-up `max_decay`.
     """
-    if update <= 1:
+    k = update - 1 - update_after_step
+    if k <= 0:
         return 0.0
-    return min(max_decay, 1.0 - (1.0 + (update - 1) / inverse_gamma) ** -power) if warmup else max_decay
+    decay = 1.0 - (1.0 + k / inverse_gamma) ** -power if warmup else max_decay
+    return max(min(decay, max_decay), min_decay)
 
 
 class Ema:
@@ -25,9 +33,11 @@ class Ema:
     Args:
         module: What is trained; its parameters are read at every update.
         max_decay: Cap of the decay.
-        warmup: As of `ema_decay`, like the two that follow.
+        warmup: Whether the decay rises to its cap, see `ema_decay`.
         inverse_gamma: Steps of the warm-up's time constant.
         power: Exponent of the warm-up.
+        min_decay: Floor of the decay.
+        update_after_step: Updates during which the average follows the parameters.
     """
 
     def __init__(
@@ -37,8 +47,10 @@ class Ema:
         warmup: bool = True,
         inverse_gamma: float = 1.0,
         power: float = 0.75,
+        min_decay: float = 0.0,
+        update_after_step: int = 0,
     ) -> None:
-        self._decay_options = (max_decay, warmup, inverse_gamma, power)
+        self._decay_options = (max_decay, warmup, inverse_gamma, power, min_decay, update_after_step)
         self.updates = 0
         self._live = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.averages = [parameter.detach().clone() for parameter in self._live]

@@ -28,10 +28,19 @@ class NoiseSchedule:
     ddim_clip_x0: bool = False
     shift: float = 1.0  # flow only
     num_train_timesteps: int = 1000
+    timestep_spacing: Literal["trailing", "linspace"] = "trailing"  # linspace: published as "common_tricks: false"
+
+    def __post_init__(self) -> None:
+        if self.timestep_spacing not in ("trailing", "linspace"):
+            raise ValueError(f"timestep_spacing = {self.timestep_spacing!r}: must be trailing or linspace")
+        if self.timestep_spacing == "linspace" and self.process != "vp":
+            raise ValueError(f"timestep_spacing = 'linspace': must be trailing for the process {self.process!r}")
 
     @property
     def schedulers(self) -> tuple[str, ...]:
         """Names a request may choose from."""
+        if self.timestep_spacing == "linspace":  # the published default of the DPM-Solvers alone
+            return ("dpmsolver++", "sde-dpmsolver++")
         if self.process == "vp":
             return ("ddim", "dpmsolver++", "sde-dpmsolver++", "edm")
         return ("flow", "dpmsolver++", "sde-dpmsolver++")

@@ -14,7 +14,8 @@ condition view in front), N tokens of a view, d width of the transformer, L text
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers.models.embeddings import PatchEmbed
+import torch
+from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from torch import Tensor, nn
 
@@ -75,8 +76,8 @@ def _with_unit_axis(module: nn.Module, given: tuple[Tensor, ...], output: Tensor
 class TallPatchEmbed(nn.Module):
     """The stock patches and position table, for views stacked into one tall image; the same tensors and names.
 
-    The table is no part of a checkpoint. It is what the stock module computes for `sample_size` (token coordinates
-    0 .. 15 at 32), and that is the only size a network is run at.
+    Checkpoints do not hold the table. It is what the stock module computes for `sample_size` (token coordinates 0 .. 15
+    at 32), the size that is served; views of another size get a table of their own, as from the stock module.
     """
 
     pos_embed: Tensor
@@ -86,12 +87,34 @@ class TallPatchEmbed(nn.Module):
         assert stock.flatten and not stock.layer_norm and stock.pos_embed_max_size is None
         self.attended_views = attended_views
         self.proj = stock.proj
+        self.patch_size: int = stock.patch_size
+        self.base_size: int = stock.base_size
+        self.interpolation_scale = stock.interpolation_scale
         self.register_buffer("pos_embed", stock.pos_embed, persistent=False)  # [1, N, d]
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Table of a view of rows x columns tokens, [1, rows * columns, d]."""
+        if rows == columns == self.base_size:
+            return self.pos_embed
+        table = get_2d_sincos_pos_embed(
+            self.pos_embed.shape[-1],
+            (rows, columns),
+            base_size=self.base_size,
+            interpolation_scale=self.interpolation_scale,
+            device=self.pos_embed.device,
+            output_type="pt",
+        )
+        return table.to(torch.float32)[None]
 
     def forward(self, images: Tensor) -> Tensor:
         """[R, C, W * h, w] -> [R, W * N, d], view slowest."""
+        # numbers even while a graph is traced: the size of a view is fixed there
+        height, width = (int(size) for size in images.shape[-2:])
+        rows, remainder = divmod(height, self.attended_views * self.patch_size)
+        assert remainder == 0, f"{height} rows are not {self.attended_views} views of whole patches"
         tokens = self.proj(images).flatten(2).transpose(1, 2)
-        return (tokens + self.pos_embed.repeat(1, self.attended_views, 1)).to(tokens.dtype)
+        positions = self.positions(rows, width // self.patch_size).repeat(1, self.attended_views, 1)
+        return (tokens + positions).to(tokens.dtype)
 
 
 class PixArtStep(nn.Module):

@@ -95,18 +95,18 @@ class ElevationEstimator(nn.Module):
 class ElevationLosses(NamedTuple):
     """Training loss of ElevEst, means over the images."""
 
+    total: Tensor  # [] to minimise: bins + offset_weight * offset
     bins: Tensor  # [] cross-entropy
     offset: Tensor  # [] squared degrees
     error_deg: Tensor  # [] |estimate - truth|, without gradient
 
-    @property
-    def total(self) -> Tensor:
-        """What is minimised."""
-        return self.bins + self.offset
-
 
 def elevation_losses(
-    network: ElevEst, prediction: ElevationPrediction, internal_elevation_deg: Tensor, clamp_offset: bool = True
+    network: ElevEst,
+    prediction: ElevationPrediction,
+    internal_elevation_deg: Tensor,
+    clamp_offset: bool = True,
+    offset_weight: float = 1.0,
 ) -> ElevationLosses:
     """Losses of predictions for images of known elevation.
 
@@ -116,6 +116,7 @@ def elevation_losses(
         internal_elevation_deg: [B] truth, NEGATIVE above the horizon.
         clamp_offset: the published loss looks at the clamped offset, which has no gradient outside the bin; False
             takes it as it is.
+        offset_weight: published as `elevest_reg_weight`.
 
     Raises:
         ValueError: an elevation outside the bins.
@@ -129,11 +130,9 @@ def elevation_losses(
     bins = (torch.bucketize(internal_elevation_deg, network.lower_bounds, right=True) - 1).clamp_min(0)  # [B]
     offset = prediction.offset_deg.clamp(0.0, network.bin_width_deg) if clamp_offset else prediction.offset_deg
     error = (network.internal_elevation_deg(prediction) - internal_elevation_deg).abs().mean().detach()
-    return ElevationLosses(
-        F.cross_entropy(prediction.logits, bins),
-        F.mse_loss(offset, internal_elevation_deg - network.lower_bounds[bins]),
-        error,
-    )
+    bins_loss = F.cross_entropy(prediction.logits, bins)
+    offset_loss = F.mse_loss(offset, internal_elevation_deg - network.lower_bounds[bins])
+    return ElevationLosses(bins_loss + offset_weight * offset_loss, bins_loss, offset_loss, error)
 
 
 def elevest_config(values: Mapping[str, Any]) -> ElevEstConfig:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffsplat.backbones import NoiseSchedule
-from diffsplat.sampling.schedulers import COEFFICIENTS, SamplerTable, alphas_cumprod, build_sampler
+from diffsplat.sampling.schedulers import alphas_cumprod, build_sampler
+from diffsplat.sampling.steps import COEFFICIENTS, SamplerTable
 
 VIEWS = 4  # two by two on the blob's image
 

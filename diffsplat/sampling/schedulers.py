@@ -1,43 +1,20 @@
-"""Noise -> latents: every supported scheduler as one table of numbers, and one update rule for all of them.
+"""Every supported scheduler as a table of numbers for the update rule in `steps`.
 
-Step k of a sampler, with `x` the state and `pred` what the denoiser said about `c_in * x` at `timesteps[k]`:
-
-    x0 = a * x + b * pred                                                          the estimate of the clean latents
-    x' = c_x * x + c_0 * x0 + c_k * clamp(x0, -1, 1) + c_1 * x0_previous + c_n * noise
-
-A table is built once per request, in float64. Since a step reads nothing but its eight numbers, the rows of a batch may
-be at different steps of different schedulers.
+A table is built once per request, in float64.
 """
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diffsplat.backbones import NoiseSchedule
+from diffsplat.sampling.steps import COEFFICIENTS, SamplerTable
 
-COEFFICIENTS = ("c_in", "a", "b", "c_x", "c_0", "c_k", "c_1", "c_n")  # columns of SamplerTable.coeffs
 Array = np.ndarray[Any, np.dtype[Any]]
 Column = Array | float
-_C_IN, _A, _B, _C_X, _C_0, _C_K, _C_1, _C_N = range(8)
-
-
-class SamplerTable(NamedTuple):
-    """All numbers of one request's sampler."""
-
-    init_sigma: float  # standard deviation of the first latents
-    timesteps: Tensor  # [T] float32, what the denoiser is told
-    coeffs: Tensor  # [T, 8] float64, columns as in COEFFICIENTS
-
-
-class StepResult(NamedTuple):
-    """The state after one step, and the clean estimate that the next step wants as `x0_previous`."""
-
-    x: Tensor  # [R, ...] float32
-    x0: Tensor  # [R, ...] float32
 
 
 def build_sampler(schedule: NoiseSchedule, scheduler: str, steps: int, eta: float) -> SamplerTable:
@@ -47,10 +24,10 @@ def build_sampler(schedule: NoiseSchedule, scheduler: str, steps: int, eta: floa
         schedule: the process that the denoiser was trained on.
         scheduler: one of `schedule.schedulers`.
         steps: number of denoiser calls T, 1 .. num_train_timesteps.
-        eta: share of fresh noise in a step, 0 (none) .. 1 (as much as DDPM); read by "ddim" alone.
+        eta: share of fresh noise in a step, 0 (no noise) .. 1 (as much as DDPM); only "ddim" reads it.
 
     Raises:
-        ValueError: a scheduler that the process does not allow, or steps or eta out of range.
+        ValueError: the schedule does not have the scheduler, or steps or eta are out of range.
     """
     if scheduler not in schedule.schedulers:
         raise ValueError(f"scheduler = {scheduler!r}: must be one of {', '.join(schedule.schedulers)}")
@@ -61,59 +38,11 @@ def build_sampler(schedule: NoiseSchedule, scheduler: str, steps: int, eta: floa
     return _BUILDERS[schedule.process, scheduler](schedule, steps, eta)
 
 
-def model_input(x: Tensor, coeffs: Tensor) -> Tensor:
-    """What the denoiser gets to see of the state.
-
-    Args:
-        x: [R, ...].
-        coeffs: [R, 8] float64, one row of a table per member.
-    """
-    return _columns(coeffs, x)[_C_IN] * x
-
-
-def sampler_step(
-    x: Tensor, prediction: Tensor, x0_previous: Tensor | None, noise: Tensor | None, coeffs: Tensor
-) -> StepResult:
-    """One update of a whole batch, in float32; the float64 coefficients are rounded once.
-
-    A row's result does not depend on its neighbours, to the last bit: a term whose factor is zero for one row and not
-    for another adds an exact zero to the first. So `x0_previous` and `noise` of rows that do not use them must be
-    finite.
-
-    Args:
-        x: [R, ...] the state.
-        prediction: [R, ...] the (guided) output of the denoiser.
-        x0_previous: [R, ...] `x0` of the step before; None where no row is behind its first step.
-        noise: [R, ...] standard normal; None where no row needs it (`needs_noise`).
-        coeffs: [R, 8] float64, one row of a table per member.
-    """
-    x = x.float()
-    c = _columns(coeffs, x)
-    x0 = c[_A] * x + c[_B] * prediction.float()
-    result = c[_C_X] * x + c[_C_0] * x0
-    if bool((coeffs[:, _C_K] != 0).any()):
-        result = result + c[_C_K] * x0.clamp(-1, 1)
-    if x0_previous is not None:
-        result = result + c[_C_1] * x0_previous
-    else:
-        assert not bool((coeffs[:, _C_1] != 0).any()), "a row of the batch needs x0_previous"
-    if noise is not None:
-        result = result + c[_C_N] * noise
-    else:
-        assert not needs_noise(coeffs), "a row of the batch needs noise"
-    return StepResult(result, x0)
-
-
-def needs_noise(coeffs: Tensor) -> bool:
-    """Whether any of these steps [..., 8] adds noise. DDIM with eta > 0 and the SDE solver do at nearly every step."""
-    return bool((coeffs[..., _C_N] != 0).any())
-
-
 @lru_cache(maxsize=32)
 def alphas_cumprod(schedule: NoiseSchedule) -> Array:
     """alpha-bar of every training timestep, [num_train_timesteps] float64, read-only.
 
-    No zero-terminal-SNR: the reference asks for it after its betas are computed, so that it is never applied.
+    No zero-terminal-SNR: the reference asks for it after its betas are computed, so it is never applied.
     """
     assert schedule.process == "vp", schedule.process
     n = schedule.num_train_timesteps
@@ -129,9 +58,11 @@ def alphas_cumprod(schedule: NoiseSchedule) -> Array:
     return product
 
 
-def _trailing_timesteps(schedule: NoiseSchedule, steps: int) -> Array:
+def _timesteps(schedule: NoiseSchedule, steps: int) -> Array:
     """Integer grid [T] from the last training timestep down, in the reference's float arithmetic."""
     n = schedule.num_train_timesteps
+    if schedule.timestep_spacing == "linspace":
+        return np.linspace(0, n - 1, steps + 1).round()[:0:-1].astype(np.int64)
     grid = np.arange(n, 0, -n / steps).round().astype(np.int64) - 1
     # round-off in arange gives one point too many, timestep -1, for some step counts (61, 103, 121, 122, ...): the
     # reference then runs the network once more at a meaningless time. Not kept.
@@ -141,7 +72,7 @@ def _trailing_timesteps(schedule: NoiseSchedule, steps: int) -> Array:
 def _ddim(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTable:
     """DDIM (Song et al. 2021, equations 12 and 16)."""
     table = alphas_cumprod(schedule)
-    t = _trailing_timesteps(schedule, steps)
+    t = _timesteps(schedule, steps)
     # quirk kept: the previous timestep by integer division, not the next entry of the grid; the two differ when
     # `steps` does not divide 1000
     previous = t - schedule.num_train_timesteps // steps
@@ -161,7 +92,7 @@ def _ddim(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTable:
 
 def _edm(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTable:
     """Stock Euler on the VP betas (Karras et al. 2022). The state is x / alpha, which c_in undoes for the network."""
-    t = _trailing_timesteps(schedule, steps)
+    t = _timesteps(schedule, steps)
     sigma = _vp_sigmas(schedule, t)
     c_in = 1 / np.sqrt(sigma[:-1] ** 2 + 1)
     a, b = (1.0, -sigma[:-1]) if schedule.prediction_type == "epsilon" else (c_in**2, -sigma[:-1] * c_in)
@@ -170,7 +101,7 @@ def _edm(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTable:
 
 
 def _vp_dpm(schedule: NoiseSchedule, steps: int, eta: float, stochastic: bool) -> SamplerTable:
-    t = _trailing_timesteps(schedule, steps)
+    t = _timesteps(schedule, steps)
     noise_to_signal = _vp_sigmas(schedule, t)
     alpha = 1 / np.sqrt(1 + noise_to_signal**2)
     sigma = noise_to_signal * alpha
@@ -252,14 +183,6 @@ def _shift(sigma: Array, shift: float) -> Array:
 
 def _table(init_sigma: float, t: Array, c_in: Column = 1.0, **columns: Column) -> SamplerTable:
     coeffs = np.zeros((len(t), len(COEFFICIENTS)))
-    coeffs[:, _C_IN] = c_in
-    for name, values in columns.items():
+    for name, values in {"c_in": c_in, **columns}.items():
         coeffs[:, COEFFICIENTS.index(name)] = values
     return SamplerTable(float(init_sigma), torch.from_numpy(t.astype(np.float32)), torch.from_numpy(coeffs))
-
-
-def _columns(coeffs: Tensor, x: Tensor) -> list[Tensor]:
-    """The eight columns of [R, 8], float32, each shaped to be multiplied with x [R, ...]."""
-    assert coeffs.shape == (x.shape[0], len(COEFFICIENTS)), f"coeffs {tuple(coeffs.shape)} for x {tuple(x.shape)}"
-    shape = (-1,) + (1,) * (x.ndim - 1)
-    return [column.reshape(shape) for column in coeffs.to(x.device, torch.float32).unbind(1)]

@@ -34,7 +34,8 @@ from diffsplat.runtime import bundle_graphs, load_graphs
 from diffsplat.sampling.blob_start import LateStart, late_start
 from diffsplat.sampling.guidance import guidance_scales, guide, needs_guidance
 from diffsplat.sampling.noise import NoiseSource, SeededNoise
-from diffsplat.sampling.schedulers import SamplerTable, build_sampler, model_input, needs_noise, sampler_step
+from diffsplat.sampling.schedulers import build_sampler
+from diffsplat.sampling.steps import SamplerTable, model_input, needs_noise, sampler_step
 from diffsplat.stages.checks import check_range, check_shape
 from diffsplat.stages.encode import check_request
 from diffsplat.stages.envelope import Envelope

@@ -151,8 +151,11 @@ def assert_close() -> Callable[..., None]:
 NOT_BUILT = ("trained_betas", "rescale_betas_zero_snr", "thresholding", "use_karras_sigmas", "use_dynamic_shifting")
 
 
-def schedule_of(base: dict[str, Any], prediction_type: str | None = None) -> NoiseSchedule:
-    """The process that a base model's scheduler config describes; a missing key means the scheduler class's default."""
+def schedule_of(base: dict[str, Any], prediction_type: str | None = None, common_tricks: bool = True) -> NoiseSchedule:
+    """The process that a base model's scheduler config describes; a missing key means the scheduler class's default.
+
+    Without the reference's `common_tricks` the time grid is that of the scheduler's class.
+    """
     unknown = {name: base[name] for name in NOT_BUILT if base.get(name)}
     assert not unknown, f"the samplers do not have {unknown}"
     train_steps = base.get("num_train_timesteps", 1000)
@@ -167,6 +170,7 @@ def schedule_of(base: dict[str, Any], prediction_type: str | None = None) -> Noi
         ddim_final_alpha_one=base.get("set_alpha_to_one", True),
         ddim_clip_x0=base.get("clip_sample", True),
         num_train_timesteps=train_steps,
+        timestep_spacing="trailing" if common_tricks else "linspace",
     )
 
 

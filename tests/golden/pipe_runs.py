@@ -43,6 +43,7 @@ OPTIONS: dict[str, Any] = {
     "num_inference_steps": None,
     "guidance_scale": None,
     "prediction_type": "",
+    "common_tricks": True,
     "eta": 0.0,
     "triangle_cfg_scaling": False,
     "min_guidance_scale": 1.0,

@@ -87,6 +87,16 @@ def test_heads(head_file, network, assert_close):
     assert network.bin_width_deg == pytest.approx(expected["interval"].item())
 
 
+def offset_weight(options: dict[str, Any], network: ElevEst) -> float:
+    """The loss's option; the others are told by the weights, and what nothing reads is refused by name."""
+    low, width, count = float(network.lower_bounds[0]), network.bin_width_deg, len(network.lower_bounds)
+    bins = [low, low + count * width, count, width]
+    for name, value in options.items():
+        if name not in ("dataset_name", "elevest_backbone_name", "elevest_reg_weight"):
+            assert value in bins, f"the losses do not read {name} = {value}, and it is not among the bins {bins}"
+    return options.get("elevest_reg_weight", 1.0)
+
+
 @torch.no_grad()
 def test_losses(head_file, network, assert_close):
     given, expected = head_file.case_in("compute_loss"), head_file.out("compute_loss")
@@ -94,7 +104,8 @@ def test_losses(head_file, network, assert_close):
     images = (given["image"].flatten(0, 1) - mean) / std  # in training they come at the network's size
     truth = torch.rad2deg(given["cam_pose_rad"][..., 0]).flatten()
     prediction = network.heads(stub_token(images, head_file.case_in("stub")["proj"]))
-    losses = elevation_losses(network, prediction, truth)
+    weight = offset_weight(head_file.config["opt"], network)
+    losses = elevation_losses(network, prediction, truth, offset_weight=weight)
     assert_close(losses.bins, expected["loss_cls"], "loss_cls")
     assert_close(losses.offset, expected["loss_offset"], "loss_offset")
     assert_close(losses.error_deg, expected["err_degree"], "err_degree")

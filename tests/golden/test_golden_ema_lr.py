@@ -11,13 +11,16 @@ from training.optim import learning_rate
 # the reference's names -> ours, and whether it warms up; its one_cycle and linear_decay are used by no recipe
 SCHEDULES = {"constant_warmup": ("constant", True), "cosine_warmup": ("cosine", True), "constant": ("constant", False)}
 
+EMA_DEFAULTS = {"use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75, "min_decay": 0.0, "update_after_step": 0}
+
 
 def test_moving_average(golden, assert_close):
     file = golden("ema_lr")
-    options = {"use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75, **file.config["ema_kwargs"]}
-    warmup = tuple(options.pop(name) for name in ("use_ema_warmup", "inv_gamma", "power"))
-    max_decay = options.pop("decay")
-    assert not any(options.values()), f"the moving average does not have {options}"
+    given_options = file.config["ema_kwargs"]
+    unknown = set(given_options) - {"decay", *EMA_DEFAULTS}
+    assert not unknown, f"the moving average does not have {sorted(unknown)}"
+    warmup = [{**EMA_DEFAULTS, **given_options}[name] for name in EMA_DEFAULTS]
+    max_decay = given_options["decay"]
     given, expected = file.case_in("ema"), file.out("ema")
     decays = [ema_decay(step, max_decay, *warmup) for step in file.config["steps"]]
     assert_close(torch.tensor(decays, dtype=torch.float64), expected["decay_at_steps"], "decay_at_steps")

@@ -7,7 +7,7 @@ cases are run one by one, and then all at once as one batch of mixed requests.
 import pytest
 import torch
 
-from diffsplat.sampling.schedulers import needs_noise
+from diffsplat.sampling.steps import needs_noise
 from tests.golden.pipe_runs import PipeStage, branches_first, case_options, plucker_of
 
 PARTS = (
@@ -32,7 +32,8 @@ def runs(request, golden, noise_schedule):
     stages = {}
     of_case = {}
     for case in file.cases:
-        schedule = noise_schedule(base, case_options(file, case)["prediction_type"] or None)
+        options = case_options(file, case)
+        schedule = noise_schedule(base, options["prediction_type"] or None, options["common_tricks"])
         stages[schedule] = stages.get(schedule) or PipeStage(file, schedule)
         of_case[case] = stages[schedule]
     return file, of_case

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsplat.sampling.schedulers import alphas_cumprod, build_sampler, sampler_step
+from diffsplat.sampling.schedulers import alphas_cumprod, build_sampler
+from diffsplat.sampling.steps import sampler_step
 
 
 def test_schedules(golden, assert_close, noise_schedule):
@@ -44,7 +45,10 @@ def test_scheduler_steps(golden, assert_close, noise_schedule):
     for case in file.cases:
         options = file.config["cases"][case]
         given, out = file.case_in(case), file.out(case)
-        schedule = noise_schedule(bases[options["base"]], options.get("prediction_type"))
+        unknown = set(options) - {"base", "prediction_type", "common_tricks", "scheduler_type", "n", "eta"}
+        assert not unknown, f"{case}: samplers do not have {sorted(unknown)}"
+        tricks = options.get("common_tricks", True)
+        schedule = noise_schedule(bases[options["base"]], options.get("prediction_type"), tricks)
         table = build_sampler(schedule, options["scheduler_type"], options["n"], options.get("eta") or 0.0)
         assert_close(table.timesteps, out["timesteps"], f"{case} timesteps")
         x, x0 = given["sample"], None

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from diffsplat.images.dinov2 import DinoConfig
 from diffsplat.images.elevest import (
@@ -111,6 +112,19 @@ def test_losses_refuse_an_elevation_outside_the_bins(network: ElevEst) -> None:
     for bad in (-40.5, 10.5, math.nan):
         with pytest.raises(ValueError, match=r"internal_elevation_deg.*-40 \.\. 10"):
             elevation_losses(network, prediction_of(0, 0.0), torch.tensor([bad]))
+
+
+def test_losses_of_other_bins_and_offset_weight() -> None:
+    network = ElevEst(nn.Identity(), 4, num_bins=6, lowest_deg=-30.0, highest_deg=15.0)
+    assert network.lower_bounds.tolist() == [-30.0, -22.5, -15.0, -7.5, 0.0, 7.5]
+    prediction = ElevationPrediction(torch.eye(6)[[2, 5]], torch.tensor([1.0, 7.0]))
+    losses = elevation_losses(network, prediction, torch.tensor([-12.0, 15.0]), offset_weight=0.25)
+    assert losses.bins == pytest.approx(math.log(math.e + 5) - 1)
+    assert losses.offset == pytest.approx(((3.0 - 1.0) ** 2 + (7.5 - 7.0) ** 2) / 2)
+    assert losses.total == losses.bins + 0.25 * losses.offset
+    assert losses.error_deg == pytest.approx((2.0 + 0.5) / 2)
+    with pytest.raises(ValueError, match="all must be in -30 .. 15"):
+        elevation_losses(network, prediction, torch.tensor([-30.1, 0.0]))
 
 
 def test_losses_at_the_edges(network: ElevEst) -> None:

@@ -7,7 +7,8 @@ import torch
 
 from diffsplat.backbones import SD15, NoiseSchedule
 from diffsplat.sampling.blob_start import blob_views, late_start
-from diffsplat.sampling.schedulers import build_sampler, model_input, sampler_step
+from diffsplat.sampling.schedulers import build_sampler
+from diffsplat.sampling.steps import model_input, sampler_step
 
 FLOW = NoiseSchedule("flow", "velocity", shift=3.0)
 V = NoiseSchedule("vp", "v_prediction")

@@ -15,11 +15,12 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from diffsplat.backbones import PIXART_SIGMA, image_conditioned
-from diffsplat.denoisers.pixart import PixArtStep, build_network, set_tall_views
+from diffsplat.denoisers.pixart import PixArtStep, TallPatchEmbed, build_network, set_tall_views
 from diffsplat.denoisers.pixart_text import PixArtTextContext
 from diffsplat.denoisers.unet import JointViewAttention, expand_input_channels
 from diffsplat.denoisers.view_inputs import network_input, split_views, stack_views
-from diffsplat.sampling.schedulers import COEFFICIENTS, build_sampler
+from diffsplat.sampling.schedulers import build_sampler
+from diffsplat.sampling.steps import COEFFICIENTS
 from diffsplat.text.features import batch_contexts, drop_masked_tokens
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
@@ -316,6 +317,15 @@ def test_position_table_counts_tokens_from_0_to_15():
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [16, d / 2]
     assert_near(table[..., : WIDTH // 2], waves[None].expand(16, -1, -1))
     assert_near(table[..., WIDTH // 2 :], waves[:, None].expand(-1, 16, -1))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (12, 12), (4, 10)])
+def test_views_of_any_size_have_the_stock_positions(size):
+    torch.manual_seed(0)
+    stock = PixArtTransformer2DModel(**NETWORK).pos_embed
+    views = torch.randn(2, VIEWS, NETWORK["in_channels"], *size)
+    tall = TallPatchEmbed(stock, VIEWS)(stack_views(views))
+    assert_near(tall, stock(views.flatten(0, 1)).unflatten(0, (2, VIEWS)).flatten(1, 2))
 
 
 def test_ddim_clips_and_ends_at_alpha_one():

@@ -1,6 +1,5 @@
 """Sampler tables against diffusers' own schedulers, configured as the reference does, and the update rule."""
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -15,15 +14,8 @@ from diffusers import (
 
 from diffsplat.backbones import BACKBONES, PICO, SD15, NoiseSchedule
 from diffsplat.sampling.guidance import guidance_scales, guide, needs_guidance
-from diffsplat.sampling.schedulers import (
-    _BUILDERS,
-    SamplerTable,
-    alphas_cumprod,
-    build_sampler,
-    model_input,
-    needs_noise,
-    sampler_step,
-)
+from diffsplat.sampling.schedulers import _BUILDERS, alphas_cumprod, build_sampler
+from diffsplat.sampling.steps import SamplerTable, model_input, needs_noise, sampler_step
 
 PIXART = NoiseSchedule("vp", "epsilon", "linear", 0.0001, 0.02, ddim_final_alpha_one=True, ddim_clip_x0=True)
 FLOW = NoiseSchedule("flow", "velocity", shift=3.0)
@@ -48,7 +40,7 @@ def vp_reference(schedule: NoiseSchedule, scheduler: str):
         "beta_end": schedule.beta_end,
         "beta_schedule": schedule.beta_schedule,
         "prediction_type": schedule.prediction_type,
-        "timestep_spacing": "trailing",
+        "timestep_spacing": schedule.timestep_spacing,
     }
     if scheduler == "ddim":
         return DDIMScheduler(
@@ -216,14 +208,31 @@ def test_missing_noise_is_not_passed_over():
         sampler_step(torch.zeros(1, 2), torch.zeros(1, 2), None, None, coeffs)
 
 
-def test_building_is_cheap():
-    def seconds() -> float:
-        start = time.perf_counter()
-        build_sampler(SD15.schedule, "sde-dpmsolver++", 20, 0.0)
-        return time.perf_counter() - start
+def test_the_products_of_a_process_are_computed_once():
+    build_sampler(SD15.schedule, "sde-dpmsolver++", 20, 0.0)
+    computed = alphas_cumprod.cache_info().misses
+    build_sampler(SD15.schedule, "ddim", 7, 1.0)
+    assert alphas_cumprod.cache_info().misses == computed
 
-    seconds()  # fills the cached alphas
-    assert min(seconds() for _ in range(20)) < 2e-3
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("name", ["sd15", "sd15-v", "pixart"])
+@pytest.mark.parametrize("scheduler", ["dpmsolver++", "sde-dpmsolver++"])
+def test_linspace_tables_equal_diffusers(name, scheduler, steps):
+    schedule = replace(VP[name], timestep_spacing="linspace")
+    table = build_sampler(schedule, scheduler, steps, 0.0)
+    assert compare(table, vp_reference(schedule, scheduler), steps, 0.0) <= TOLERANCE
+
+
+def test_linspace_is_for_the_dpm_solvers_of_a_vp_process_alone():
+    linspace = replace(SD15.schedule, timestep_spacing="linspace")
+    assert build_sampler(linspace, "dpmsolver++", 4, 0.0).timesteps.tolist() == [999, 749, 500, 250]
+    with pytest.raises(ValueError, match="scheduler = 'ddim': must be one of dpmsolver"):
+        build_sampler(linspace, "ddim", 4, 0.0)
+    with pytest.raises(ValueError, match="timestep_spacing = 'linspace': must be trailing"):
+        replace(FLOW, timestep_spacing="linspace")
+    with pytest.raises(ValueError, match="timestep_spacing = 'leading'"):
+        replace(FLOW, timestep_spacing="leading")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from torch import nn
 
 from training.config import Optim
@@ -41,6 +42,28 @@ def test_learning_rate_rises_from_zero_then_stays_or_falls_to_zero() -> None:
 def test_ema_decay_follows_the_warm_up_of_the_published_runs() -> None:
     published = {1: 0.0, 10: 0.8222, 100: 0.9684, 1000: 0.9944, 10_000: 0.999, 13_020: 0.99918, 10**9: 0.9999}
     assert {update: round(ema_decay(update), len(str(value)) - 2) for update, value in published.items()} == published
+
+
+def test_ema_decay_has_a_floor_and_a_late_start() -> None:
+    """As diffusers' EMAModel, but for the reference's constant decay without warm-up."""
+    options = {"max_decay": 0.9, "min_decay": 0.5, "update_after_step": 3}
+    reference = EMAModel(
+        [torch.zeros(1)], decay=0.9, min_decay=0.5, update_after_step=3, use_ema_warmup=True, inv_gamma=1.0, power=0.75
+    )
+    for update in range(1, 60):
+        assert ema_decay(update, **options) == reference.get_decay(update), update
+    assert [ema_decay(update, warmup=False, **options) for update in (4, 5)] == [0.0, 0.9]
+    model = nn.Linear(1, 1)
+    ema = Ema(model, **options)
+    for update in range(1, 5):
+        with torch.no_grad():
+            model.weight.fill_(update)
+        ema.update()
+        assert ema.averages[0] == update  # follows until update 4
+    with torch.no_grad():
+        model.weight.fill_(5)
+    ema.update()
+    assert ema.averages[0] == 4.5  # the floor: 1 - 2 ** -0.75 is less than a half
 
 
 def test_ema_equals_the_recurrence_and_swaps_in_and_back() -> None:
