@@ -125,16 +125,27 @@ def test_ctrl_c_ends_a_batch(fake, tmp_path) -> None:
 def test_every_image_of_a_folder_with_every_prompt(fake, tmp_path, capsys) -> None:
     images = tmp_path / "images"
     (images / "sub.png").mkdir(parents=True)
-    for name in ("b.JPEG", "a.png", "a.webp", "notes.txt", "empty.jpg"):
-        (images / name).write_bytes(b"" if name == "empty.jpg" else name.encode())
+    others = {
+        "._a.png": "a hidden file",
+        ".DS_Store": "a hidden file",
+        "IMG_1.HEIC": "not one of .png, .jpg, .jpeg, .jfif, .webp",
+        "c.avif": "not one of .png",
+        "empty.jpg": "an empty file",
+        "sub.png": "not a file",
+    }
+    for name in ("b.JFIF", "a.png", "a.webp", *others):
+        if name != "sub.png":
+            (images / name).write_bytes(b"" if name == "empty.jpg" else name.encode())
     (tmp_path / "prompts.txt").write_text("red\nblue")
     sources = ["--image-dir", images, "--prompt-file", tmp_path / "prompts.txt", "--elevation-deg=0"]
-    assert generate(tmp_path, *sources) == 1
-    assert f"{images / 'empty.jpg'} has 0 bytes" in capsys.readouterr().err
+    assert generate(tmp_path, *sources) == 0
+    err = capsys.readouterr().err
+    for name, reason in others.items():
+        assert f"warning: {images / name} is skipped: {reason}" in err
+    assert err.count("is skipped") == len(others)
     assert folders(tmp_path) == ["a-blue", "a-blue-2", "a-red", "a-red-2", "b-blue", "b-red"]
     sent = [(sent["IMAGE"], sent["PROMPT"]) for sent in fake.sent]
-    assert sent[:2] == [(b"a.png", b"red"), (b"a.png", b"blue")] and sent[-1] == (b"b.JPEG", b"blue")
-    (images / "empty.jpg").unlink()
+    assert sent[:2] == [(b"a.png", b"red"), (b"a.png", b"blue")] and sent[-1] == (b"b.JFIF", b"blue")
     assert generate(tmp_path, *sources, "--name-by-id") == 0
     assert [f"{i:03d}_{j:03d}" for i in range(3) for j in range(2)] == folders(tmp_path)[:6]
 
@@ -155,13 +166,19 @@ def test_a_folder_of_control_maps(fake, image, tmp_path) -> None:
         (["--image={dir}/absent"], 1, "absent"),
         (["--image-dir={dir}/absent"], 1, "absent"),
         (["--image-dir={dir}/folder"], 2, "folder holds no image: must have files .png, .jpg"),
+        (["--image-dir={dir}/photos"], 2, "(._a.png: a hidden file; a.heic: not one of .png"),
+        (["--prompt-file={dir}/nul"], 2, "nul line 2 has the control character U+0000, as UTF-16 read as UTF-8 has"),
+        (["--prompt-file={dir}/utf16"], 2, "utf16 line 1 has the control character U+0000"),
+        (["--prompt-file={dir}/utf16le"], 2, "utf16le line 1 is not UTF-8 text"),
+        (["--prompt-file={dir}/cp1252"], 2, "cp1252 line 3 is not UTF-8 text"),
+        (["--prompt-file={dir}/page"], 2, "page line 1 has the control character U+000C: must be UTF-8 text"),
         (["--image={dir}/empty"], 2, "empty has 0 bytes: must have 1 .."),
         (["--image={dir}/huge"], 2, f"huge has more than {MAX_IMAGE_BYTES} bytes"),
         (["--prompt-file={dir}/empty"], 2, "empty holds no prompt"),
         (["--prompt-file={image}"], 2, "is not UTF-8 text"),
         (["--prompt-file={dir}/prompts", "--steps=0"], 2, "steps = 0"),
-        (["--image-dir={dir}", "--init-std=0.1"], 2, "init_std = 0.1 and image exclude each other"),
-        (["--control-image-dir={dir}"], 2, "control_image needs control_type"),
+        (["--image-dir={dir}/images", "--init-std=0.1"], 2, "init_std = 0.1 and image exclude each other"),
+        (["--control-image-dir={dir}/images"], 2, "control_image needs control_type"),
         (["x", "--guess-mode"], 2, "guess_mode = True needs control_image"),
         (["--image={image}", "--estimate-elevation", "--elevation-deg=3"], 2, "exclude each other"),
         (["x", "--video=webm"], 2, "invalid choice: 'webm'"),
@@ -171,6 +188,20 @@ def test_a_folder_of_control_maps(fake, image, tmp_path) -> None:
 def test_bad_sources_are_one_line_and_nothing_is_sent(fake, image, tmp_path, capsys, options, code, says) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty").touch()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(IMAGE)
+    (tmp_path / "photos").mkdir()
+    for name in ("._a.png", "a.heic"):
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    texts = {
+        "nul": b"a cube\na \0 cone\n",
+        "utf16": "a red cube\na cone\n".encode("utf-16-le"),
+        "utf16le": "\ufeffa red cube\n".encode("utf-16-le"),
+        "cp1252": "one\n\nein W\u00fcrfel\n".encode("cp1252"),
+        "page": b"a cube\x0ca cone",
+    }
+    for name, data in texts.items():
+        (tmp_path / name).write_bytes(data)
     (tmp_path / "prompts").write_text("one\ntwo")
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(MAX_IMAGE_BYTES + 1)

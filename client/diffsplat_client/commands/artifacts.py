@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from diffsplat_client.commands.films import write_gif, write_video
 from diffsplat_client.contract import CONTRACT_VERSION
-from diffsplat_client.formats import PLY, file_format
+from diffsplat_client.formats import FORMATS, PLY, file_format
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import DEFAULT_DISTANCE
 from diffsplat_client.reconstruction import Reconstruction
@@ -18,7 +18,14 @@ from diffsplat_client.request import FILES
 from diffsplat_client.viewer import check_viewer, write_viewer
 
 VIEWS = 4  # the first frames of a request of the command line
-FRAMES_PER_SECOND = 30
+VIEWS_FILE, VIEWER_FILE = "views.png", "viewer.html"
+GENERATION_FILE, RECONSTRUCTION_FILE = "generation.json", "reconstruction.json"
+FILM = "turntable"
+# every file that a result may have, so that one result replaces another without leaving parts of it
+RESULT_FILES = (
+    *(format.file_name for format in FORMATS.values()),
+    *(VIEWS_FILE, f"{FILM}.mp4", f"{FILM}.gif", VIEWER_FILE, GENERATION_FILE, RECONSTRUCTION_FILE),
+)
 VIDEOS = ("mp4", "gif", "fancy-mp4", "fancy-gif")  # fancy: two turns, the splats grow during the first
 
 
@@ -39,10 +46,10 @@ def write_artifacts(
     distance = DEFAULT_DISTANCE if request.distance is None else request.distance
     names = write_object(generation, folder, VIEWS, video)
     if viewer:
-        names.append("viewer.html")
-        write_viewer(folder / "viewer.html", generation.cloud, title, generation.elevation_deg, distance=distance)
-    names.append("generation.json")
-    write_description(folder / "generation.json", describe(generation, server, names))
+        names.append(VIEWER_FILE)
+        write_viewer(folder / VIEWER_FILE, generation.cloud, title, generation.elevation_deg, distance=distance)
+    names.append(GENERATION_FILE)
+    write_description(folder / GENERATION_FILE, describe(generation, server, names))
     return names
 
 
@@ -58,11 +65,11 @@ def write_object(made: Generation | Reconstruction, folder: Path, views: int, vi
     names = [*files]
     frames = made.frames
     if frames is not None:
-        names.append("views.png")
-        write_views(folder / "views.png", frames[:views])
+        names.append(VIEWS_FILE)
+        write_views(folder / VIEWS_FILE, frames[:views])
         if len(frames) > views:
-            names.append("turntable.gif" if video.endswith("gif") else "turntable.mp4")
-            write = write_gif if video.endswith("gif") else write_video
+            write, suffix = (write_gif, "gif") if video.endswith("gif") else (write_video, "mp4")
+            names.append(f"{FILM}.{suffix}")
             write(folder / names[-1], frames[views:])
     return names
 
@@ -99,40 +106,6 @@ def write_views(path: Path, frames: np.ndarray) -> None:
     from PIL import Image
 
     Image.fromarray(np.concatenate(list(frames), axis=1)).save(path, format="PNG")
-
-
-def write_video(path: Path, frames: np.ndarray) -> None:
-    """Frames [F, H, W, 3] as an H.264 film; OSError when ffmpeg fails."""
-    import imageio_ffmpeg
-
-    height, width = frames.shape[1:3]
-    # 4:2:0 colour needs even sides: an odd last row or column is doubled
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    size = (frames.shape[2], frames.shape[1])
-    writer = imageio_ffmpeg.write_frames(
-        os.fspath(path),
-        size,
-        fps=FRAMES_PER_SECOND,
-        codec="libx264",
-        quality=8,
-        macro_block_size=1,
-        ffmpeg_log_level="error",
-    )
-    try:
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-    finally:
-        writer.close()
-
-
-def write_gif(path: Path, frames: np.ndarray) -> None:
-    """Frames [F, H, W, 3] as an endless GIF, 256 colours chosen for each frame; its unit of time is 10 ms."""
-    from PIL import Image
-
-    first, *others = (Image.fromarray(frame).quantize() for frame in frames)
-    duration_ms = round(1000 / FRAMES_PER_SECOND)
-    first.save(path, format="GIF", save_all=True, append_images=others, duration=duration_ms, loop=0)
 
 
 def check_tools(viewer: bool = True, film: bool = True) -> None:

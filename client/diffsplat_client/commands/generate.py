@@ -19,6 +19,7 @@ from diffsplat_client.commands.results import (
     add_result_arguments,
     move_files,
     print_result,
+    warn_if_empty,
     with_film,
 )
 from diffsplat_client.errors import DiffSplatError
@@ -65,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
     with leave_on_sigterm(), Client(args.url, timeout_s=args.timeout_s) as client:
         if batch:
             return make_all(args, client, jobs)
-        report(*make(args, client, request, first.folder))
-    return 0
+        generation, paths = make(args, client, request, first.folder)
+        report(generation, paths)
+    return 1 if warn_if_empty(generation) else 0
 
 
 def make(
@@ -77,7 +79,7 @@ def make(
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as staging:
         generation = follow(client, request, label)
         names = write_artifacts(generation, client.server_parameters, Path(staging), args.viewer, args.video)
-        return generation, move_files(Path(staging), names, args.out / folder_name)
+        return generation, move_files(Path(staging), names, args.out / folder_name, args.overwrite)
 
 
 def make_all(args: argparse.Namespace, client: Client, jobs: list[Job]) -> int:
@@ -87,16 +89,18 @@ def make_all(args: argparse.Namespace, client: Client, jobs: list[Job]) -> int:
         label = f"[{number}/{len(jobs)}] "
         try:
             request = request_from(args, job.prompt, job.images()).validate()
-            generation, _ = make(args, client, request, job.folder, label)
+            generation, paths = make(args, client, request, job.folder, label)
         except (DiffSplatError, OSError) as error:
             failed.append(job.folder)
             print(f"diffsplat: {label}{job.folder}: {' '.join(str(error).split())}", file=sys.stderr)
             continue
         for warning in generation.warnings:
             print(f"warning: {label}{job.folder}: {warning}", file=sys.stderr)
+        if warn_if_empty(generation, f"{label}{job.folder}: "):
+            failed.append(job.folder)
         seconds = generation.timings_ms["total"] / 1e3
         about = f"{len(generation.cloud)} splats, seed {generation.seed}, {seconds:.1f} s"
-        print(f"{label}{args.out / job.folder}: {about}", flush=True)
+        print(f"{label}{paths[0].parent}: {about}", flush=True)
     if failed:
         print(f"diffsplat: {len(failed)} of {len(jobs)} failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -3,15 +3,17 @@
 import argparse
 import hashlib
 import re
+import sys
 import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffsplat_client.commands.results import numbered
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request_checks import MAX_IMAGE_BYTES, ONE_IMAGE
 
 MAX_SLUG_CHARACTERS = 60
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of a folder's images, in any case
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp")  # of a folder's images, in any case
 
 
 class Job(NamedTuple):
@@ -60,12 +62,12 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     else:
         raise InvalidRequestError("nothing to make: give a PROMPT, --prompt-file, --image or --control-image")
     jobs: list[Job] = []
-    taken: set[str] = set()
+    taken = {path.name for path in args.out.iterdir()} if args.out.is_dir() and not args.overwrite else set()
     for i, image in enumerate(images):
         for j, prompt in enumerate(prompts):
             words = f"{image.stem} {prompt}" if image else prompt
             name = f"{i:03d}_{j:03d}" if args.name_by_id else slug(words)
-            folder = _unused(name, taken)
+            folder = next(free for free in numbered(name) if free not in taken)
             taken.add(folder)
             jobs.append(Job(folder, prompt, field, image))
     return jobs
@@ -80,15 +82,40 @@ def _images(args: argparse.Namespace) -> tuple[str | None, list[Path | None]]:
     if len(given) > 1:
         raise InvalidRequestError(ONE_IMAGE)
     ((field, (file, folder)),) = given.items()
-    return field, [file] if file else [*list_images(folder)]
+    if file:
+        return field, [file]
+    images, skipped = list_images(folder)
+    for path, reason in skipped.items():
+        print(f"warning: {path} is skipped: {reason}", file=sys.stderr)
+    return field, [*images]
 
 
-def list_images(folder: Path) -> list[Path]:
-    """PNG, JPEG and WebP files of a folder, by name."""
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not files:
-        raise InvalidRequestError(f"{folder} holds no image: must have files {', '.join(IMAGE_SUFFIXES)}")
-    return files
+def list_images(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """PNG, JPEG and WebP files of a folder, by name; and everything else in it with the reason to skip it."""
+    images, skipped = [], {}
+    for path in sorted(folder.iterdir()):
+        if reason := _reason_to_skip(path):
+            skipped[path] = reason
+        else:
+            images.append(path)
+    if not images:
+        others = "; ".join(f"{path.name}: {reason}" for path, reason in [*skipped.items()][:5])
+        raise InvalidRequestError(
+            f"{folder} holds no image: must have files {', '.join(IMAGE_SUFFIXES)}{f' ({others})' if others else ''}"
+        )
+    return images, skipped
+
+
+def _reason_to_skip(path: Path) -> str | None:
+    if path.name.startswith("."):  # such as `._photo.png`, which macOS writes beside photo.png on foreign disks
+        return "a hidden file"
+    if not path.is_file():
+        return "not a file"
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return f"not one of {', '.join(IMAGE_SUFFIXES)}"
+    if not path.stat().st_size:
+        return "an empty file"
+    return None
 
 
 def read_image(path: Path) -> bytes:
@@ -102,14 +129,24 @@ def read_image(path: Path) -> bytes:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a file that are not blank."""
+    """The lines of a UTF-8 file that are not blank; InvalidRequestError names the first line that is not text."""
+    data = path.read_bytes()
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise InvalidRequestError(f"{path} is not UTF-8 text: must hold one prompt per line") from None
-    if not any(lines):
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise InvalidRequestError(f"{path} line {number} is not UTF-8 text: must hold one prompt per line") from None
+    lines = re.split("\r\n|\r|\n", text)
+    for number, line in enumerate(lines, 1):
+        if bad := next((letter for letter in line if unicodedata.category(letter) == "Cc" and letter != "\t"), None):
+            hint = ", as UTF-16 read as UTF-8 has" if bad == "\0" else ""
+            raise InvalidRequestError(
+                f"{path} line {number} has the control character U+{ord(bad):04X}{hint}: must be UTF-8 text"
+            )
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
         raise InvalidRequestError(f"{path} holds no prompt: must hold one per line")
-    return [line for line in lines if line]
+    return prompts
 
 
 def slug(words: str) -> str:
@@ -117,16 +154,6 @@ def slug(words: str) -> str:
     name = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", words).lower()).strip("-")
     if name and len(name) <= MAX_SLUG_CHARACTERS:
         return name
-    digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[
-        :8
-    ]  # keeps words with the same beginning apart
+    # keeps words with the same beginning apart
+    digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{name[: MAX_SLUG_CHARACTERS - 9].strip('-')}-{digest}".lstrip("-")
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    """The name, or the name and a number."""
-    unused, count = name, 1
-    while unused in taken:
-        count += 1
-        unused = f"{name}-{count}"
-    return unused

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from diffsplat_client.client import Client
-from diffsplat_client.commands.artifacts import check_tools, versions, write_description, write_object
+from diffsplat_client.commands.artifacts import (
+    RECONSTRUCTION_FILE,
+    VIEWER_FILE,
+    check_tools,
+    versions,
+    write_description,
+    write_object,
+)
 from diffsplat_client.commands.interrupts import leave_on_sigterm
 from diffsplat_client.commands.jobs import slug
 from diffsplat_client.commands.results import (
@@ -20,6 +27,7 @@ from diffsplat_client.commands.results import (
     add_result_arguments,
     move_files,
     print_result,
+    warn_if_empty,
     with_film,
 )
 from diffsplat_client.errors import InvalidRequestError
@@ -82,13 +90,13 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(staging)
         names = write_object(made, folder, len(views), args.video)
         if args.viewer:
-            names.append("viewer.html")
-            write_viewer(folder / "viewer.html", made.cloud, args.views.stem, elevation_deg, distance=distance)
-        names.append("reconstruction.json")
-        write_description(folder / "reconstruction.json", describe(made, client.server_parameters, names))
-        paths = move_files(folder, names, args.out / name)
+            names.append(VIEWER_FILE)
+            write_viewer(folder / VIEWER_FILE, made.cloud, args.views.stem, elevation_deg, distance=distance)
+        names.append(RECONSTRUCTION_FILE)
+        write_description(folder / RECONSTRUCTION_FILE, describe(made, client.server_parameters, names))
+        paths = move_files(folder, names, args.out / name, args.overwrite)
     print_result(made.timings_ms, STAGES, f"{len(made.cloud)} splats", paths)
-    return 0
+    return 1 if warn_if_empty(made) else 0
 
 
 def describe(made: Reconstruction, server: Mapping[str, str], names: list[str]) -> dict[str, object]:

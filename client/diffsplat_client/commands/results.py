@@ -1,17 +1,22 @@
 """What every command that makes objects does with them: options, film, files, the table of stage times."""
 
 import argparse
+import contextlib
+import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffsplat_client.client import DEFAULT_TIMEOUT_S, DEFAULT_URL
-from diffsplat_client.commands.artifacts import VIDEOS
+from diffsplat_client.commands.artifacts import RESULT_FILES, VIDEOS
 from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.generation import Generation
 from diffsplat_client.poses import turntable
+from diffsplat_client.reconstruction import Reconstruction
 from diffsplat_client.request import OPTIONS
 from diffsplat_client.request_checks import MAX_FRAMES
 
@@ -28,6 +33,11 @@ def add_result_arguments(parser: Any) -> None:
         type=Path,
         default=Path("out"),
         help="files go to a folder in this one, named after prompt and image, or file of views",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a result of the same name, instead of writing beside it to a folder with a number",
     )
     parser.add_argument(
         "--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="seconds for one object (default: %(default)g)"
@@ -79,12 +89,47 @@ def with_film(args: argparse.Namespace, views: np.ndarray, elevation_deg: float,
     return np.concatenate((views, turntable(frames, elevation_deg, distance, grow))) if frames else views
 
 
-def move_files(staging: Path, names: list[str], folder: Path) -> list[Path]:
-    """Move finished files into a folder, made where it is missing; returns where they are now."""
-    folder.mkdir(exist_ok=True)
+def numbered(name: str) -> Iterator[str]:
+    """The name, then the name with 2, 3, ... behind it."""
+    yield name
+    for number in itertools.count(2):
+        yield f"{name}-{number}"
+
+
+def move_files(staging: Path, names: list[str], folder: Path, overwrite: bool) -> list[Path]:
+    """Move finished files into a folder; returns where they are now.
+
+    Without `overwrite` the folder is a new one: if there is one already, a number is added to its name.
+    """
+    if overwrite:
+        folder.mkdir(exist_ok=True)
+        for name in set(RESULT_FILES) - set(names):  # of the result that is replaced
+            (folder / name).unlink(missing_ok=True)
+    else:
+        folder = _new_folder(folder)
     for name in names:
         os.replace(staging / name, folder / name)
     return [folder / name for name in names]
+
+
+def _new_folder(folder: Path) -> Path:
+    for name in numbered(folder.name):
+        with contextlib.suppress(FileExistsError):
+            folder.with_name(name).mkdir()
+            return folder.with_name(name)
+    raise AssertionError("there is a name for every number")
+
+
+def warn_if_empty(made: Generation | Reconstruction, label: str = "") -> bool:
+    """Say so, prefixed with `label`, when no splat is above the asset's threshold; True then."""
+    if len(made.cloud):
+        return False
+    threshold = made.request.opacity_threshold_asset
+    print(
+        f"warning: {label}the result has 0 splats: none is more opaque than opacity_threshold_asset = {threshold:g}",
+        file=sys.stderr,
+    )
+    return True
 
 
 def print_result(timings_ms: Mapping[str, float], stages: Sequence[str], summary: str, paths: list[Path]) -> None:
