@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from diffsplat_client.cloud import VISIBLE_OPACITY
 
 from benchmarks.machine import describe_machine
 from benchmarks.scalar_blend import blend_frame_scalar
@@ -192,7 +193,8 @@ def main() -> int:
     arguments = parser.parse_args()
     warm_up(gradients=True)
     scene = make_scene(256)
-    print(f"{scene.means.shape[0]:,} splats, {int((scene.opacities >= 1 / 255).sum()):,} with opacity of 1/255 or more")
+    visible = int((scene.opacities >= VISIBLE_OPACITY).sum())
+    print(f"{scene.means.shape[0]:,} splats, {visible:,} with opacity of 1/255 or more")
     print(f"{'':<58} threads   kernels")
     rows = [
         *forward_rows(scene, arguments.size),

@@ -7,8 +7,7 @@ import math
 import numpy as np
 
 from diffsplat.rasterize.jit import F, kernel
-from diffsplat.rasterize.kernels_blend import ALPHA_MAX, STOP
-from diffsplat.rasterize.kernels_project import ALPHA_MIN
+from diffsplat.rasterize.rules import ALPHA_MAX, ALPHA_MIN, STOP
 
 
 @kernel

@@ -9,6 +9,8 @@ from diffsplat_client.contract import GAUSSIAN_COLUMNS, GAUSSIAN_WIDTH
 
 _WIDTHS = {"positions": 3, "rgb": 3, "opacity": None, "scales": 3, "quats_wxyz": 4}  # field -> columns, None: a vector
 
+VISIBLE_OPACITY = 1 / 255  # rasterizers skip alphas below it, so that a splat below it changes no pixel
+
 
 class Bounds(NamedTuple):
     """The box around the splats' centres, world units."""

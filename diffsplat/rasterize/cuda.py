@@ -7,6 +7,7 @@ the choice of path is made on `means.is_cuda`, never on whether the import works
 from typing import Any
 
 import torch
+from diffsplat_client.cloud import VISIBLE_OPACITY
 from torch import Tensor
 
 UINT8_CAMERAS = 16  # cameras per gsplat call: unpacked buffers take about 60 bytes per camera and splat
@@ -57,7 +58,7 @@ def render_uint8(
     backgrounds: Tensor, splat_scales: list[float], covars: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Frames [C, H, W, 3] uint8 on the same device; cameras of equal splat scale share a gsplat call."""
-    visible = opacities >= 1.0 / 255.0
+    visible = opacities >= VISIBLE_OPACITY
     means, opacities, colors = means[visible], opacities[visible], colors[visible]
     quats = None if quats is None else quats[visible]
     scales = None if scales is None else scales[visible]

@@ -12,9 +12,10 @@ Every tile adds to `grad_records` [K, GRADS], one frame is one thread's work: no
 
 import numpy as np
 
-from diffsplat.rasterize.jit import FASTMATH_SUMS, F, U, kernel
-from diffsplat.rasterize.kernels_blend import ALPHA_MAX, CHUNK, LANES, STOP, exp_minus, gather, retire_blocks
-from diffsplat.rasterize.kernels_project import ALPHA_MIN, RECORD
+from diffsplat.rasterize.jit import F, U, kernel
+from diffsplat.rasterize.kernels_blend import CHUNK, LANES, exp_minus, gather, retire_blocks
+from diffsplat.rasterize.kernels_project import RECORD
+from diffsplat.rasterize.rules import ALPHA_MAX, ALPHA_MIN, STOP
 
 GRADS = 10
 PIXEL = 6  # T, Rem, g_r, g_g, g_b, g_z; the sign of T is the "pixel done" flag
@@ -41,7 +42,7 @@ def start_tile_backward(pixels, dead, tile, tile_x, tile_y, acc, grads):
             pixels[o + LANES] = rem
 
 
-@kernel(fastmath=FASTMATH_SUMS)
+@kernel
 def blend_tile_backward(pixels, lanes, dead, local, spans, records, lists, start, end,
                         tile, tile_x, tile_y, grad_records):  # fmt: skip
     """Walk a started tile's splats ``lists[start:end]`` and add to their rows of `grad_records`.

@@ -1,8 +1,5 @@
 """Compositing: tiles of 4x4-pixel blocks, splats front to back, sixteen pixels per inner loop (SIMD).
 
-gsplat's rules (`RasterizeToPixels3DGSFwd.cu`): alpha = min(0.999, opacity * exp(-s)); skipped below 1/255; a pixel
-stops before the splat that would bring its transmittance to 1e-4 or below.
-
 State of a tile: per block ``[CHANNELS, 16]`` floats: T, r, g, b, z. The sign of T is the "pixel done" flag, |T| the
 transmittance.
 """
@@ -13,15 +10,14 @@ transmittance.
 import numpy as np
 
 from diffsplat.rasterize.jit import F, U, kernel
-from diffsplat.rasterize.kernels_project import ALPHA_MIN, RECORD
+from diffsplat.rasterize.kernels_project import RECORD
+from diffsplat.rasterize.rules import ALPHA_MAX, ALPHA_MIN, STOP
 
 CHANNELS = 5  # T r g b z
 CHUNK = 32  # splats gathered at once, and between two looks at which blocks are finished
 LANES = 16
 
-ALPHA_MAX = np.float32(0.999)
-STOP = np.float32(1e-4)
-S_MAX = np.float32(5.6)  # > ln 255: beyond it alpha < 1/255 for any opacity <= 1
+S_MAX = np.float32(5.6)  # > -ln ALPHA_MIN: beyond it nothing is drawn for any opacity <= 1
 EIGHTH = np.float32(0.125)
 # exp(-s) = p(s / 8)^8 on [0, 5.6]: minimax of degree 5, largest relative error 1.6e-6.
 E0, E1, E2 = np.float32(0.99999994), np.float32(-0.99999243), np.float32(0.49988127)

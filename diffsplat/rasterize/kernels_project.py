@@ -16,9 +16,11 @@ width.
 import math
 
 import numpy as np
+from diffsplat_client.cloud import VISIBLE_OPACITY
 
 from diffsplat.rasterize.checks import MAX_FRAME_PAIRS
 from diffsplat.rasterize.jit import F, U, kernel
+from diffsplat.rasterize.rules import ALPHA_MIN
 
 BLOCK = 256
 FIELDS = 10  # x y z, c00 c01 c02 c11 c12 c22, support radius in sigmas
@@ -26,8 +28,8 @@ RECORD = 12
 PROJECTED = 8  # u v z A/2 B C/2 half-box-x half-box-y
 CAMERA = 18  # rotation 9, translation 3, fx fy cx cy, near far
 
-ALPHA_MIN = np.float32(1.0 / 255.0)
-# The box is exact up to rounding, which the margin covers: outside the ellipse where alpha = 1/255 nothing is drawn.
+OPACITY_TO_RATIO = np.float32(1.0 / VISIBLE_OPACITY)  # opacity -> opacity / ALPHA_MIN
+# The box is exact up to rounding, which the margin covers: nothing is drawn outside the ellipse of alpha = ALPHA_MIN.
 BOX_SCALE = np.float32(1.0005)
 BOX_MARGIN = np.float32(0.01)
 DET_MAX = np.float32(1e37)  # pixel^4; beyond it the conic overflows float32, and nothing sensible is that large
@@ -35,7 +37,7 @@ DET_MAX = np.float32(1e37)  # pixel^4; beyond it the conic overflows float32, an
 
 @kernel
 def prepare(means, quats, scales, covars, has_covars, opacities, blocks, kept):
-    """Fill `blocks` and `kept` (indices with opacity >= 1/255); returns how many.
+    """Fill `blocks` and `kept` (indices with opacity >= ALPHA_MIN); returns how many.
 
     Quaternions (w, x, y, z) are normalised; a zero quaternion drops its splat. `covars` is [N, 6], upper triangle.
     """
@@ -79,7 +81,7 @@ def prepare(means, quats, scales, covars, has_covars, opacities, blocks, kept):
         blocks[block, 0, lane], blocks[block, 1, lane], blocks[block, 2, lane] = means[i, 0], means[i, 1], means[i, 2]
         blocks[block, 3, lane], blocks[block, 4, lane], blocks[block, 5, lane] = c00, c01, c02
         blocks[block, 6, lane], blocks[block, 7, lane], blocks[block, 8, lane] = c11, c12, c22
-        blocks[block, 9, lane] = math.sqrt(max(F(2) * math.log(F(255) * opacities[i]), F(0)))
+        blocks[block, 9, lane] = math.sqrt(max(F(2) * math.log(OPACITY_TO_RATIO * opacities[i]), F(0)))
         kept[n] = i
         n += 1
     return n

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ALPHA_MIN = float(torch.tensor(1.0 / 255.0, dtype=torch.float32))  # the kernels compare in float32
-ALPHA_MAX = 0.999
-STOP = 1e-4
+from diffsplat.rasterize import rules
+
+ALPHA_MIN, ALPHA_MAX, STOP = float(rules.ALPHA_MIN), float(rules.ALPHA_MAX), float(rules.STOP)
 
 
 class Projected(NamedTuple):

@@ -4,6 +4,7 @@ import os
 from typing import NamedTuple
 
 import torch
+from diffsplat_client.cloud import VISIBLE_OPACITY
 from diffsplat_client.errors import InvalidRequestError
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from diffsplat.splats.render import opacity_factors
 from diffsplat.stages.checks import check_splats
 from diffsplat.stages.envelope import OutputEnvelope
 
-VISIBLE_OPACITY = 1 / 255  # below it no pixel changes
 BACKGROUND = 1.0  # white, as in training
 
 

@@ -28,7 +28,7 @@ RULES = {
 @pytest.mark.parametrize("module", RULES)
 def test_a_room_brings_no_more_than_it_may(module: str) -> None:
     code = f"import {module}, sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     unwanted = set(run.stdout.split()) & set(RULES[module])
     assert not unwanted, f"importing {module} loads {', '.join(sorted(unwanted))}"

@@ -1,34 +1,57 @@
-"""The blend must stay SIMD. Losing that is silent (same images, only slower), so it is held against a scalar loop."""
+"""The inner loops must stay SIMD. Losing that is silent (same images, only slower), so the compiled code is read.
 
-import time
-from collections.abc import Callable
+How much it brings is measured by `python -m benchmarks.rasterizer`.
+"""
 
+import re
+from typing import Any
+
+import numba
 import numpy as np
+import pytest
 
 from benchmarks.scalar_blend import blend_frame_scalar
 from benchmarks.splat_scene import make_scene, orbit
-from diffsplat.rasterize import cpu
+from diffsplat.rasterize import cpu, jit, kernels_project, rasterization
+from diffsplat.rasterize.kernels_backward import blend_frame_backward
 from diffsplat.rasterize.kernels_blend import blend_frame
 
+SIZE = 32
 
-def test_blend_is_at_least_half_again_as_fast_as_the_scalar_loop() -> None:
-    size = 192
-    scene, camera = make_scene(128), orbit(1, size)
-    arrays = [s.numpy() for s in scene]
-    view = cpu.View(size, size, 0.01, 1e10, 0.3)
-    prepared = cpu.prepare(arrays[0], arrays[1], arrays[2], None, arrays[3], arrays[4])
-    rows = cpu.cameras(camera.viewmats.numpy(), camera.intrinsics.numpy(), view)
-    frame = cpu.see(prepared, rows[0], view, cpu.Scratch())
-    images = [np.empty((size, size, 5), np.float32) for _ in range(2)]
 
-    def seconds(blend: Callable[..., None], image: np.ndarray) -> float:
-        start = time.thread_time()  # this thread's own time: neighbours on the machine do not count
-        blend(frame.records, frame.tile_starts, frame.lists, size, size, view.tile, image)
-        return time.thread_time() - start
+@pytest.fixture(scope="module")
+def frame() -> cpu.Frame:
+    """A small frame; drawing it, with gradients, runs every kernel, which then knows its argument types."""
+    splats, camera = [splat.requires_grad_() for splat in make_scene(8)], orbit(1, SIZE)
+    rasterization(*splats, *camera, SIZE, SIZE)[0].sum().backward()
+    means, quats, scales, opacities, colors = (splat.detach().numpy() for splat in splats)
+    view = cpu.View(SIZE, SIZE, 0.01, 1e10, 0.3)
+    prepared = cpu.prepare(means, quats, scales, None, opacities, colors)
+    (row,) = cpu.cameras(camera.viewmats.numpy(), camera.intrinsics.numpy(), view)
+    return cpu.see(prepared, row, view, cpu.Scratch())
 
+
+def products(kernel: Any) -> tuple[int, int]:
+    """Products of float vectors and of single floats in the optimised code of a kernel and of those that it calls."""
+    signature = kernel.signatures[0]
+    fresh = numba.njit(cache=False, **jit.OPTIONS)(kernel.py_func)  # code loaded from the cache cannot be read
+    fresh.compile(signature)
+    code = fresh.inspect_llvm(signature)
+    return len(re.findall(r"= fmul [a-z ]*<\d+ x float>", code)), len(re.findall(r"= fmul [a-z ]*float ", code))
+
+
+@pytest.mark.parametrize(
+    "kernel", [kernels_project.project, blend_frame, blend_frame_backward], ids=lambda k: k.__name__
+)
+def test_inner_loops_multiply_vectors(frame: cpu.Frame, kernel: Any) -> None:
+    vectors, _ = products(kernel)
+    assert vectors > 20
+
+
+def test_the_scalar_yardstick_has_no_vectors_and_draws_the_same(frame: cpu.Frame) -> None:
+    images = [np.empty((SIZE, SIZE, 5), np.float32) for _ in range(2)]
     for blend, image in zip((blend_frame, blend_frame_scalar), images, strict=True):
-        seconds(blend, image)  # compile
+        blend(frame.records, frame.tile_starts, frame.lists, SIZE, SIZE, 16, image)
     assert np.abs(images[0] - images[1]).max() < 1e-4
-    pairs = [(seconds(blend_frame, images[0]), seconds(blend_frame_scalar, images[1])) for _ in range(7)]
-    ratio = float(np.median([scalar / simd for simd, scalar in pairs]))
-    assert ratio >= 1.5, f"the blend is only {ratio:.2f} times as fast as a scalar loop: it is no longer SIMD"
+    vectors, singles = products(blend_frame_scalar)
+    assert vectors == 0 and singles > 10
