@@ -1,7 +1,8 @@
 """`python -m benchmarks [NAME ...]`: run every benchmark, or those named, and keep their figures for this machine.
 
-Figures go to `benchmarks/results/<machine>/<name>.json`, beside the versions they were measured with; those that are
-the same on every machine go to `benchmarks/results/<name>.json`.
+Figures and the versions they were measured with are written to `benchmarks/results/<machine>/<name>.json`, those that
+are the same on every machine to `benchmarks/results/<name>.json`. `python -m benchmarks readme [--write]` compares the
+README's figures with them, or pastes them.
 """
 
 import argparse
@@ -9,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks import readme
 from benchmarks.machine import machine_name
 
-# name -> module of this package, and its arguments; each prints its table and writes it with `--json PATH`
+# name -> module of this package and its arguments; each prints its figures and writes them with `--json PATH`
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "rasterizer": ("rasterizer",),
     "formats": ("formats",),
@@ -19,15 +21,21 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "quality_pico": ("quality", "bundles/pico"),
     "ensemble_overhead": ("ensemble_overhead", "bundles/pico"),
     "import_memory": ("import_memory",),
+    "fresh_clone": ("fresh_clone",),
+    "stop_storm": ("stop_storm", "bundles/pico"),
     "flops": ("flops",),
 }
-EVERYWHERE = ("flops",)  # counted, not measured: no machine stands beside them
+EVERYWHERE = ("flops",)  # counted, not measured: the same on every machine
 
 
 def main() -> int:
-    """Run them one after the other; the exit code counts those that failed."""
+    """Run benchmarks one after the other and return how many failed, or check the README."""
+    if sys.argv[1:2] == ["readme"]:
+        return readme.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"some of: {', '.join(BENCHMARKS)} (default: all); or: readme"
+    )
     names = parser.parse_args().names or list(BENCHMARKS)
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
