@@ -140,6 +140,19 @@ def test_extracted_edges_lie_on_the_objects_outline() -> None:
     assert len(np.unique(angles // 10)) == 36  # all around
 
 
+def test_edges_are_found_at_512_pixels() -> None:
+    """The size of the renders that the training maps were made from, whatever the file's and the hint's."""
+    data = encode(photo(900))
+    at_512 = 255 - cv2.Canny((grey_of(prepare_image(data, 512).rgb) * 255).astype(np.uint8), 100, 200)
+    expected = resize_antialiased(torch.from_numpy(at_512 / 255).float()[None, None], 128)
+    hint = prepare_control_map(data, 128, extract_canny=True).hint
+    torch.testing.assert_close(hint, expected[0].expand(3, -1, -1))
+
+
+def grey_of(rgb: torch.Tensor) -> np.ndarray:
+    return cv2.cvtColor(np.ascontiguousarray(rgb.permute(1, 2, 0).numpy()), cv2.COLOR_RGB2GRAY)
+
+
 def test_edges_of_a_photo_without_its_background() -> None:
     control = prepare_control_map(encode(photo()), extract_canny=True, remover=GrabCut())
     assert control.notes[0] == "CONTROL_IMAGE: object cut out by GrabCut, and centred"

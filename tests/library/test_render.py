@@ -89,6 +89,37 @@ def test_opacity_factor_of_the_published_rasterizer():
     assert factors[2] == 0
 
 
+@pytest.mark.parametrize("slope", [0.2, 0.45, 0.9, -3.0])
+def test_opacity_factor_beside_the_image(slope):
+    """The published rasterizer limits the slope in the Jacobian to 1.3 times that of the image's edge."""
+    camera_to_world, intrinsics = generated_view_cameras(0.0, 1.5, views=1)
+    k = pixel_intrinsics(intrinsics, 64, 64)
+    size, focal = 8e-4, k[0, 0, 0].item()
+    means = torch.tensor([[[slope * 1.5, 0.0, 0.0]]])  # view 0 looks along -z from (0, 0, 1.5)
+    quats = torch.tensor([[[1.0, 0, 0, 0]]])
+    gaussians = Gaussians(means, torch.ones(1, 1, 3), torch.ones(1, 1), torch.full((1, 1, 3), size), quats)
+    factor = opacity_factors(gaussians, world_to_camera(camera_to_world), k, 64, 64).item()
+    limit = 1.3 * 32 / focal
+    limited = max(-limit, min(limit, slope))
+    determinant = (size * focal / 1.5) ** 4 * (1 + limited**2)
+    assert factor == pytest.approx((determinant / (determinant + 1e-6) + 1e-6) ** 0.5, rel=1e-4)
+
+
+def test_opacity_factor_of_flat_splats_has_a_gradient():
+    """Round-off makes some of their determinants negative."""
+    camera_to_world, intrinsics = generated_view_cameras(0.0, 1.5, views=1)
+    generator = torch.Generator().manual_seed(0)
+    quats = torch.nn.functional.normalize(torch.randn(1, 4000, 4, generator=generator), dim=-1)
+    scales = torch.zeros(1, 4000, 3)
+    scales[..., 0] = 0.02 + 0.02 * torch.rand(1, 4000, generator=generator)
+    quats.requires_grad_()
+    gaussians = Gaussians(torch.zeros(1, 4000, 3), torch.ones(1, 4000, 3), torch.ones(1, 4000), scales, quats)
+    k = pixel_intrinsics(intrinsics, 64, 64)
+    factors = opacity_factors(gaussians, world_to_camera(camera_to_world), k, 64, 64)
+    factors.sum().backward()
+    assert torch.isfinite(factors).all() and torch.isfinite(quats.grad).all()
+
+
 def test_what_the_geometry_says_reaches_the_rasterizer():
     camera = generated_view_cameras(0.0, 1.5, views=1)
 

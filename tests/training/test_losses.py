@@ -26,6 +26,19 @@ def test_ssim_of_constant_images_follows_the_formula() -> None:
     assert ssim(dark, light).item() == pytest.approx(expected, abs=5e-4)
 
 
+def test_ssim_takes_every_window_of_seven_pixels() -> None:
+    first, second = images(2, 1, 1, 9, 8), images(3, 1, 1, 9, 8)
+    values = []
+    for y in range(9 - 6):
+        for x in range(8 - 6):
+            a, b = (image[0, 0, y : y + 7, x : x + 7].double() for image in (first, second))
+            covariance = ((a - a.mean()) * (b - b.mean())).mean()
+            variances = a.var(correction=0) + b.var(correction=0)
+            luminance = (2 * a.mean() * b.mean() + 1e-4) / (a.mean() ** 2 + b.mean() ** 2 + 1e-4)
+            values.append(luminance * (2 * covariance + 9e-4) / (variances + 9e-4))
+    assert ssim(first, second).item() == pytest.approx(torch.stack(values).mean().item(), abs=1e-5)
+
+
 def test_psnr_of_a_known_error_is_a_mean_over_images() -> None:
     truth = torch.full((2, 3, 8, 8), 0.5)
     prediction = truth + torch.tensor([0.1, 0.01])[:, None, None, None]
