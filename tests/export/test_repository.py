@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -280,12 +279,23 @@ def test_a_signal_to_the_command_leaves_nothing_behind(
 ) -> None:
     out = tmp_path / "out" / "repository"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
-    command = [sys.executable, "-m", "export", str(tiny_bundle.root), "--out", str(out)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list(tmp_path.glob("out/.repository-*/repository/*")):
-            time.sleep(0.02)  # until the staging folder is being filled
+    program = (
+        "import signal, sys\n"
+        "from export import build\n"
+        "from export.__main__ import main\n"
+        "def stand_still(*_):\n"
+        "    print('in the middle', flush=True)\n"
+        "    signal.pause()\n"
+        "build.parity = stand_still\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", program, str(tiny_bundle.root), "--out", str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert "in the middle\n" in iter(process.stdout.readline, "")
+        assert list(tmp_path.glob("out/.repository-*/repository/*"))  # the staging folder is being filled
         process.send_signal(number)
-        assert process.wait(60) == code
+        assert process.wait() == code
     assert list((tmp_path / "out").iterdir()) == []
 
 
