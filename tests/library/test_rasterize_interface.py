@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import diffsplat.rasterize
-from diffsplat.rasterize import CrowdedFrameError, cuda, rasterization, render_uint8, warm_up
+from diffsplat.rasterize import CrowdedFrameError, cuda, rasterization, render_uint8
 from tests.library.rasterize_scenes import Case, random_case
 
 CASE = random_case(60, 70, scale=0.1)
@@ -156,10 +156,6 @@ def test_no_cameras_and_no_splats_have_the_right_shapes() -> None:
     assert (frames == 255).all()
 
 
-def test_warm_up_runs() -> None:
-    warm_up(gradients=True)
-
-
 def test_missing_gsplat_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gsplat", None)
     with pytest.raises(ImportError, match="rasterizing CUDA tensors needs gsplat"):
@@ -199,10 +195,26 @@ def test_compiled_and_cached_kernels_agree_to_the_bit(tmp_path: Path) -> None:
     assert digests == digests_again
 
 
-def test_the_cpu_path_never_imports_gsplat(tmp_path: Path) -> None:
+def test_after_the_warm_up_nothing_is_compiled_and_gsplat_is_never_imported(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['gsplat'] = None\n"
-        "from diffsplat.rasterize import warm_up; warm_up()\n"
+        "from numba.core.registry import CPUDispatcher\n"
+        "from diffsplat.rasterize import kernels_backward, kernels_blend, kernels_project, kernels_project_backward\n"
+        "from diffsplat.rasterize import rasterization, render_uint8, warm_up\n"
+        "from tests.library.rasterize_scenes import random_case\n"
+        "modules = kernels_backward, kernels_blend, kernels_project, kernels_project_backward\n"
+        "def compiled():\n"
+        "    kernels = [value for module in modules for value in vars(module).values()]\n"
+        "    return sum(len(kernel.signatures) for kernel in kernels if isinstance(kernel, CPUDispatcher))\n"
+        "assert compiled() == 0\n"
+        "warm_up(gradients=True)\n"
+        "warm = compiled()\n"
+        "case = random_case(60, 70, scale=0.1)\n"
+        "splats = [splat.clone().requires_grad_() for splat in case.splats]\n"
+        "arguments = *splats, case.viewmats, case.intrinsics, case.width, case.height\n"
+        "rasterization(*arguments, render_mode='RGB+ED')[0].sum().backward()\n"
+        "render_uint8(*arguments)\n"
+        "assert compiled() == warm > 0, (compiled(), warm)\n"
         "assert sys.modules['gsplat'] is None\n"
     )
     root = str(Path(diffsplat.rasterize.__file__).parents[2])
