@@ -21,7 +21,7 @@ from diffsplat.denoisers.control_inputs import control_graphs
 from diffsplat.denoisers.graph_inputs import STEP, request_graphs, takes_pooled_text
 from diffsplat.denoisers.interface import build_denoiser, denoiser_graph
 from diffsplat.images.elevest import ElevationEstimator, build_elevest, elevest_config
-from diffsplat.splats.gsrecon import RECON, SplatReconstructor, build_gsrecon
+from diffsplat.splats.gsrecon import GSRECON, SplatReconstructor, build_gsrecon
 from diffsplat.weights import load_weights, weight_files
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ def graph_modules(spec: BackboneSpec) -> dict[str, GraphModule]:
             name: GraphModule("denoiser", partial(denoiser_graph, name, spec)) for name in (*request_graphs(spec), STEP)
         },
         "decoder": GraphModule("gsvae", SplatDecoder),
-        RECON: GraphModule("gsrecon", SplatReconstructor),
+        GSRECON: GraphModule("gsrecon", SplatReconstructor),
         **({"image_encoder": GraphModule("image_encoder", moments)} if spec.image_encoder else {}),
-        **({"elevation": GraphModule("elevest", _estimator(spec))} if spec.elevest is not None else {}),
+        **({"elevest": GraphModule("elevest", _estimator(spec))} if spec.elevest is not None else {}),
         **{name: graph for kind in spec.controls for name, graph in _control_modules(spec, kind).items()},
     }
 

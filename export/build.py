@@ -15,7 +15,7 @@ from diffsplat.graph import Backend, Graph
 from diffsplat.integrity import describe_file
 from diffsplat.runtime import available_cores
 from diffsplat.weights import weight_files
-from export.common import VERSION, Progress, RuntimeChoice, served_stages
+from export.common import VERSION, ProgressCallback, RuntimeChoice, served_stages
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
 from export.timing import choose_backend, median_ms
@@ -25,7 +25,7 @@ STEPS_PER_GRAPH = 4
 
 
 def export_graphs(
-    bundle: Bundle, staging: Path, runtime: RuntimeChoice, progress: Progress
+    bundle: Bundle, staging: Path, runtime: RuntimeChoice, progress: ProgressCallback
 ) -> dict[str, dict[str, GraphRecord]]:
     """All graphs into their version folders; stage -> graph -> record."""
     records: dict[str, dict[str, GraphRecord]] = {stage: {} for stage in served_stages(bundle)}

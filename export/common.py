@@ -9,7 +9,7 @@ from diffsplat.bundle import Bundle
 from diffsplat.weights import holds_network
 
 RuntimeChoice = Literal["auto", "onnxruntime", "torch"]
-Progress = Callable[[str, int, int], None]  # (what is done now, steps done, steps in all)
+ProgressCallback = Callable[[str, int, int], None]  # (what is done now, steps done, steps in all)
 
 VERSION = "1"  # version folder of every model
 

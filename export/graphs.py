@@ -7,13 +7,13 @@
     denoise  denoiser_modulations    pooled [rows, D'], timesteps [steps]            modulations [rows, steps, M]  SD3
     denoise  denoiser                `denoiser.step_input_names`                     prediction [rows, V, C, h, w]
     encode   image_encoder           images [objects, 3, S, S]                       mean, std [.., C, h, w]
-    encode   elevation               images [objects, 3, S, S]                       elevation_deg [objects]
+    encode   elevest                 images [objects, 3, S, S]                       elevation_deg [objects]
     denoise  hints_TYPE, control_context_TYPE, (control_added_TYPE,) control_TYPE    see `denoisers.control_inputs`
     decode   decoder                 latents [objects, V, C, h, w]                   grid [objects, V, 12, H, W]
-    reconstruct  recon               images [.., V, C, H, W], rays [.., V, 6, H, W]  grid [objects, V, 12, H, W]
+    reconstruct  gsrecon             images [.., V, C, H, W], rays [.., V, 6, H, W]  grid [objects, V, 12, H, W]
 
 A row is one (request, guidance branch). Graphs in front of the denoiser: once per request; the denoiser: every step;
-the decoder: once per object. `recon` stands alone: it serves reconstructions, which no other graph takes part in.
+the decoder: once per object. `gsrecon` stands alone: reconstructions run no other graph.
 """
 
 import torch
@@ -26,7 +26,7 @@ from diffsplat.denoisers.control_inputs import residual_numbers
 from diffsplat.denoisers.graph_inputs import ADDED, CONTEXT, MODULATIONS, STEP, request_graphs, step_input_names
 from diffsplat.geometry.gaussians import GRID_WIDTH
 from diffsplat.networks import build_graph_module, network_builders
-from diffsplat.splats.gsrecon import RECON, gsrecon_config
+from diffsplat.splats.gsrecon import GSRECON, gsrecon_config
 from export.graph_spec import GraphSpec, TensorAxes
 from export.image_graphs import controlnet_graphs, image_graphs
 
@@ -49,10 +49,10 @@ def graph_specs(spec: BackboneSpec) -> tuple[GraphSpec, ...]:
         {"objects": 1},
     )
     controls = [graph for kind in spec.controls for graph in controlnet_graphs(spec, kind)]
-    return (*texts, *image_graphs(spec), *_denoiser_graphs(spec), *controls, decoder, _recon(spec))
+    return (*texts, *image_graphs(spec), *_denoiser_graphs(spec), *controls, decoder, _gsrecon(spec))
 
 
-def _recon(spec: BackboneSpec) -> GraphSpec:
+def _gsrecon(spec: BackboneSpec) -> GraphSpec:
     """GSRecon; rays come from outside, where geometry keeps its precision whatever the graph's is."""
     views, grid, channels = spec.geometry.views, spec.geometry.grid_size, gsrecon_config(spec).image_channels
     inputs = (
@@ -60,7 +60,7 @@ def _recon(spec: BackboneSpec) -> GraphSpec:
         TensorAxes("rays", ("objects", views, PLUCKER_CHANNELS, grid, grid), "ray"),
     )
     output = TensorAxes("grid", ("objects", views, GRID_WIDTH, grid, grid))
-    return GraphSpec(RECON, RECONSTRUCT, inputs, (output,), {"objects": 1})
+    return GraphSpec(GSRECON, RECONSTRUCT, inputs, (output,), {"objects": 1})
 
 
 def _text_encoder(name: str, encoder: TextEncoderSpec) -> GraphSpec:

@@ -22,7 +22,7 @@ def image_graphs(spec: BackboneSpec) -> list[GraphSpec]:
         size = elevest_config(spec.elevest).input_size
         images = TensorAxes("images", ("objects", 3, size, size))
         graphs.append(
-            GraphSpec("elevation", "encode", (images,), (TensorAxes("elevation_deg", ("objects",)),), {"objects": 1})
+            GraphSpec("elevest", "encode", (images,), (TensorAxes("elevation_deg", ("objects",)),), {"objects": 1})
         )
     return graphs
 

@@ -6,7 +6,7 @@
     DIR/denoise/    config.pbtxt  1/        model.py export.json denoiser_context.* denoiser.*
     DIR/decode/     config.pbtxt  1/        model.py export.json decoder.*
     DIR/rasterize/  DIR/package/            model.py export.json
-    DIR/diffsplat_reconstruct/  DIR/reconstruct/   the same for views, where the bundle has a GSRecon; recon.*
+    DIR/diffsplat_reconstruct/  DIR/reconstruct/   the same for views, where the bundle has a GSRecon; gsrecon.*
 
 It is built beside DIR and moved into its place when it is complete. A second export of the same bundle by the same
 code with the same options does nothing.
@@ -29,7 +29,7 @@ from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
 from diffsplat.integrity import BundleError, check_seal, describe_file, read_json, verify_file, write_sealed
 from diffsplat.runtime import available_cores
 from diffsplat.splats.gsrecon import gsrecon_config
-from export.common import VERSION, ExportError, Progress, RuntimeChoice, served_stages
+from export.common import VERSION, ExportError, ProgressCallback, RuntimeChoice, served_stages
 from export.sources import ROOT, code_hash
 
 TEMPLATES = ROOT / "model_repository"
@@ -52,7 +52,7 @@ def export_repository(
     out: str | Path,
     runtime: RuntimeChoice = "auto",
     force: bool = False,
-    progress: Progress = lambda text, done, total: None,
+    progress: ProgressCallback = lambda text, done, total: None,
     templates: Path = TEMPLATES,
 ) -> RepositoryExport:
     """Export a bundle into a Triton model repository.

@@ -95,8 +95,8 @@ def relative_error(exported: Graph, module: nn.Module, graph: GraphSpec, sizes: 
         expected = module(*inputs)
     try:
         actual = exported(*inputs)
-    except (ValueError, RuntimeError) as error:
-        raise ExportError(f"graph {graph.name!r} does not run at {sizes}: {error}") from None
+    except (ValueError, RuntimeError) as failure:
+        raise ExportError(f"graph {graph.name!r} does not run at {sizes}: {failure}") from None
     errors = []
     for mine, right in zip(_outputs(actual), _outputs(expected), strict=True):
         error = (mine - right).abs().max()

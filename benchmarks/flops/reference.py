@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from diffsplat.denoisers.graph_inputs import STEP
-from diffsplat.splats.gsrecon import RECON
+from diffsplat.splats.gsrecon import GSRECON
 
 
 class Reference(NamedTuple):
@@ -24,8 +24,8 @@ _EVERYWHERE = {
     "decoder": Reference(2.494, 3.19),
     "tiny_decoder": Reference(0.144, 0.19),
     "image_encoder": Reference(0.274, 0.35),
-    "elevation": Reference(0.047),
-    RECON: Reference(0.72),  # given as "about"
+    "elevest": Reference(0.047),
+    GSRECON: Reference(0.72),  # given as "about"
 }
 _CLIP_L, _CLIP_BIG_G = Reference(0.027, 0.06), Reference(0.196, 0.36)
 

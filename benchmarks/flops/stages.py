@@ -18,7 +18,7 @@ from diffsplat.backbones.text import TEXT_ENCODER
 from diffsplat.denoisers.control_inputs import control_graphs
 from diffsplat.denoisers.graph_inputs import STEP, request_graphs
 from diffsplat.networks import build_graph_module, network_builders
-from diffsplat.splats.gsrecon import RECON
+from diffsplat.splats.gsrecon import GSRECON
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
 
@@ -68,10 +68,10 @@ def stages(spec: BackboneSpec, settings: Settings) -> Iterator[Stage]:
 
 
 def _runs(spec: BackboneSpec, name: str) -> Runs:
-    if name in (STEP, RECON):
+    if name in (STEP, GSRECON):
         return "step" if name == STEP else "apart"
     optional = [graph for kind in spec.controls for graph in control_graphs(spec, kind)]
-    optional += ["elevation", *(() if spec.is_image_conditioned else ("image_encoder",))]
+    optional += ["elevest", *(() if spec.is_image_conditioned else ("image_encoder",))]
     return "option" if name in optional else "request"
 
 

@@ -12,6 +12,8 @@ control_TYPE.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -79,7 +81,7 @@ def add_residuals(
     row_counts: Sequence[int],
     inputs: Mapping[str, Tensor],
 ) -> Tensor:
-    """Residuals of a batch [R, K]; rows that nothing steers are zeros, which leaves them as they are.
+    """Residuals of a batch [R, K], which the caller must not change; uncontrolled rows are zeros, which add nothing.
 
     Args:
         spec: the backbone.
@@ -88,9 +90,12 @@ def add_residuals(
         row_counts: rows of every request; the conditional one is the last.
         inputs: of the denoiser: latents, plucker, timesteps of all rows.
     """
-    ends = [sum(row_counts[: place + 1]) for place in range(len(row_counts))]
+    ends = list(accumulate(row_counts))
+    kinds = dict.fromkeys(control.kind for control in controls if control is not None)
+    if not kinds:
+        return _no_residuals(ends[-1], residual_numbers(spec))
     residuals = torch.zeros(ends[-1], residual_numbers(spec))
-    for kind in dict.fromkeys(control.kind for control in controls if control is not None):
+    for kind in kinds:
         rows: list[int] = []
         parts: list[ControlInputs] = []
         for control, count, end in zip(controls, row_counts, ends, strict=True):
@@ -102,6 +107,12 @@ def add_residuals(
         moving = [inputs[name][rows] for name in ("latents", "plucker", "timesteps")]
         residuals[rows] = graphs[f"control_{kind}"](*moving, *constant)
     return residuals
+
+
+@lru_cache(maxsize=1)
+def _no_residuals(rows: int, numbers: int) -> Tensor:
+    """Zeros [R, K], kept from step to step: megabytes that would otherwise be allocated and cleared every time."""
+    return torch.zeros(rows, numbers)
 
 
 def residual_numbers(spec: BackboneSpec) -> int:

@@ -37,10 +37,11 @@ class ControlMap(NamedTuple):
 
     hint: Tensor  # [3, S, S] float32 in [0, 1], not [-1, 1]
     notes: tuple[str, ...]
+    prepared: PreparedImage  # the image that it was made from, at its working size
 
 
 def prepare_image(
-    data: bytes,
+    data: bytes | DecodedImage,
     size: int = 256,
     remover: BackgroundRemover | None = None,
     border_ratio: float = DEFAULT_BORDER_RATIO,
@@ -49,7 +50,7 @@ def prepare_image(
     """Prepare a condition image.
 
     Args:
-        data: bytes of a PNG, JPEG or WebP file.
+        data: a PNG, JPEG or WebP file, its bytes or decoded by `read_image`.
         size: side of the result, pixels.
         remover: cuts out and centres the object; without one the image is taken as it is.
         border_ratio: as in `cut_out`; used with a remover only.
@@ -58,7 +59,7 @@ def prepare_image(
     Raises:
         InvalidRequestError: (a ValueError) whatever `read_image` and `cut_out` refuse; field, value, range.
     """
-    image = read_image(data, field)
+    image = data if isinstance(data, DecodedImage) else read_image(data, field)
     if remover is None:
         return on_white(image, size, field)
     cut = cut_out(image, remover, size, border_ratio, field)
@@ -67,7 +68,7 @@ def prepare_image(
 
 
 def prepare_control_map(
-    data: bytes,
+    data: bytes | DecodedImage,
     size: int = 256,
     extract_canny: bool = False,
     remover: BackgroundRemover | None = None,
@@ -77,7 +78,7 @@ def prepare_control_map(
     """Prepare a normal, depth or canny map of view 0.
 
     Args:
-        data: bytes of a PNG, JPEG or WebP file: a map with white background, or a photo.
+        data: as in `prepare_image`: a map with white background, or a photo.
         size: side of the result, pixels.
         extract_canny: the file is a photo, whose edges are the map.
         remover: as in `prepare_image`. Maps are better given as they are; meant for photos.
@@ -89,9 +90,9 @@ def prepare_control_map(
     """
     prepared = prepare_image(data, CANNY_SIZE if extract_canny else size, remover, border_ratio, field)
     if not extract_canny:
-        return ControlMap(prepared.rgb, prepared.notes)
+        return ControlMap(prepared.rgb, prepared.notes, prepared)
     edges = resize_antialiased(canny_map(prepared.rgb)[None], size)[0]
-    return ControlMap(edges, (*prepared.notes, f"{field}: its edges are the control map"))
+    return ControlMap(edges, (*prepared.notes, f"{field}: its edges are the control map"), prepared)
 
 
 def on_white(image: DecodedImage, size: int, field: str) -> PreparedImage:

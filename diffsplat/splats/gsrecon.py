@@ -15,7 +15,7 @@ from diffsplat.backbones import BackboneSpec, PixelRule
 from diffsplat.backbones.spec import PLUCKER_CHANNELS
 from diffsplat.geometry.cameras import Cameras, plucker_rays
 
-RECON = "recon"  # its graph: images and rays -> grid
+GSRECON = "gsrecon"  # its graph: images and rays -> grid
 OPACITY_LOGIT_SHIFT = -2.0  # splats start faint: sigmoid(-2) = 0.12
 
 

@@ -91,7 +91,7 @@ class EncodeStage:
 
 def encode_graphs(spec: BackboneSpec) -> tuple[str, ...]:
     """Graphs of this stage."""
-    images = (("image_encoder", spec.image_encoder), ("elevation", spec.elevest is not None))
+    images = (("image_encoder", spec.image_encoder), ("elevest", spec.elevest is not None))
     return (*spec.text.numbered(TEXT_ENCODER), *(name for name, is_there in images if is_there))
 
 

@@ -11,7 +11,14 @@ from torch import Tensor, ones, stack
 from diffsplat.backbones import BackboneSpec
 from diffsplat.graph import Graph
 from diffsplat.images.background import BackgroundRemover, load_background_remover
-from diffsplat.images.prepare import ELEVATION_INPUT_SIZE, elevation_input, prepare_control_map, prepare_image
+from diffsplat.images.decode_file import read_image
+from diffsplat.images.prepare import (
+    CONTROL_IMAGE,
+    ELEVATION_INPUT_SIZE,
+    elevation_input,
+    prepare_control_map,
+    prepare_image,
+)
 from diffsplat.sampling.blob_start import blob_views
 from diffsplat.stages.image_features import ImageFeatures
 
@@ -29,7 +36,7 @@ class ImageEncoderStage:
 
     Args:
         spec: what the bundle can do.
-        graphs: `image_encoder` and `elevation`, those that it has.
+        graphs: `image_encoder` and `elevest`, those that it has.
     """
 
     def __init__(self, spec: BackboneSpec, graphs: Mapping[str, Graph]) -> None:
@@ -52,12 +59,15 @@ class ImageEncoderStage:
             features, warnings = ImageFeatures(condition_latents=mean[0]), image.notes
             request = self._with_elevation(request, image.rgb)
         elif request.control_image is not None:
+            decoded = read_image(request.control_image, CONTROL_IMAGE)
             control = prepare_control_map(
-                request.control_image, self.spec.hint_size, request.extract_canny, remover, request.border_ratio
+                decoded, self.spec.hint_size, request.extract_canny, remover, request.border_ratio
             )
             features, warnings = ImageFeatures(hint=control.hint), control.notes
             if request.estimate_elevation:
-                photo = prepare_image(request.control_image, size, remover, request.border_ratio, "CONTROL_IMAGE")
+                photo = control.prepared
+                if photo.rgb.shape[-1] != size:  # canny's edges are found at another size
+                    photo = prepare_image(decoded, size, remover, request.border_ratio, CONTROL_IMAGE)
                 request = self._with_elevation(request, photo.rgb)
         if request.has_blob_start:
             mean, std = self.graphs["image_encoder"](blob_views(size, request.init_std, request.init_background))
@@ -71,7 +81,7 @@ class ImageEncoderStage:
         if self.spec.image_encoder:
             self.graphs["image_encoder"](white)
         if self.spec.elevest is not None:
-            self.graphs["elevation"](elevation_input(white, self._elevation_size))
+            self.graphs["elevest"](elevation_input(white, self._elevation_size))
 
     def _check(self, request: GenerationRequest) -> None:
         spec = self.spec
@@ -94,7 +104,7 @@ class ImageEncoderStage:
         """[3, H, W] in [0, 1]: the image's elevation, where it is to be estimated."""
         if not request.estimate_elevation:
             return request
-        elevation_deg = float(self.graphs["elevation"](elevation_input(rgb[None], self._elevation_size))[0])
+        elevation_deg = float(self.graphs["elevest"](elevation_input(rgb[None], self._elevation_size))[0])
         return dataclasses.replace(request, elevation_deg=elevation_deg, estimate_elevation=False)
 
     def _background_remover(self) -> BackgroundRemover:

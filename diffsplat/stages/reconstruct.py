@@ -15,7 +15,7 @@ from diffsplat.export_record import ExportRecord
 from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL, Cameras, generated_view_cameras, plucker_rays
 from diffsplat.graph import Graph
 from diffsplat.runtime import bundle_graph, load_graph
-from diffsplat.splats.gsrecon import RECON, gsrecon_config
+from diffsplat.splats.gsrecon import GSRECON, gsrecon_config
 from diffsplat.stages.decode import DecodeResult, splats_of
 from diffsplat.stages.envelope import OutputEnvelope
 
@@ -30,20 +30,20 @@ class ReconstructResult(NamedTuple):
 class ReconstructStage:
     """Holds the views against what the bundle's GSRecon takes, runs it, and lifts its grid as `decode` does."""
 
-    def __init__(self, spec: BackboneSpec, recon: Graph) -> None:
+    def __init__(self, spec: BackboneSpec, gsrecon: Graph) -> None:
         self.spec = spec
         self.config = gsrecon_config(spec)
-        self.recon = recon
+        self.gsrecon = gsrecon
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], threads: int | None = None) -> "ReconstructStage":
         """From a version folder. BundleError names a file that is missing or damaged."""
-        return cls(ExportRecord.read(folder).spec, load_graph(folder, RECON, threads))
+        return cls(ExportRecord.read(folder).spec, load_graph(folder, GSRECON, threads))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "ReconstructStage":
         """Straight from a bundle, run by torch. BundleError when it has no GSRecon."""
-        return cls(bundle.spec, bundle_graph(bundle, RECON))
+        return cls(bundle.spec, bundle_graph(bundle, GSRECON))
 
     def run(self, request: ReconstructionRequest) -> ReconstructResult:
         """Reconstruct one object. InvalidRequestError for views that are not sensible, or not what the bundle takes."""
@@ -55,7 +55,7 @@ class ReconstructStage:
         cameras = Cameras(tensors["CAMERA_TO_WORLD"], tensors.get("INTRINSICS", _intrinsics(len(images[0]))))
         side = self.spec.geometry.grid_size
         rays = plucker_rays(*cameras, side, side, self.config.ray_pixel_rule)[None]  # [1, V, 6, H, W]
-        grid = self.recon(images, rays)  # [1, V, 12, H, W]
+        grid = self.gsrecon(images, rays)  # [1, V, 12, H, W]
         decoded = splats_of(grid, cameras, self.spec.geometry, request.format)
         return ReconstructResult(decoded, OutputEnvelope(request.output_options()))
 

@@ -14,7 +14,7 @@ from diffsplat.backbones.spec import MASK_CHANNELS, PLUCKER_CHANNELS
 from diffsplat.denoisers.graph_inputs import FAMILIES
 from diffsplat.denoisers.view_inputs import stock_config
 from diffsplat.integrity import read_json
-from export.importing.layout import CheckpointError
+from export.importing.layout import SourceError
 
 SHOWN = 20  # keys of a kind
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -77,7 +77,7 @@ def read_header(path: Path) -> list[SourceTensor]:
     """Tensors of a safetensors file as they lie in it.
 
     Raises:
-        CheckpointError: it is truncated, or none.
+        SourceError: it is truncated, or none.
     """
     try:
         with safe_open(path, framework="pt"):  # checks that header and size agree, without reading on
@@ -86,7 +86,7 @@ def read_header(path: Path) -> list[SourceTensor]:
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8))
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: truncated, damaged or no safetensors file ({error})") from None
+        raise SourceError(f"{path}: truncated, damaged or no safetensors file ({error})") from None
     tensors = [
         SourceTensor(name, entry["dtype"], tuple(entry["shape"]), *(start + at for at in entry["data_offsets"]))
         for name, entry in header.items()
@@ -100,27 +100,25 @@ def check_index(path: Path, holders: Mapping[str, str]) -> None:
     try:
         weight_map = dict(read_json(path)["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a valid index ({type(error).__name__}: {error})") from None
+        raise SourceError(f"{path}: not a valid index ({type(error).__name__}: {error})") from None
     for key in sorted(weight_map.keys() | holders.keys()):
         if weight_map.get(key) != holders.get(key):
             said, found = weight_map.get(key, "no file"), holders.get(key, "none of the shards")
-            raise CheckpointError(f"{path}: places {key} in {said}, but {found} holds it")
+            raise SourceError(f"{path}: places {key} in {said}, but {found} holds it")
 
 
 def check_denoiser_config(spec: BackboneSpec, path: Path) -> None:
     """A denoiser's `config.json` must describe the backbone asked for.
 
     Raises:
-        CheckpointError: it describes another one; the message names both.
+        SourceError: it describes another one; the message names both.
     """
     config = _read_config(path)
     problems = _contradictions(spec, config)
     if problems:
         others = [name for name, other in BACKBONES.items() if not _contradictions(other, config)]
         described = " or ".join(others) or str(config.get("_class_name", "an unknown network"))
-        raise CheckpointError(
-            f"{path}: a checkpoint of {described}, but {spec.name} was asked for: {', '.join(problems)}"
-        )
+        raise SourceError(f"{path}: a checkpoint of {described}, but {spec.name} was asked for: {', '.join(problems)}")
 
 
 def _contradictions(spec: BackboneSpec, config: Mapping[str, Any]) -> list[str]:
@@ -175,11 +173,11 @@ def check_vae_config(spec: BackboneSpec, path: Path) -> None:
         if (expected or 0) != (found or 0):
             problems.append(f"{name} is {found!r}, not {expected!r}")
     if problems:
-        raise CheckpointError(f"{path}: not the image VAE of {spec.name}: {', '.join(problems)}")
+        raise SourceError(f"{path}: not the image VAE of {spec.name}: {', '.join(problems)}")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except ValueError as error:
-        raise CheckpointError(str(error)) from None
+        raise SourceError(str(error)) from None

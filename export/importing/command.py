@@ -17,7 +17,7 @@ from diffsplat.catalogue import describe_bundle, table_of
 from diffsplat.integrity import BundleError
 from export.common import ExportError
 from export.importing.importer import ImportOptions, import_bundle
-from export.importing.layout import NEWEST, PUBLISHED, REPOSITORY, CheckpointError, default_tags
+from export.importing.layout import NEWEST, PUBLISHED, REPOSITORY, SourceError, default_tags
 from export.importing.network import PRECISIONS
 
 _CONTROLS: tuple[str, ...] = get_args(ControlType)
@@ -33,7 +33,7 @@ def import_command(arguments: list[str]) -> int:
     try:
         with leave_on_sigterm():
             bundle = _import_with_progress(_options(options), console)
-    except (CheckpointError, BundleError, ExportError) as error:
+    except (SourceError, BundleError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -135,12 +135,12 @@ def _spec(name: str, options: argparse.Namespace) -> BackboneSpec:
         changes["image_encoder"] = True
     if options.no_t5:
         if f"{options.backbone}{_NO_T5}" not in TEXTS:
-            raise CheckpointError(f"--no-t5: {options.backbone} has no other text encoder to fall back on")
+            raise SourceError(f"--no-t5: {options.backbone} has no other text encoder to fall back on")
         changes["text"] = TEXTS[f"{options.backbone}{_NO_T5}"]
     try:
         return dataclasses.replace(BACKBONES[name], **changes)
     except ValueError as error:
-        raise CheckpointError(f"{name}: {error}") from None
+        raise SourceError(f"{name}: {error}") from None
 
 
 def _import_with_progress(options: ImportOptions, console: Console) -> Any:

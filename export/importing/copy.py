@@ -17,7 +17,7 @@ import torch
 
 from diffsplat.weights import write_index
 from export.importing.check import FLOATS, SourceTensor
-from export.importing.layout import CheckpointError
+from export.importing.layout import SourceError
 
 PIECE_BYTES = 1 << 25
 MAX_WEIGHTS_FILE_BYTES = 4_000_000_000
@@ -83,7 +83,7 @@ def copy_network(
         Names of the files written, and sha256 of every source.
 
     Raises:
-        CheckpointError: a source changed or holds what is not a number, a number does not fit the precision, or
+        SourceError: a source changed or holds what is not a number, a number does not fit the precision, or
             tensors of the same key differ.
     """
     unique: dict[str, CopiedTensor] = {}
@@ -113,7 +113,7 @@ def copy_network(
         }
     for first, second in twins.items():
         if digests[first] != digests[second]:
-            raise CheckpointError(f"{first[1]} in {first[0]}: differs from {second[1]}, which is the same tensor")
+            raise SourceError(f"{first[1]} in {first[0]}: differs from {second[1]}, which is the same tensor")
     written = list(names)
     if len(shards) > 1:
         weight_map = {tensor.key: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
@@ -217,7 +217,7 @@ def _read(file: Any, buffer: bytearray, length: int, path: Path) -> memoryview:
     while done < length:
         count = file.readinto(piece[done:])
         if not count:
-            raise CheckpointError(f"{path}: became shorter while it was read")
+            raise SourceError(f"{path}: became shorter while it was read")
         done += count
     return piece
 
@@ -229,8 +229,8 @@ def _cast(piece: memoryview, tensor: CopiedTensor, path: Path) -> memoryview:
     cast = values.to(TORCH_TYPES[tensor.dtype])
     if not bool(torch.isfinite(cast).all()):
         if not bool(torch.isfinite(values).all()):
-            raise CheckpointError(f"{path}: {tensor.source.name} holds infinities or what is not a number")
-        raise CheckpointError(
+            raise SourceError(f"{path}: {tensor.source.name} holds infinities or what is not a number")
+        raise SourceError(
             f"{path}: {tensor.source.name} holds {float(values.abs().max()):g}, too large for {tensor.dtype}: "
             "import with --precision bf16 or fp32"
         )

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
-from export.importing.layout import CheckpointError
+from export.importing.layout import SourceError
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _CACHE_PREFIX = "models--"
@@ -51,7 +51,7 @@ class LocalFolder:
         return frozenset(found)
 
     def fetch(self, names: Collection[str]) -> Path:
-        """Check that the files are there. CheckpointError names a Git LFS pointer or a link to a missing file."""
+        """Check that the files are there. SourceError names a Git LFS pointer or a link to a missing file."""
         for name in sorted(names):
             _check_is_content(self.root / name)
         return self.root
@@ -63,14 +63,14 @@ class LocalFolder:
 
 def _check_is_content(path: Path) -> None:
     if not path.is_file():
-        raise CheckpointError(
+        raise SourceError(
             f"{path}: a link to {os.readlink(path)}, which is missing: the download is incomplete, repeat it"
             if path.is_symlink()
             else f"{path}: missing"
         )
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise CheckpointError(
+            raise SourceError(
                 f"{path}: a Git LFS pointer, not the file itself; fetch the files with `git lfs pull` in that clone"
             )
 
@@ -99,7 +99,7 @@ def _open_cache(root: Path) -> CachedRepository:
     revision = main.read_text().strip() if main.is_file() else ""
     if revision not in snapshots and len(snapshots) != 1:
         found = ", ".join(sorted(snapshots)) or "none"
-        raise CheckpointError(
+        raise SourceError(
             f"{root}: a cache of the hub without a snapshot for refs/main; give the folder of one in "
             f"{root / 'snapshots'}, which has: {found}"
         )
@@ -116,11 +116,11 @@ class HubRepository:
         self._found: Any = None
 
     def names(self) -> frozenset[str]:
-        """What the hub lists. CheckpointError when it does not answer."""
+        """What the hub lists. SourceError when it does not answer."""
         return frozenset(entry.rfilename for entry in self._info().siblings or ())
 
     def fetch(self, names: Collection[str]) -> Path:
-        """Download what is not in the cache yet. CheckpointError when that fails; the next try continues."""
+        """Download what is not in the cache yet. SourceError when that fails; the next try continues."""
         from huggingface_hub import snapshot_download
 
         try:
@@ -142,23 +142,23 @@ class HubRepository:
                 raise self._unreachable(error) from error
         return self._found
 
-    def _unreachable(self, error: Exception) -> CheckpointError:
+    def _unreachable(self, error: Exception) -> SourceError:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         if isinstance(error, GatedRepoError):
-            return CheckpointError(
+            return SourceError(
                 f"{self.repo_id}: has conditions on the hub; accept them on its page, log in with `hf auth login`, "
                 f"or give a local folder with the same files as {self.option}"
             )
         if isinstance(error, RepositoryNotFoundError):
             successor = _MOVED.get(self.repo_id)
             instead = f"{successor}, which holds the same files, or" if successor else "another repository or"
-            return CheckpointError(
+            return SourceError(
                 f"{self.repo_id}: no such repository on the hub: removed, renamed, misspelt or private; "
                 f"give {instead} a local folder with its files as {self.option} (a private one needs `hf auth login`)"
             )
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return CheckpointError(
+        return SourceError(
             f"{self.repo_id}: the hub cannot be reached ({reason}); without a network, give a local folder with the "
             f"same files as {self.option}"
         )
@@ -172,7 +172,7 @@ def open_origin(source: str, option: str = "SOURCE") -> Origin:
         option: argument of the command line that gave it, for errors.
 
     Raises:
-        CheckpointError: it is none of these.
+        SourceError: it is none of these.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -180,10 +180,10 @@ def open_origin(source: str, option: str = "SOURCE") -> Origin:
             return _open_cache(path)
         if cached := sorted(path.glob(f"{_CACHE_PREFIX}*/snapshots")):
             names = ", ".join(folder.parent.name for folder in cached)
-            raise CheckpointError(f"{source}: the cache of the hub; give one of its folders as {option}: {names}")
+            raise SourceError(f"{source}: the cache of the hub; give one of its folders as {option}: {names}")
         return LocalFolder(path)
     if path.exists():
-        raise CheckpointError(f"{source}: is a file; give the folder that holds TAG/checkpoints/ITERATION")
+        raise SourceError(f"{source}: is a file; give the folder that holds TAG/checkpoints/ITERATION")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
         return HubRepository(source, option)
-    raise CheckpointError(f"{source}: no such folder, and not the name OWNER/REPOSITORY of a repository of the hub")
+    raise SourceError(f"{source}: no such folder, and not the name OWNER/REPOSITORY of a repository of the hub")

@@ -15,18 +15,18 @@ from diffsplat.bundle import MANIFEST, Bundle, assemble_bundle, check_replaceabl
 from diffsplat.networks import network_builders
 from diffsplat.text.official_tokenizers import official_tokenizer_json
 from diffsplat.text.tokenizer import Tokenizer
-from export.common import Progress
+from export.common import ProgressCallback
 from export.importing.copy import MAX_WEIGHTS_FILE_BYTES
 from export.importing.hub import Origin, open_origin
 from export.importing.layout import (
-    CheckpointError,
+    SourceError,
     WeightFiles,
     locate_base_parts,
     locate_checkpoints,
     locate_tokenizers,
 )
 from export.importing.network import PRECISIONS, FoundNetwork, check_config, find_network
-from export.importing.resume import STAGING, Record, check_space, copy_networks, kept_networks, working_folder
+from export.importing.resume import STAGING, NetworkRecord, check_space, copy_networks, kept_networks, working_folder
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ImportOptions:
     max_file_bytes: int = MAX_WEIGHTS_FILE_BYTES
 
 
-def import_bundle(options: ImportOptions, progress: Progress = lambda text, done, total: None) -> Bundle:
+def import_bundle(options: ImportOptions, progress: ProgressCallback = lambda text, done, total: None) -> Bundle:
     """Import official checkpoints.
 
     Args:
@@ -51,14 +51,14 @@ def import_bundle(options: ImportOptions, progress: Progress = lambda text, done
         progress: called with what is done now, bytes read and bytes to read.
 
     Raises:
-        CheckpointError: a part is missing, damaged, of another backbone, or does not fit; all problems of keys and
+        SourceError: a part is missing, damaged, of another backbone, or does not fit; all problems of keys and
             shapes come in one message.
         BundleError: `out` is not ours to replace.
     """
     out = Path(options.out).absolute()
     check_replaceable(out, MANIFEST)
     if options.precision not in PRECISIONS:
-        raise CheckpointError(f"precision = {options.precision!r}: must be one of {', '.join(PRECISIONS)}")
+        raise SourceError(f"precision = {options.precision!r}: must be one of {', '.join(PRECISIONS)}")
     progress("looking for the parts", 0, 0)
     origins = {"checkpoint": open_origin(options.source), "base": open_origin(options.base, "--base")}
     located, tokenizer_names = _locate(options, origins)
@@ -94,7 +94,7 @@ def _fetch(
     origins: Mapping[str, Origin],
     located: Mapping[str, WeightFiles],
     tokenizer_names: Mapping[str, Sequence[str]],
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> dict[str, Path]:
     roots = {}
     for name, origin in origins.items():
@@ -121,7 +121,7 @@ def _check(
             folder = root / Path(files.files[0]).parent
             reports.append("\n  ".join([f"{name} of {options.spec.name} in {folder}:", *network.report.lines()]))
     if reports:
-        raise CheckpointError("the checkpoint does not fit:\n" + "\n".join(reports))
+        raise SourceError("the checkpoint does not fit:\n" + "\n".join(reports))
     return networks
 
 
@@ -133,9 +133,9 @@ def _tokenizers(spec: BackboneSpec, root: Path) -> list[str]:
             text = official_tokenizer_json(folder, encoder.kind)
             size = Tokenizer.for_encoder(text, encoder).vocab_size
         except Exception as error:  # the library raises plain Exception for a file that it cannot read
-            raise CheckpointError(f"{folder}: no tokenizer of {spec.name}: {error}") from error
+            raise SourceError(f"{folder}: no tokenizer of {spec.name}: {error}") from error
         if size > encoder.config["vocab_size"]:
-            raise CheckpointError(
+            raise SourceError(
                 f"{folder}: has {size} tokens, the text encoder of {spec.name} only {encoder.config['vocab_size']}"
             )
         texts.append(text)
@@ -143,7 +143,7 @@ def _tokenizers(spec: BackboneSpec, root: Path) -> list[str]:
 
 
 def _lineage(
-    networks: Mapping[str, FoundNetwork], records: Mapping[str, Record], origins: Mapping[str, Origin]
+    networks: Mapping[str, FoundNetwork], records: Mapping[str, NetworkRecord], origins: Mapping[str, Origin]
 ) -> dict[str, Any]:
     return {
         "imported_from": {name: origin.describe() for name, origin in origins.items()},

@@ -38,7 +38,7 @@ PUBLISHED: Mapping[str, tuple[str, str, str | None]] = {
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-class CheckpointError(ExportError):
+class SourceError(ExportError):
     """A checkpoint is incomplete, damaged, or not of the backbone asked for; the message names file and keys."""
 
 
@@ -94,14 +94,14 @@ def locate_checkpoints(
         iterations: network -> iteration; the newest where none is named.
 
     Raises:
-        CheckpointError: a part is not there, or only as a pickle.
+        SourceError: a part is not there, or only as a pickle.
     """
     located = {}
     for network in networks:
         if _is_of_base_model(network):
             continue
         if network not in tags:
-            raise CheckpointError(
+            raise SourceError(
                 f"{network} of {spec.name}: no checkpoint was published; name the folder that holds one with "
                 f"--tag {network}=TAG. {_tags_of(names, label)}"
             )
@@ -131,7 +131,7 @@ def locate_tokenizers(spec: BackboneSpec, names: Collection[str], label: str) ->
     for folder in spec.text.numbered(TOKENIZER):
         located[folder] = tuple(sorted(name for name in names if name.rpartition("/")[0] == folder))
         if not located[folder]:
-            raise CheckpointError(f"{label}: has no folder {folder}, which the text of {spec.name} needs")
+            raise SourceError(f"{label}: has no folder {folder}, which the text of {spec.name} needs")
     return located
 
 
@@ -145,11 +145,11 @@ def _iteration_folder(names: Collection[str], label: str, network: str, tag: str
     found = {int(folder): folder for folder in below if folder.isdecimal()}
     if not found:
         what = "no iterations below" if any(name.startswith(f"{tag}/") for name in names) else "no folder"
-        raise CheckpointError(f"{label}: has {what} {tag}, which holds the {network}. {_tags_of(names, label)}")
+        raise SourceError(f"{label}: has {what} {tag}, which holds the {network}. {_tags_of(names, label)}")
     wanted = max(found) if iteration == NEWEST else iteration
     if wanted not in found:
         there = ", ".join(map(str, sorted(found)))
-        raise CheckpointError(f"{label}/{tag}: has no iteration {iteration}, only {there} (-1 is the newest)")
+        raise SourceError(f"{label}/{tag}: has no iteration {iteration}, only {there} (-1 is the newest)")
     return f"{start}{found[wanted]}"
 
 
@@ -178,7 +178,7 @@ def _weights(
         shards = {name: match for name in here if (match := numbered.fullmatch(name))}
         single = f"{stem}{dotted}.safetensors"
         if single in here and shards:
-            raise CheckpointError(f"{label}/{folder}: holds {single} beside {min(shards)}: one of them is stale")
+            raise SourceError(f"{label}/{folder}: holds {single} beside {min(shards)}: one of them is stale")
         if single not in here and not shards:
             continue
         _check_complete({name: match.groups() for name, match in shards.items()}, f"{label}/{folder}")
@@ -189,17 +189,17 @@ def _weights(
             f"{folder}/config.json" if "config.json" in here else None,
             f"{folder}/{index}" if shards and index in here else None,
         )
-    raise CheckpointError(_why_absent(names, label, folder, stem, here))
+    raise SourceError(_why_absent(names, label, folder, stem, here))
 
 
 def _check_complete(shards: Mapping[str, tuple[str | None, ...]], folder: str) -> None:
     pairs = {tuple(int(number) for number in groups if number is not None) for groups in shards.values()}
     totals = {total for _, total in pairs}
     if len(totals) > 1:
-        raise CheckpointError(f"{folder}: shards of several savings lie together: {', '.join(sorted(shards))}")
+        raise SourceError(f"{folder}: shards of several savings lie together: {', '.join(sorted(shards))}")
     missing = [number for number in range(1, max(totals, default=0) + 1) if number not in {first for first, _ in pairs}]
     if missing:
-        raise CheckpointError(f"{folder}: lacks shard {', '.join(map(str, missing))} of {max(totals)}")
+        raise SourceError(f"{folder}: lacks shard {', '.join(map(str, missing))} of {max(totals)}")
 
 
 def _why_absent(names: Collection[str], label: str, folder: str, stem: str, here: Collection[str]) -> str:

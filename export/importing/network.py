@@ -23,7 +23,7 @@ from export.importing.check import (
     read_header,
 )
 from export.importing.copy import TORCH_TYPES, CopiedTensor
-from export.importing.layout import CheckpointError, WeightFiles
+from export.importing.layout import SourceError, WeightFiles
 
 PRECISIONS: Mapping[str, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 # Rounding their weights to 16 bits moves what they compute by more than the official numbers' tolerance: see
@@ -83,7 +83,7 @@ def _image_encoder_name(name: str) -> str | None:
 
 
 def check_config(spec: BackboneSpec, network: str, path: Path) -> None:
-    """What shapes do not show must be as in the spec. CheckpointError names both."""
+    """What shapes do not show must be as in the spec. SourceError names both."""
     if network == "denoiser":
         check_denoiser_config(spec, path)
     elif network == "image_encoder":
@@ -93,7 +93,7 @@ def check_config(spec: BackboneSpec, network: str, path: Path) -> None:
         try:
             check_official_config(path.parent, encoder)
         except ValueError as error:
-            raise CheckpointError(f"{error} (for the {network} of {spec.name})") from None
+            raise SourceError(f"{error} (for the {network} of {spec.name})") from None
 
 
 def find_network(spec: BackboneSpec, name: str, files: WeightFiles, root: Path, precision: str) -> FoundNetwork:
@@ -107,7 +107,7 @@ def find_network(spec: BackboneSpec, name: str, files: WeightFiles, root: Path, 
         precision: asked for, a key of PRECISIONS.
 
     Raises:
-        CheckpointError: a file is damaged, or shards disagree with each other or with their index.
+        SourceError: a file is damaged, or shards disagree with each other or with their index.
     """
     expected, rename = expected_tensors(spec, name), renaming(name)
     holders: dict[str, str] = {}
@@ -117,7 +117,7 @@ def find_network(spec: BackboneSpec, name: str, files: WeightFiles, root: Path, 
     for file in files.files:
         for tensor in read_header(root / file):
             if tensor.name in holders:
-                raise CheckpointError(f"{root / file}: holds {tensor.name}, and so does {holders[tensor.name]}")
+                raise SourceError(f"{root / file}: holds {tensor.name}, and so does {holders[tensor.name]}")
             holders[tensor.name] = Path(file).name
             key = rename(tensor.name)
             if key is None:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from diffsplat.integrity import BundleError, describe_file, verify_file
-from export.common import Progress
+from export.common import ProgressCallback
 from export.importing.copy import copy_network
-from export.importing.layout import CheckpointError
+from export.importing.layout import SourceError
 from export.importing.network import FoundNetwork
 
 STAGING = "bundle"  # folder of the files of the bundle to be
 _RECORD = "record.json"
 _RECORD_VERSION = 1
-Record = dict[str, Any]  # of a finished network: made_from, files, sources
+NetworkRecord = dict[str, Any]  # of a finished network: made_from, files, sources
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def working_folder(out: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise CheckpointError(f"{working}: another import to {out} is running") from None
+            raise SourceError(f"{working}: another import to {out} is running") from None
         try:
             yield working
         except BaseException:  # Ctrl-C too
@@ -50,14 +50,14 @@ def _drop_unfinished(working: Path) -> None:
             path.unlink()
 
 
-def _read_records(working: Path) -> dict[str, Record]:
+def _read_records(working: Path) -> dict[str, NetworkRecord]:
     try:
         return {name: record for name, record in json.loads((working / _RECORD).read_text()).items() if record["files"]}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # absent or damaged: nothing is finished
         return {}
 
 
-def kept_networks(working: Path, networks: Mapping[str, FoundNetwork], max_file_bytes: int) -> dict[str, Record]:
+def kept_networks(working: Path, networks: Mapping[str, FoundNetwork], max_file_bytes: int) -> dict[str, NetworkRecord]:
     """Records of the networks that an import before this one finished; every other file is removed."""
     records = _read_records(working)
     kept = {}
@@ -79,18 +79,18 @@ def kept_networks(working: Path, networks: Mapping[str, FoundNetwork], max_file_
 
 
 def check_space(out: Path, networks: Mapping[str, FoundNetwork]) -> None:
-    """CheckpointError unless there is room beside `out` for networks that are still to be copied."""
+    """SourceError unless there is room beside `out` for networks that are still to be copied."""
     needed, free = sum(network.nbytes for network in networks.values()), shutil.disk_usage(out.parent).free
     if needed > free:
-        raise CheckpointError(f"{out.parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+        raise SourceError(f"{out.parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
 
 
 def copy_networks(
     working: Path,
     networks: Mapping[str, FoundNetwork],
-    records: dict[str, Record],
+    records: dict[str, NetworkRecord],
     max_file_bytes: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> None:
     """Copy what no record tells of, and record it."""
     total = sum(network.source_bytes for name, network in networks.items() if name not in records)

@@ -120,7 +120,7 @@ def test_a_request_needs_less_than_the_table(figures: dict[str, Any]) -> None:
 
 def test_stages_that_are_the_reference_s_cost_what_its_cost(figures: dict[str, Any]) -> None:
     rows = [(name, figures["sd15"]["stages"][name]) for name in ("text_encoder", "decoder", "tiny_decoder")]
-    rows += [(name, figures["sd15"]["stages"][name]) for name in ("image_encoder", "elevation")]
+    rows += [(name, figures["sd15"]["stages"][name]) for name in ("image_encoder", "elevest")]
     rows += [(name, figures["sd35"]["stages"][name]) for name in ("text_encoder", "text_encoder_2")]
     for name, row in rows:
         assert row["ratio"] == pytest.approx(1, abs=0.02), name

@@ -25,7 +25,7 @@ from export.repository import VERSION, export_repository
 from export.timing import median_ms
 from export.to_onnx import PARITY_LIMIT, parity, relative_error, write_onnx
 
-NAMES = ("text_encoder", "denoiser_context", "denoiser", "decoder", "recon")
+NAMES = ("text_encoder", "denoiser_context", "denoiser", "decoder", "gsrecon")
 
 
 @pytest.fixture(scope="session")
@@ -169,10 +169,10 @@ def test_gsrecon_of_rgb_alone_equals_torch_too(tiny_bundle: Bundle, tmp_path: Pa
     """Plain blocks of it as well: the published network's predecessors have LayerNorms and no gated MLP."""
     small = {**tiny_bundle.spec.gsrecon, "input_normal": False, "input_coord": False, "llama_style": False}
     spec = dataclasses.replace(tiny_bundle.spec, gsrecon=small)
-    graph = next(graph for graph in graph_specs(spec) if graph.name == "recon")
+    graph = next(graph for graph in graph_specs(spec) if graph.name == "gsrecon")
     assert [tensor.axes[2] for tensor in graph.inputs] == [3, 6]
-    module = build_graph_module("recon", spec, network_builders(spec)["gsrecon"]())
-    (path,) = write_onnx(graph, module, tmp_path / "recon.onnx")
+    module = build_graph_module("gsrecon", spec, network_builders(spec)["gsrecon"]())
+    (path,) = write_onnx(graph, module, tmp_path / "gsrecon.onnx")
     assert parity(graph, module, path, threads=1) <= PARITY_LIMIT
 
 

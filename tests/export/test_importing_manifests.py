@@ -8,7 +8,7 @@ import pytest
 
 from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.denoisers.view_inputs import stock_config
-from export.importing.check import SHOWN, CheckpointError, KeyReport, check_denoiser_config, compare_keys
+from export.importing.check import SHOWN, KeyReport, SourceError, check_denoiser_config, compare_keys
 from export.importing.network import expected_tensors, renaming
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
@@ -105,7 +105,7 @@ def test_official_configs_are_told_apart(name: str, tmp_path: Path) -> None:
         if backbone in (own, twin):
             check_denoiser_config(spec, path)
         else:
-            with pytest.raises(CheckpointError) as caught:
+            with pytest.raises(SourceError) as caught:
                 check_denoiser_config(spec, path)
             assert own in str(caught.value) and f"but {backbone} was asked for" in str(caught.value)
 

@@ -14,7 +14,7 @@ from diffsplat.bundle import Bundle
 from diffsplat.text.official_tokenizers import official_tokenizer_json
 from export.importing.hub import open_origin
 from export.importing.importer import ImportOptions, import_bundle
-from export.importing.layout import CheckpointError
+from export.importing.layout import SourceError
 from tests.official import iteration_folder
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb\nsize 12345\n"
@@ -35,7 +35,7 @@ def test_a_git_lfs_pointer_is_named_as_one(options: ImportOptions, file) -> None
     if not path.exists():  # sharded
         path = min(path.parent.glob("*.safetensors"))
     path.write_bytes(POINTER)
-    with pytest.raises(CheckpointError, match=f"^{path}: a Git LFS pointer, not the file itself; .*`git lfs pull`"):
+    with pytest.raises(SourceError, match=f"^{path}: a Git LFS pointer, not the file itself; .*`git lfs pull`"):
         import_bundle(options)
     assert not options.out.exists()
 
@@ -60,7 +60,7 @@ def test_the_root_of_a_cached_repository_leads_to_its_snapshot(options: ImportOp
     (base / "snapshots" / OLDER).mkdir()  # an older revision, which refs/main no longer names
     bundle = import_bundle(dataclasses.replace(options, base=str(base)))
     assert bundle.lineage["imported_from"]["base"] == {"repository": "owner/base-model", "revision": REVISION}
-    with pytest.raises(CheckpointError, match="the cache of the hub; .* as --base: models--owner--base-model"):
+    with pytest.raises(SourceError, match="the cache of the hub; .* as --base: models--owner--base-model"):
         open_origin(str(tmp_path / "hub"), "--base")
 
 
@@ -69,7 +69,7 @@ def test_snapshots_that_refs_do_not_choose_between_are_listed(options: ImportOpt
     (base / "refs" / "main").unlink()
     assert open_origin(str(base)).names()  # the only one
     (base / "snapshots" / OLDER).mkdir()
-    with pytest.raises(CheckpointError, match=f"without a snapshot for refs/main; .* which has: {OLDER}, {REVISION}"):
+    with pytest.raises(SourceError, match=f"without a snapshot for refs/main; .* which has: {OLDER}, {REVISION}"):
         open_origin(str(base))
 
 
@@ -77,7 +77,7 @@ def test_an_incomplete_download_is_named(options: ImportOptions, tmp_path: Path)
     base = in_cache(Path(options.base), "owner/base", tmp_path / "hub")
     path = base / "snapshots" / REVISION / "tokenizer" / "vocab.json"
     path.resolve().unlink()
-    with pytest.raises(CheckpointError, match=f"^{path}: a link to .*, which is missing: the download is incomplete"):
+    with pytest.raises(SourceError, match=f"^{path}: a link to .*, which is missing: the download is incomplete"):
         import_bundle(dataclasses.replace(options, base=str(base)))
 
 
@@ -141,5 +141,5 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 )
 @pytest.mark.usefixtures("hub")
 def test_a_base_model_that_is_gone_from_the_hub(options: ImportOptions, base: str, said: str) -> None:
-    with pytest.raises(CheckpointError, match=f"^{base}: {said}"):
+    with pytest.raises(SourceError, match=f"^{base}: {said}"):
         import_bundle(dataclasses.replace(options, base=base))

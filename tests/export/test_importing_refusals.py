@@ -14,7 +14,7 @@ from diffsplat.backbones import BACKBONES
 from diffsplat.integrity import BundleError
 from export.__main__ import main
 from export.importing.importer import ImportOptions, import_bundle
-from export.importing.layout import CheckpointError
+from export.importing.layout import SourceError
 from tests.families import family_spec, write_family_bundle
 from tests.official import TAGS, iteration_folder, write_official
 
@@ -139,7 +139,7 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
 def test_damage_is_named(damage: str, options: ImportOptions) -> None:
     change, words = DAMAGES[damage]
     options = change(options) or options
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(SourceError) as caught:
         import_bundle(options)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert not options.out.exists()
@@ -149,12 +149,12 @@ def test_an_image_checkpoint_for_a_text_backbone(options: ImportOptions, tmp_pat
     """Without its config.json too: then the shapes tell."""
     image = write_official(write_family_bundle(tmp_path / "i" / "direct", "sd15_image"), tmp_path / "i")
     wrong = dataclasses.replace(image, spec=family_spec("sd15"))
-    with pytest.raises(CheckpointError, match="image model .*but tiny_sd15 was asked for|asked for: .*image model"):
+    with pytest.raises(SourceError, match="image model .*but tiny_sd15 was asked for|asked for: .*image model"):
         import_bundle(wrong)
     (unet(wrong) / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"conv_in.weight is \[8, 11, 3, 3\], not \[8, 10, 3, 3\]"):
+    with pytest.raises(SourceError, match=r"conv_in.weight is \[8, 11, 3, 3\], not \[8, 10, 3, 3\]"):
         import_bundle(wrong)
-    with pytest.raises(CheckpointError, match="text model .*not image"):
+    with pytest.raises(SourceError, match="text model .*not image"):
         import_bundle(dataclasses.replace(options, spec=image.spec, base=image.base))
 
 
@@ -189,7 +189,7 @@ def test_all_problems_come_together(options: ImportOptions) -> None:
     edit(gsvae(options), lambda state: state.pop(KEY))
     edit(last_shard(options), lambda state: state.update(extra=torch.zeros(1)))
     (unet(options) / "diffusion_pytorch_model.safetensors.index.json").unlink()  # which would say so first
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(SourceError) as caught:
         import_bundle(options)
     assert "denoiser of tiny_sd15" in str(caught.value) and "gsvae of tiny_sd15" in str(caught.value)
     assert not list(options.out.parent.glob(".*"))  # refused before anything was written
@@ -197,7 +197,7 @@ def test_all_problems_come_together(options: ImportOptions) -> None:
 
 def test_numbers_too_large_for_half_precision(options: ImportOptions) -> None:
     edit(last_shard(options), lambda state: next(iter(state.values())).fill_(1e5))
-    with pytest.raises(CheckpointError, match="too large for F16: import with --precision bf16 or fp32"):
+    with pytest.raises(SourceError, match="too large for F16: import with --precision bf16 or fp32"):
         import_bundle(dataclasses.replace(options, precision="fp16"))
     import_bundle(dataclasses.replace(options, precision="bf16"))
 
@@ -207,14 +207,14 @@ def test_twins_that_differ(tmp_path: Path) -> None:
     options = write_official(write_family_bundle(tmp_path / "direct", "pixart_sigma"), tmp_path)
     path = Path(options.base) / "text_encoder" / "model.safetensors"
     edit(path, lambda state: state["shared.weight"].add_(1))
-    with pytest.raises(CheckpointError, match="differs from .*the same tensor"):
+    with pytest.raises(SourceError, match="differs from .*the same tensor"):
         import_bundle(options)
 
 
 def test_another_image_vae(tmp_path: Path) -> None:
     options = write_official(write_family_bundle(tmp_path / "direct", "sd15", images=True), tmp_path)
     edit_config(Path(options.base) / "vae" / "config.json", scaling_factor=0.5)
-    with pytest.raises(CheckpointError, match="not the image VAE of tiny_sd15: scaling_factor is 0.5"):
+    with pytest.raises(SourceError, match="not the image VAE of tiny_sd15: scaling_factor is 0.5"):
         import_bundle(options)
 
 
@@ -231,7 +231,7 @@ def test_two_imports_at_once(options: ImportOptions) -> None:
         if total:
             import_bundle(options)
 
-    with pytest.raises(CheckpointError, match="another import"):
+    with pytest.raises(SourceError, match="another import"):
         import_bundle(options, second)
 
 
@@ -243,7 +243,5 @@ def test_without_a_network(options: ImportOptions, monkeypatch: pytest.MonkeyPat
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
-    with pytest.raises(
-        CheckpointError, match=r"owner/name: the hub cannot be reached .*no route.* local folder.* SOURCE"
-    ):
+    with pytest.raises(SourceError, match=r"owner/name: the hub cannot be reached .*no route.* local folder.* SOURCE"):
         import_bundle(dataclasses.replace(options, source="owner/name"))

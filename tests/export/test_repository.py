@@ -35,7 +35,7 @@ GRAPHS = {
     "encode": ["text_encoder"],
     "denoise": ["denoiser_context", "denoiser"],
     "decode": ["decoder"],
-    "reconstruct": ["recon"],
+    "reconstruct": ["gsrecon"],
 }
 
 
@@ -152,7 +152,7 @@ def test_a_bundle_without_gsrecon_serves_no_reconstructions(tiny_bundle: Bundle,
     del manifest["files"]["gsrecon.safetensors"]
     write_sealed(root / "bundle.json", manifest)
     result = export_repository(root, tmp_path / "repository", "torch")
-    assert "recon" not in result.graphs and "decoder" in result.graphs
+    assert "gsrecon" not in result.graphs and "decoder" in result.graphs
     folders = {path.name for path in result.folder.iterdir() if path.is_dir()}
     assert folders == set(STAGES) - {RECONSTRUCT, RECONSTRUCTION}
     assert "reconstruction" not in (result.folder / ENSEMBLE / "config.pbtxt").read_text().split("# written by")[1]

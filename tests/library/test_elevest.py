@@ -88,7 +88,7 @@ def test_estimator_resizes_positions_once(network: ElevEst, monkeypatch: pytest.
 def test_estimator_runs_in_onnx_runtime(network: ElevEst, tmp_path: Path) -> None:
     """The antialiased table is a constant of the graph; the number of images is free."""
     estimator = ElevationEstimator(network, 42).eval()
-    path = tmp_path / "elevation.onnx"
+    path = tmp_path / "elevest.onnx"
     torch.onnx.export(
         estimator,
         (torch.randn(2, 3, 42, 42),),

@@ -9,7 +9,12 @@ from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.bundle import Bundle
+from diffsplat.denoisers.control_inputs import add_residuals
+from diffsplat.images import prepare
+from diffsplat.images.decode_file import DecodedImage, read_image
+from diffsplat.images.prepare import elevation_input, prepare_control_map, prepare_image
 from diffsplat.pipeline import Pipeline
+from diffsplat.stages import denoise, images
 from diffsplat.stages.denoise import DenoiseJob, DenoiseWork
 from tests.families import GRID, LATENT, write_family_bundle
 from tests.image_files import image
@@ -88,6 +93,51 @@ def test_the_elevation_is_estimated_from_the_image(make) -> None:
     pipeline = make("sd15_image", images=True)
     envelope = pipeline.encode.run(GenerationRequest("", image=image(1), estimate_elevation=True)).envelope
     assert envelope.request.elevation_deg is not None and -10.0 <= envelope.request.elevation_deg <= 40.0
+
+
+@pytest.mark.parametrize("extract_canny", [False, True])
+def test_a_control_image_whose_elevation_is_estimated_is_decoded_once(
+    make, extract_canny: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make("sd15", ("canny",), images=True)
+    stage, data = pipeline.encode.images, image(1)
+    size = stage.spec.image_size
+    photo = prepare_image(data, size)
+    expected = stage.graphs["elevest"](elevation_input(photo.rgb[None], stage._elevation_size))
+    expected_hint = prepare_control_map(data, stage.spec.hint_size, extract_canny).hint
+    decoded = []
+
+    def count(data: bytes, field: str) -> DecodedImage:
+        decoded.append(field)
+        return read_image(data, field)
+
+    for module in (images, prepare):
+        monkeypatch.setattr(module, "read_image", count)
+    request = GenerationRequest(
+        "x", control_image=data, control_type="canny", extract_canny=extract_canny, estimate_elevation=True
+    )
+    result = stage.run(request)
+    assert decoded == ["CONTROL_IMAGE"]
+    assert result.request.elevation_deg == float(expected[0])
+    assert result.features.hint is not None and torch.equal(result.features.hint, expected_hint)
+
+
+def test_steps_without_a_control_map_share_the_zeros_that_they_add(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = make("sd15", ("depth",))
+    added = []
+
+    def keep(*arguments) -> torch.Tensor:
+        added.append(add_residuals(*arguments))
+        return added[-1]
+
+    monkeypatch.setattr(denoise, "add_residuals", keep)
+    request = GenerationRequest("a red cube", seed=1, steps=3)
+    finish(pipeline, start(pipeline, request))
+    assert len(added) == 3 and all(residuals is added[0] for residuals in added)
+    controlled = dataclasses.replace(request, control_image=image(1), control_type="depth", elevation_deg=10.0)
+    finish(pipeline, start(pipeline, controlled))
+    assert all(residuals.any() for residuals in added[3:])
+    assert not added[0].any()  # neither the network nor a controlled request wrote into them
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd35"])

@@ -61,7 +61,7 @@ def test_splats_are_those_of_gsrecon_in_the_bundle_s_geometry(
     spec = dataclasses.replace(PICO, gsrecon=gsrecon_spec, geometry=geometry)
     gsrecon = build_gsrecon(spec).eval()
     torch.nn.init.normal_(gsrecon.out_depth.weight, std=0.1)
-    stage = ReconstructStage(spec, TorchGraph("recon", SplatReconstructor(gsrecon)))
+    stage = ReconstructStage(spec, TorchGraph("gsrecon", SplatReconstructor(gsrecon)))
     images = torch.rand(1, 4, gsrecon.config.image_channels, 32, 32)
     orbit = generated_view_cameras(-25.0, 1.7)
     cameras = Cameras(orbit.camera_to_world, orbit.intrinsics * torch.tensor([0.8, 0.9, 1.1, 0.9]))
