@@ -4,6 +4,7 @@ import numpy as np
 
 from diffsplat_client.output_options import ELEVATION_LIMITS
 
+FOCAL = 1422.222 / 1024  # focal length / image side of every camera of DiffSplat: 39.6 degrees field of view
 DEFAULT_ELEVATION_DEG = 10.0  # of every bundle made for text
 DEFAULT_DISTANCE = 1.4
 POLE_LEVEL = 1e-3  # horizontal share of the distance below which a camera counts as straight above or below

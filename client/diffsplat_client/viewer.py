@@ -16,12 +16,12 @@ import numpy as np
 
 from diffsplat_client.cloud import VISIBLE_OPACITY, SplatCloud
 from diffsplat_client.files import atomic_path
-from diffsplat_client.poses import DEFAULT_DISTANCE, DEFAULT_ELEVATION_DEG
+from diffsplat_client.poses import DEFAULT_DISTANCE, DEFAULT_ELEVATION_DEG, FOCAL
 
 if TYPE_CHECKING:  # an extra, and half a second to import
     from viser import ViserServer
 
-FOV_RAD = 2 * float(np.arctan(0.5 * 1024 / 1422.222))  # of every camera of DiffSplat: 39.6 degrees
+FOV_RAD = 2 * float(np.arctan(0.5 / FOCAL))
 # The page keeps covariances in half precision. Standard deviations of our splats are around 0.01, whose squares would
 # lie where half precision loses digits; in units this many times smaller they do not.
 UNITS_PER_WORLD_UNIT = 64.0

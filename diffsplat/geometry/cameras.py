@@ -19,11 +19,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diffsplat_client.poses import FOCAL
 from torch import Tensor
 
 from diffsplat.backbones import PixelRule, SplatGeometry
 
-DIFFSPLAT_FOCAL = 1422.222 / 1024  # focal length / image size: 39.6 degrees field of view
+DIFFSPLAT_FOCAL = FOCAL  # focal length / image size
 
 
 class Cameras(NamedTuple):
