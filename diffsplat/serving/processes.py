@@ -15,6 +15,7 @@ class Stub(NamedTuple):
 
     pid: int
     model: str
+    instance: str  # Triton's name of it, such as "decode_0_1"
 
 
 def find_stubs(server_pid: int) -> list[Stub]:
@@ -24,7 +25,8 @@ def find_stubs(server_pid: int) -> list[Stub]:
         with contextlib.suppress(OSError):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             if os.path.basename(command[0]) == _STUB and not death_of(pid):
-                stubs.append(Stub(pid, Path(command[1]).parents[1].name))  # MODEL/VERSION/model.py
+                # STUB MODEL/VERSION/model.py ... INSTANCE DEFAULT
+                stubs.append(Stub(pid, Path(command[1]).parents[1].name, command[-3]))
     return stubs
 
 

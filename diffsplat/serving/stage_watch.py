@@ -8,7 +8,8 @@ from collections.abc import Callable
 from diffsplat_client.probes import Probe
 from diffsplat_client.transport import GrpcTransport
 
-from diffsplat.serving.processes import cpu_seconds
+from diffsplat.serving.metrics import busy_instances, executions
+from diffsplat.serving.processes import Stub, cpu_seconds
 
 NO_TIMEOUT_S = 86400.0  # a probe that waits is never sent twice: each would wait in Triton's queue
 IDLE_SHARE = 0.01  # of one CPU; a process that uses less while a probe waits for it does not work on anything
@@ -91,20 +92,47 @@ class StageWatch:
                 return
 
 
+class BusyWatch:
+    """Finds processes that have a request and do not compute.
+
+    A probe goes to a free instance of a model, so it does not find one instance that hangs beside another one.
+    """
+
+    def __init__(self, stubs: list[Stub], clock: Callable[[], float]) -> None:
+        self._stubs = stubs
+        self._clock = clock
+        self._idle_since: dict[int, tuple[float, float]] = {}  # pid -> clock and CPU time when it last computed
+
+    def forgive(self) -> None:
+        """Start all waits anew."""
+        self._idle_since.clear()
+
+    def find_fault(self, busy: set[str], hang_after_s: float) -> str:
+        """The first process that hangs; `busy` are the names of instances, or models, that have a request."""
+        now_s = self._clock()
+        for stub in self._stubs:
+            used_s = cpu_seconds(stub.pid)
+            if used_s is None or not busy & {stub.instance, stub.model}:
+                self._idle_since.pop(stub.pid, None)
+                continue
+            since_s, before_s = self._idle_since.setdefault(stub.pid, (now_s, used_s))
+            if used_s - before_s >= IDLE_SHARE * max(now_s - since_s, 1.0):
+                self._idle_since[stub.pid] = now_s, used_s
+            elif now_s - since_s > hang_after_s:
+                return f"{stub.model}: process {stub.pid} hangs: it has a request and does not compute"
+        return ""
+
+
 class ServerWatch:
-    """Watches of all models of one run of the server."""
+    """Watches all models of one run of the server."""
 
     def __init__(
-        self,
-        grpc_url: str,
-        pids_of_models: dict[str, list[int]],
-        interval_s: float,
-        clock: Callable[[], float] = time.monotonic,
+        self, grpc_url: str, stubs: list[Stub], interval_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._transport = GrpcTransport(grpc_url)
-        self.stages = [
-            StageWatch(self._transport, model, pids, interval_s, clock) for model, pids in pids_of_models.items()
-        ]
+        self._busy = BusyWatch(stubs, clock)
+        pids = {stub.model: [other.pid for other in stubs if other.model == stub.model] for stub in stubs}
+        self.stages = [StageWatch(self._transport, model, pids[model], interval_s, clock) for model in pids]
 
     def close(self) -> None:
         """End all probes."""
@@ -113,8 +141,20 @@ class ServerWatch:
         with contextlib.suppress(Exception):  # a channel whose server has died may complain
             self._transport.close()
 
-    def find_fault(self, hang_after_s: float, stall_limit_s: float) -> str:
-        """The first model that is down, and why; empty while all work."""
+    def forgive(self) -> None:
+        """Start all waits anew, since this process did not run for a while."""
+        self._busy.forgive()
+        for stage in self.stages:
+            stage.forgive()
+
+    def find_fault(self, metrics_page: str, hang_after_s: float, stall_limit_s: float) -> str:
+        """The first model that is down, and why; empty while all work. The page may be empty if it cannot be read."""
+        if metrics_page:
+            done = executions(metrics_page)
+            for stage in self.stages:
+                stage.note_executions(done.get(stage.model, 0.0))
+            if fault := self._busy.find_fault(busy_instances(metrics_page), hang_after_s):
+                return fault
         for stage in self.stages:
             if fault := stage.find_fault(hang_after_s, stall_limit_s):
                 return f"{stage.model}: {fault}"

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffsplat.serving.metrics import executions, read_metrics
+from diffsplat.serving.metrics import read_metrics
 from diffsplat.serving.processes import death_of, find_stubs, group_memory, machine_memory
 from diffsplat.serving.server import TritonServer
 from diffsplat.serving.stage_watch import ServerWatch
 from diffsplat.serving.wheel import ServerStartError
 
 MEMORY_SHARE = 0.8  # default limit of the server's memory, as a share of the machine's
+_METRICS_INTERVAL_S = 0.9  # time between two looks at how many calls each model has finished, and which are busy
 _IDLE_CHECKS, _IDLE_CHECK_S = 3, 0.2  # a request on its way between two stages is not counted for a moment
 
 
@@ -33,7 +34,7 @@ class SupervisorPolicy:
     Attributes:
         tick_s: time between two looks at the processes.
         probe_interval_s: time between the answer to a probe and the next one.
-        hang_after_s: a model hangs if a probe waits this long and the model's process uses no CPU.
+        hang_after_s: a model hangs if a probe or a request waits this long and the model's process uses no CPU.
         stall_limit_s: a model hangs if a probe waits this long and no call has ended, whatever the process does.
         memory_limit_bytes: of the server with all its models; above it the server is restarted when it is idle.
         memory_interval_s: time between two measurements of the memory.
@@ -161,10 +162,9 @@ class Supervisor:
         stubs = find_stubs(self.server.pid)
         self._instances = Counter(stub.model for stub in stubs)
         self._stubs = stubs
-        self._started_s = self._last_tick_s = self._memory_checked_s = time.monotonic()
+        self._started_s = self._last_tick_s = self._memory_checked_s = self._metrics_read_s = time.monotonic()
         self._over_memory_since_s: float | None = None
-        pids_of_models = {model: [stub.pid for stub in stubs if stub.model == model] for model in self._instances}
-        self._watch = ServerWatch(self.server.grpc_url, pids_of_models, self.policy.probe_interval_s)
+        self._watch = ServerWatch(self.server.grpc_url, stubs, self.policy.probe_interval_s)
         self.state = "serving"
 
     def _end_watch(self) -> None:
@@ -181,15 +181,14 @@ class Supervisor:
             return fault
         now_s = time.monotonic()
         if now_s - self._last_tick_s > 1.0 + self.policy.tick_s:  # this process was stopped, perhaps with the server
-            for stage in self._watch.stages:
-                stage.forgive()
+            self._watch.forgive()
         self._last_tick_s = now_s
-        if any(stage.waiting_s > self.policy.hang_after_s / 2 for stage in self._watch.stages):
+        page = ""
+        if now_s - self._metrics_read_s > _METRICS_INTERVAL_S:
+            self._metrics_read_s = now_s
             with contextlib.suppress(OSError):
-                done = executions(read_metrics(self.server.metrics_url, timeout_s=0.5))
-                for stage in self._watch.stages:
-                    stage.note_executions(done.get(stage.model, 0.0))
-        return self._watch.find_fault(self.policy.hang_after_s, self.policy.stall_limit_s)
+                page = read_metrics(self.server.metrics_url, timeout_s=0.5)
+        return self._watch.find_fault(page, self.policy.hang_after_s, self.policy.stall_limit_s)
 
     def _stub_fault(self) -> str:
         """A model with fewer processes than it started with. A model that is reloaded gets new ones first."""
@@ -237,7 +236,8 @@ class Supervisor:
     def _restart(self, reason: str, cleanly: bool = False) -> None:
         """End the present run and start another one, again and again until one is ready."""
         self.state = "restarting"
-        self._on_event(f"{reason}: restarting the server; the log of this run is {self.server.log_path}")
+        kept = f"; the log of this run is {self.server.log_path}" if self._log_folder else ""
+        self._on_event(f"{reason}: restarting the server{kept}")
         self._end_watch()
         if cleanly:
             self.server.drain()

@@ -10,6 +10,7 @@ from diffsplat_client.client import Client
 from diffsplat_client.transport import GrpcTransport
 
 from diffsplat.serving.server import TritonServer
+from tests.serving import obedient
 
 if TYPE_CHECKING:
     from diffsplat.pipeline import Pipeline
@@ -56,6 +57,15 @@ def light_repository(tmp_path: Path) -> Path:
     (folder / "config.pbtxt").write_text(LIGHT_CONFIG)
     (folder / "1" / "model.py").write_text(LIGHT_MODEL)
     return folder.parent
+
+
+@pytest.fixture
+def obedient_repository(light_repository: Path) -> Path:
+    """A repository whose only model does what a request asks for."""
+    (light_repository / "diffsplat" / "1" / "model.py").write_text(obedient.MODEL)
+    config = light_repository / "diffsplat" / "config.pbtxt"
+    config.write_text(config.read_text().replace("count: 1", "count: 2"))  # one is free while the other works
+    return light_repository
 
 
 @pytest.fixture

@@ -11,56 +11,20 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from diffsplat_client.probes import PROBE_ID
-from diffsplat_client.transport import GrpcTransport, TransportError
+from diffsplat_client.transport import GrpcTransport
 
 from diffsplat.serving.processes import find_stubs
 from diffsplat.serving.supervisor import Supervisor, SupervisorPolicy
+from tests.serving.obedient import COMPUTE, HANG, WAIT, ask
 from tests.serving.processes import TIMEOUT_S, group_members, wait_for
 
 pytestmark = pytest.mark.triton
 
-WAIT, HANG, COMPUTE = 1.0, 2.0, 3.0  # what a request asks of the model
 QUICK = SupervisorPolicy(
     probe_interval_s=0.1, hang_after_s=1.0, restart_delays_s=(0.0, 0.05), drain_timeout_s=TIMEOUT_S
 )
-OBEDIENT_MODEL = f"""
-import threading
-import triton_python_backend_utils as pb_utils
-from pathlib import Path
-from diffsplat.serving.triton_gauge import InFlightGauge
-
-RELEASE = Path(__file__).with_name("release")
-
-
-class TritonPythonModel:
-    def initialize(self, args):
-        if Path(__file__).with_name("broken").exists():
-            raise ValueError("broken on purpose")
-        self.gauge = InFlightGauge("diffsplat", args["model_instance_name"])
-
-    def execute(self, requests):
-        return [self.answer(pb_utils.get_input_tensor_by_name(request, "X")) for request in requests]
-
-    def answer(self, tensor):
-        wish = 0.0 if tensor is None else tensor.as_numpy().item()
-        if wish:
-            with self.gauge:
-                while not RELEASE.exists():
-                    if wish == {HANG}:
-                        threading.Event().wait()
-                    elif wish == {WAIT}:
-                        sum(range(2000)) + threading.Event().wait(0.001)
-        return pb_utils.InferenceResponse([])
-"""
-
-
-@pytest.fixture
-def obedient_repository(light_repository: Path) -> Path:
-    (light_repository / "diffsplat" / "1" / "model.py").write_text(OBEDIENT_MODEL)
-    return light_repository
 
 
 class Watched:
@@ -77,17 +41,7 @@ class Watched:
 
     def ask(self, wish: float, answers: list[object]) -> threading.Thread:
         """Send a request from a thread of its own; its answer, or its error, goes to `answers`."""
-
-        def run() -> None:
-            with contextlib.closing(GrpcTransport(self.supervisor.server.grpc_url)) as wire:
-                try:
-                    answers.extend(wire.stream("diffsplat", {"X": np.array([wish], np.float32)}, "", TIMEOUT_S))
-                except TransportError as error:
-                    answers.append(error.code)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        return thread
+        return ask(self.supervisor.server.grpc_url, wish, answers)
 
     def wait_for_restart(self, number: int) -> None:
         wait_for(lambda: self.supervisor.restarts >= number)
@@ -117,10 +71,13 @@ def test_dead_models_and_servers_are_restarted_on_the_same_port(obedient_reposit
         for number, (death, says) in enumerate(
             [(signal.SIGKILL, "was killed by SIGKILL"), (signal.SIGSTOP, "is stopped")], start=1
         ):
-            (stub,) = find_stubs(watch.supervisor.server.pid)
+            stub, _ = find_stubs(watch.supervisor.server.pid)
             os.kill(stub.pid, death)
             watch.wait_for_restart(number)
             assert watch.events[-2].startswith(f"diffsplat: process {stub.pid} {says}: restarting the server; the log")
+        os.kill(watch.supervisor.server.pid, signal.SIGSTOP)
+        watch.wait_for_restart(3)
+        assert "hangs: no answer for" in watch.events[-2]
         answers: list[object] = []
         asked = watch.ask(WAIT, answers)
         watch.wait_until_in_flight()
@@ -134,7 +91,7 @@ def test_dead_models_and_servers_are_restarted_on_the_same_port(obedient_reposit
         )
         assert watch.events[-2].endswith(str(log)) and "Signal (11)" in log.read_text()
         assert watch.supervisor.server.grpc_url == url
-    assert len(list(watch.logs.glob("server-*.log"))) == 4
+    assert len(list(watch.logs.glob("server-*.log"))) == 5
 
 
 def test_a_failed_restart_is_tried_again(obedient_repository: Path) -> None:
@@ -153,33 +110,35 @@ def test_a_failed_restart_is_tried_again(obedient_repository: Path) -> None:
 
 
 def test_a_model_that_hangs_is_told_from_one_that_works(obedient_repository: Path) -> None:
-    """Both leave a probe waiting for longer than `hang_after_s`."""
+    """When all instances work, a probe waits for longer than `hang_after_s`; when one hangs, the other answers."""
     with watched(obedient_repository) as watch:
         assert watch.supervisor._watch is not None
         (stage,) = watch.supervisor._watch.stages
         answers: list[object] = []
-        asked = watch.ask(COMPUTE, answers)
+        asked = [watch.ask(COMPUTE, answers) for _ in range(2)]
         wait_for(lambda: stage.waiting_s > 2 * QUICK.hang_after_s)
         watch.release()
-        asked.join()
-        assert answers == [{}] and not watch.events
+        for thread in asked:
+            thread.join()
+        assert answers == [{}, {}] and not watch.events
         (watch.folder / "release").unlink()
         answers.clear()
-        asked = watch.ask(HANG, answers)
+        hung = watch.ask(HANG, answers)
         watch.wait_for_restart(1)
-        asked.join()
+        hung.join()
         assert answers == ["UNAVAILABLE"]
-        assert "hangs: no answer for" in watch.events[0] and "it does not compute" in watch.events[0]
+        assert "hangs: it has a request and does not compute" in watch.events[0]
 
 
-def test_a_model_that_computes_for_ever_is_restarted(obedient_repository: Path) -> None:
+def test_models_that_compute_for_ever_are_restarted(obedient_repository: Path) -> None:
     policy = SupervisorPolicy(probe_interval_s=0.1, hang_after_s=1.0, stall_limit_s=1.5)
     with watched(obedient_repository, policy) as watch:
         answers: list[object] = []
-        asked = watch.ask(COMPUTE, answers)
+        asked = [watch.ask(COMPUTE, answers) for _ in range(2)]
         watch.wait_for_restart(1)
-        asked.join()
-        assert answers == ["UNAVAILABLE"] and "it computes without an answer" in watch.events[0]
+        for thread in asked:
+            thread.join()
+        assert answers == ["UNAVAILABLE"] * 2 and "it computes without an answer" in watch.events[0]
 
 
 def test_too_much_memory_is_a_restart_when_idle(obedient_repository: Path) -> None:
@@ -204,7 +163,10 @@ def test_a_drained_server_finishes_what_it_has(obedient_repository: Path) -> Non
         asked = watch.ask(WAIT, answers)
         watch.wait_until_in_flight()
         assert not watch.supervisor.drain(timeout_s=0.5), "a request is in flight"
-        assert watch.supervisor.server.drain_file.exists() and not answers
+        assert not answers
+        refused: list[object] = []
+        watch.ask(WAIT, refused).join()
+        assert refused == ["UNAVAILABLE"]
         gave_up = threading.Event()
         gave_up.set()
         assert not watch.supervisor.drain(give_up=gave_up)
