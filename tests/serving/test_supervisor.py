@@ -85,7 +85,7 @@ def test_dead_models_and_servers_are_restarted_on_the_same_port(obedient_reposit
         os.kill(watch.supervisor.server.pid, signal.SIGSEGV)
         asked.join()
         assert answers == ["UNAVAILABLE"], "a client must not wait for its timeout"
-        watch.wait_for_restart(3)
+        watch.wait_for_restart(4)
         assert watch.events[-2].startswith(
             "the server was killed by SIGSEGV: restarting the server; the log of this run"
         )
