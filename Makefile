@@ -1,4 +1,4 @@
-# Thin: every line below is a command you could type yourself. `make help` lists the targets.
+# Each recipe is a short command that you could type yourself; `make help` lists the targets.
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-fast lint bench clean
 
@@ -7,7 +7,7 @@ BUNDLE ?= bundles/nano
 OUT ?= out
 GRPC_PORT ?= 8001
 
-# the first interpreter that will do; none: the check of prerequisites says what to install
+# the first suitable interpreter; without one, prerequisites.py says what to install
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && exit; done; echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,10 +15,12 @@ REPOSITORY := build/$(notdir $(BUNDLE))
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 help:
-	@echo 'make demo [PROMPT="a blue sphere"]  set up, export, serve, generate, stop; results under $(OUT)/'
-	@echo 'make serve                          the same server, kept until Ctrl-C'
-	@echo 'make test                           set up and run every test'
-	@echo 'make lint | bench | clean           style and types | all benchmarks | remove .venv, build and out'
+	@echo 'make demo [PROMPT="a blue sphere"]  set up, export, serve, generate one object, stop; results in $(OUT)/'
+	@echo 'make serve                          set up, export, serve until Ctrl-C'
+	@echo 'make test | test-fast               set up and run all tests | all but those with a real server'
+	@echo 'make lint                           check style, format and types'
+	@echo 'make bench                          run all benchmarks; python -m benchmarks readme --write pastes figures'
+	@echo 'make clean                          remove .venv, build and out'
 
 $(VENV)/.serve: pyproject.toml client/pyproject.toml constraints.txt
 	@$(PYTHON) diffsplat/serving/prerequisites.py

@@ -1,1 +1,1 @@
-"""Numbers: every figure of the README is printed by a module of this room; `python -m benchmarks` runs them all."""
+"""Benchmarks: a module of this room measures every figure of the README; `python -m benchmarks` runs them all."""

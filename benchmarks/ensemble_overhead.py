@@ -1,4 +1,4 @@
-"""What serving costs: the ensemble behind a real server against the same stages in one process.
+"""What serving costs: the ensemble of a real server against the same stages in one process.
 
     python -m benchmarks.ensemble_overhead bundles/pico [--pairs 20] [--json PATH]
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# as the launcher sets it for the server's processes; must stand before torch is loaded
+# as the launcher sets it for the server's processes; must be set before torch is loaded
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np

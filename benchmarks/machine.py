@@ -24,7 +24,7 @@ def machine_name() -> str:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Machine and versions, to stand beside every figure."""
+    """Machine and versions, written beside every figure."""
     versions = {}
     for package in _PACKAGES:
         try:

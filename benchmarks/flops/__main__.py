@@ -1,10 +1,10 @@
-"""FLOPs and bytes of every stage of every full-size backbone, against the performance table.
+"""FLOPs and bytes of every stage of every full-size backbone, compared with the published code.
 
     python -m benchmarks.flops [--backbone NAME ...] [--steps N] [--prompt-tokens N] [--json PATH]
 
-Counted on the graphs that are exported, as one guided request runs them: on the meta device in bf16, so that neither
-weights nor a GPU are needed, and the same on every machine. `limit ms` is the least time on an H200, operation by
-operation. The exit code is 1 when a bar of `reference.BARS` is missed, or when a step reads what was computed before.
+Counts the exported graphs as one guided request runs them, on the meta device in bf16: this needs no weights and no GPU
+and gives the same on every machine. `limit ms` is the least possible time on an H200, operation by operation. The exit
+code is 1 if a bar of `reference.BARS` is missed, or if steps read weights that are needed only once per request.
 """
 
 import argparse

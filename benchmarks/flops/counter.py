@@ -1,7 +1,7 @@
-"""How much a call computes, counted from the shapes of its products: no number is computed, no weight is held.
+"""How much a call computes, counted from the shapes of its operations, without computing anything or holding weights.
 
-Counted are products of matrices, convolutions and attentions, two FLOPs for a multiplication with its addition; bytes
-are what such an operation reads and writes. Elementwise work is left out, as a compiler fuses it into them.
+It counts matrix products, convolutions and attention, with two FLOPs per multiply-add, and the bytes that these read
+and write. Elementwise operations are left out, since compilers fuse them into the others.
 """
 
 import math

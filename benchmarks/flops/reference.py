@@ -1,4 +1,4 @@
-"""The performance table: what the reference's networks cost, and what ours must reach against it.
+"""The performance table: what the published networks cost, and how much of it ours may cost.
 
 Counted as `counter` counts, on the reference's own networks in bf16 on the meta device (torch 2.13, diffusers 0.42.1):
 a step has four views and both guidance branches, attention over all views, text repeated for every view. T5 reads 300
@@ -39,9 +39,9 @@ _TABLE: Mapping[str, Mapping[str, Reference]] = {
 
 # backbone -> the most that all steps and what is computed once for them may cost, over the table's step times steps
 BARS: Mapping[str, float] = {"sd15": 0.99, "pixart_sigma": 0.85}
-BAR_PROMPT_TOKENS = 16  # of the prompt that they stand for; a longer one may cost more
+BAR_PROMPT_TOKENS = 16  # of the prompt that the bars hold for; a longer one may cost more
 
 
 def reference(backbone: str) -> Mapping[str, Reference]:
-    """Stage -> the table's figure, where it has one."""
+    """Stage -> its figure, for stages that the table has."""
     return {**_EVERYWHERE, **_TABLE.get(backbone, {})}

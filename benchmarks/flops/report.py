@@ -1,4 +1,4 @@
-"""Counted work against the performance table: figures, bars, and how both are printed."""
+"""Counted work beside the performance table: figures, bars, and the printed table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +36,7 @@ def figures(backbone: str, counted: Mapping[str, Stage], request: Request, setti
 
 
 def missed(values: Mapping[str, Any]) -> list[str]:
-    """What one backbone does not reach."""
+    """The bars that one backbone misses."""
     denoiser, misses = values["denoiser"], []
     if "bar" in denoiser and denoiser["ratio"] > denoiser["bar"]:
         misses.append(f"denoiser over the table {denoiser['ratio']:.4f}, bar {denoiser['bar']}")

@@ -1,7 +1,7 @@
-"""What a request runs, on the meta device in bf16: the graphs that are exported, and the networks beside them.
+"""What a request runs, on the meta device in bf16: the exported graphs, and networks that are not exported.
 
-A graph's inputs are those of `export.graphs`, at the sizes that one guided request has: an unconditional and a
-conditional row, four views, and with an image model the condition view inside.
+Graphs get the inputs of `export.graphs` at the sizes of one guided request: an unconditional and a conditional row,
+four views, and with an image model the condition view among them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,7 +45,7 @@ class Settings(NamedTuple):
 
 
 def equipped(spec: BackboneSpec) -> BackboneSpec:
-    """The spec with all that can stand beside it: image encoder, ElevEst, a ControlNet."""
+    """The spec with everything optional: image encoder, ElevEst, a ControlNet."""
     controls: tuple[ControlType, ...] = (CONTROL,) if spec.family == "unet" and not spec.is_image_conditioned else ()
     return replace(spec, image_encoder=True, elevest={}, controls=controls)
 
@@ -79,7 +79,7 @@ def meta_network(spec: BackboneSpec, name: str) -> nn.Module:
     """A network of `network_builders`, without memory for its weights."""
     with torch.device("meta"):
         network = network_builders(spec)[name]()
-    return nn.Module.to(network, DTYPE)  # that of diffusers' models warns of modules to keep in float32, and has none
+    return nn.Module.to(network, DTYPE)  # diffusers' own `to` warns about modules to keep in float32; these have none
 
 
 def meta_inputs(spec: BackboneSpec, graph: GraphSpec, settings: Settings) -> tuple[Tensor, ...]:
@@ -101,7 +101,7 @@ def meta_inputs(spec: BackboneSpec, graph: GraphSpec, settings: Settings) -> tup
 
 
 class Request(NamedTuple):
-    """Work of a plain request, option-less, by its parts."""
+    """Work of a request without options, by its parts."""
 
     once: Work  # of the denoiser, once per request
     step: Work
@@ -111,7 +111,7 @@ class Request(NamedTuple):
 
 
 def request_work(spec: BackboneSpec, counted: Mapping[str, Stage], settings: Settings) -> Request:
-    """Sum the stages up."""
+    """Add up the stages."""
     before = [counted[name].counted for name in request_graphs(spec)]
     once = sum((part.work for part in before), Work())
     step = counted[STEP].counted

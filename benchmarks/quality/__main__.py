@@ -3,18 +3,18 @@
     python -m benchmarks.quality BUNDLE [--quick] [--sweep] [--json PATH] [--sheet PNG] [--prompts-sheet PNG]
                                         [--turntables DIR] [--only-images]
 
-The grammar that the bundle was trained on (by its lineage) says what is asked for. Generated objects are judged from
-the four generated views:
+The requests follow the grammar that the bundle was trained on, which its lineage names. Generated objects are judged by
+their four generated views:
 
-    colour      the named colour is the one the object shows most of, beyond what objects of that noun always show
-    shape       a probe trained on true renders of other objects sees the noun that was asked for
-    held-out    both are right for pairs of noun and colour that training never showed
-    relations   the colours of a scene's two objects stand as told
+    colour      the named colour covers most of the object, not counting what all objects of that noun show
+    shape       a probe trained on true renders of other objects recognises the noun
+    held-out    colour and shape are right for pairs of noun and colour that training never showed
+    relations   the two objects of a scene are arranged as the prompt says, judged by their colours
     sizes       small and large shapes cover as much of the image as true ones
-    silhouette  outlines against true objects of that noun
-    recon       PSNR of novel views of unseen objects through GSRecon, and what is lost through GSVAE
+    silhouette  overlap of outlines with those of true objects of that noun
+    recon       PSNR of novel views of unseen objects, reconstructed by GSRecon, and the loss through GSVAE
 
-Every judge's own accuracy on true renders stands beside. The exit code is 1 when a figure misses its bar.
+The table also shows how often each judge is right about true renders. The exit code is 1 if a figure misses its bar.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace, plan: Plan, cache: Path = CACHE) -> int:
-    """Measure, print, write what was asked for; 1 when a bar is missed."""
+    """Measure, print, write the files asked for; returns 1 if a bar is missed."""
     bundle = open_bundle(args.bundle)
     for path in (args.json, args.sheet, args.prompts_sheet):
         if path is not None:

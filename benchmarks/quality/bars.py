@@ -14,7 +14,7 @@ class Bar(NamedTuple):
     at_least: bool = True
 
     def is_met(self, figures: Mapping[str, Any]) -> bool:
-        """Whether the figure was measured and is on the right side."""
+        """Whether the figure was measured and reaches the limit."""
         value = figures.get(self.figure)
         return value is not None and (value >= self.limit if self.at_least else value <= self.limit)
 
@@ -36,7 +36,7 @@ BARS: dict[str, tuple[Bar, ...]] = {
 
 
 def missed_bars(figures: Mapping[str, Any], grammar: str) -> list[Bar]:
-    """The bars that the figures do not reach."""
+    """The bars that the figures miss."""
     return [bar for bar in BARS[grammar] if not bar.is_met(figures)]
 
 

@@ -1,4 +1,4 @@
-"""How often the judges are right about true renders: stands beside every figure about generated ones."""
+"""How often the judges are right about true renders; printed beside every figure about generated objects."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ OTHER_RELATION = {"on top of": "next to", "next to": "on top of"}
 
 
 class Calibration(NamedTuple):
-    """Shares of true renders judged right; None where the grammar has no such thing."""
+    """Shares of true renders judged right; None if the grammar lacks the feature."""
 
     shape: float
     shape_by_noun: dict[str, float]
@@ -72,7 +72,7 @@ def can_be_called(words: ObjectWords) -> bool:
 
 
 def mean_or_none(values: Sequence[float]) -> float | None:
-    """Mean of what may be empty."""
+    """Mean, or None without values."""
     return float(np.mean(values)) if values else None
 
 

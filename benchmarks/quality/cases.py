@@ -1,7 +1,7 @@
-"""What a bundle is asked for.
+"""The requests that a bundle is judged by.
 
-Objects, seeds and drawn captions belong to the evaluation alone. Every other request is put in the plainest words, the
-rest in words drawn from the caption grammar; pairs of `held_out.HELD_OUT` were never shown in training in any words.
+Their objects, seeds and drawn captions are used by no training. Every other request has the plainest wording, the rest
+have captions drawn from the grammar. Training never shows the pairs of `held_out.HELD_OUT`, in any wording.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     seed: int
 
     def request(self, guidance_scale: float | None = None, steps: int | None = None) -> GenerationRequest:
-        """The request, with the bundle's defaults where nothing is given."""
+        """The request, with the bundle's defaults for what is None."""
         return GenerationRequest(self.prompt, seed=self.seed, guidance_scale=guidance_scale, steps=steps)
 
 
@@ -91,7 +91,7 @@ def all_cases(config: SyntheticConfig, amounts: Amounts) -> list[Case]:
 
 
 def sweep_cases(cases: list[Case], count: int) -> list[Case]:
-    """A few of the single objects, a third of them held out where there are such."""
+    """A few of the single objects, a third of them held-out pairs if the cases have any."""
     held_out = [case for case in cases if case.group == "held-out"]
     others = [case for case in cases if case.group in ("shape", "object") and case.words.colour]
     third = count // 3 if held_out else 0
@@ -112,7 +112,7 @@ def _seen_shapes(config: SyntheticConfig) -> list[ObjectWords]:
 
 
 def _seen_objects(config: SyntheticConfig) -> list[ObjectWords]:
-    """Every composite object as nature has it, and in up to three of its colours."""
+    """Every composite object without a colour and in up to three of its colours."""
     found = []
     for noun in config.composites:
         colours = [colour for colour in COMPOSITES[noun].colours if (noun, colour) not in HELD_OUT]

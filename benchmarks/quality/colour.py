@@ -1,9 +1,9 @@
 """Which colour an object has, by name.
 
-A pixel belongs to the palette colour whose shaded versions (the renderer's light scales a colour by 0.45 to 1) it is
-nearest to. A composite object also has parts with colours of their own, a bed its wood, a train its wheels; so what
-counts is how much more of a colour the object shows than true objects of that noun show when they are called another.
-For single shapes, which have nothing else, that is the most common colour.
+A pixel belongs to the palette colour whose shaded versions are nearest to it; the renderer's light scales a colour by
+0.45 to 1. A composite object also has parts with fixed colours, such as a bed's wood or a train's wheels. So the named
+colour is compared with what true objects of that noun show of it when another colour is named. For single shapes, which
+have no such parts, the result is the most common colour.
 
 Axes: N objects, V views, S pixels of a side, P foreground pixels, C colours of the palette, K nouns.
 """
@@ -19,7 +19,7 @@ from training.data.palette import PALETTE
 from training.data.render import AMBIENT
 
 OPAQUE = 0.5  # pixels with more alpha are foreground
-_USUAL_SPREAD = 0.02  # of a colour's share where true objects show none; keeps stray pixels from counting
+_USUAL_SPREAD = 0.02  # least deviation of a colour's share, so that stray pixels do not count
 _PRESENT = 0.6  # two colours of a pattern must together cover this share of the foreground, and the lesser one
 _LESSER = 0.15  # this share
 
@@ -34,7 +34,7 @@ class ColourRule:
     spread: Tensor  # [K, C] its standard deviation
 
     def seen_colour(self, views: Tensor, noun: str) -> str:
-        """Name for one object [V, 4, S, S], taken for `noun`; "none" where nothing is opaque."""
+        """Colour of one object [V, 4, S, S] judged as a `noun`; "none" if nothing is opaque."""
         shares = colour_shares(views, self.names)
         if not float(shares.sum()):
             return "none"
@@ -43,7 +43,7 @@ class ColourRule:
         return self.names[int(excess.argmax())]
 
     def is_right(self, views: Tensor, words: ObjectWords) -> bool:
-        """Whether one object [V, 4, S, S] has the colour, or the two colours, that its words tell."""
+        """Whether one object [V, 4, S, S] has the colour, or the two colours, that its words name."""
         assert words.colour, "no colour was asked for"
         if not words.second_colour:
             return self.seen_colour(views, words.shape) == words.colour

@@ -1,6 +1,6 @@
-"""Requests -> views of what the bundle makes of them.
+"""Requests -> views of generated objects.
 
-Many objects go through the stages that serve them, a batch at a time: the same requests and seeds as one by one.
+The stages that are served generate them in batches, with the same requests and seeds as one by one.
 """
 
 import statistics

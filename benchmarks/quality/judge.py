@@ -1,4 +1,4 @@
-"""Verdicts on generated objects, and the figures they add up to."""
+"""Verdicts on generated objects, and the figures computed from them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from training.data.captions import plain_caption
 
 
 class Verdict(NamedTuple):
-    """One generated object; None where nothing of the kind was asked for."""
+    """The verdict on one generated object; None for what its prompt does not ask for."""
 
     case: Case
     noun: str | None  # what the probe sees; not for scenes
-    colour: bool | None  # the told colour, or colours of a pattern, are there
+    colour: bool | None  # the named colour, or both colours of a pattern, are there
     arranged: bool | None  # for scenes
     iou: float | None  # not for scenes
 
@@ -83,7 +83,7 @@ def accuracies(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def seed_spread(verdicts: Sequence[Verdict], views: Tensor) -> dict[str, float] | None:
-    """What the seed alone changes, over the prompts that are asked with the same several seeds; None without such.
+    """How much the seed alone changes, over prompts asked with several seeds; None without such prompts.
 
     Returns:
         Standard deviation over seeds of the share of right objects, and the mean absolute difference, in [0, 1], of
@@ -115,7 +115,7 @@ def seed_spread(verdicts: Sequence[Verdict], views: Tensor) -> dict[str, float] 
 
 
 def confusions(verdicts: Sequence[Verdict]) -> dict[str, Counter[str]]:
-    """Noun asked for -> what was seen in its place, how often; scenes left out."""
+    """Noun asked for -> the nouns seen instead, with counts; without scenes."""
     wrong: dict[str, Counter[str]] = {}
     for verdict in verdicts:
         if verdict.noun is not None and not verdict.shape:

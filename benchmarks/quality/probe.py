@@ -1,8 +1,8 @@
 """A small classifier of nouns, trained on true renders: the ruler for generated objects.
 
-It sees the outline and the grey shading of all views. What could give a noun away by accident is taken out: hue,
-overall brightness, and any habit of a noun to come in one colour (it is trained on every noun in every colour). What
-generated objects have and true ones lack is put in: blur, noise, a few pixels of offset.
+It sees outline and grey shading of all views. Clues that have nothing to do with shape are removed: hue, overall
+brightness, and typical colours (every noun is shown in every colour). Flaws of generated objects that true ones lack
+are added: blur, noise, an offset of a few pixels.
 """
 
 from collections.abc import Callable

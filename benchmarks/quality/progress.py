@@ -1,4 +1,4 @@
-"""How far a long run is: all phases as bars with the time left on a terminal, a line per finished phase elsewhere."""
+"""Progress of a long run: bars with the time left on a terminal, otherwise one line per finished phase."""
 
 import time
 from collections.abc import Callable

@@ -16,7 +16,7 @@ from training.data.sample import collate
 from training.data.synthetic_config import SyntheticConfig
 from training.losses import psnr
 
-_FIRST_OBJECT = 500_000  # of the evaluation series; no other part of this benchmark comes this far
+_FIRST_OBJECT = 500_000  # of the evaluation series; the rest of this benchmark uses lower numbers
 _NOVEL_VIEWS = 3
 _CHUNK = 8
 
@@ -31,7 +31,7 @@ class Reconstruction(NamedTuple):
 
 @torch.no_grad()
 def reconstruct(bundle: Bundle, config: SyntheticConfig, objects: int) -> Reconstruction:
-    """Measure on the first objects behind `_FIRST_OBJECT`, at the resolution of the bundle's grid."""
+    """Measure on objects from `_FIRST_OBJECT` on, at the resolution of the bundle's grid."""
     gsrecon, gsvae, geometry = bundle_network(bundle, "gsrecon"), bundle_network(bundle, "gsvae"), bundle.spec.geometry
     inputs, size = geometry.views, geometry.grid_size
     source = ProceduralDataset(

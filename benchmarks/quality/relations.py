@@ -1,8 +1,8 @@
-"""Whether the two objects of a scene stand as told, by where their colours are.
+"""Whether the two objects of a scene are arranged as the prompt says, judged by where their colours are.
 
-Both named colours must cover a fair share of the foreground. Then the front and the back view are looked at. "On top
-of": in both, the centre of the first colour lies above that of the second, and farther above than aside. "Next to": it
-lies farther aside than above or below, and on the other side when seen from behind.
+Both named colours must cover a fair share of the foreground. Then front and back view decide. "On top of": in both, the
+centre of the first colour is above that of the second, by more than they are apart sideways. "Next to": they are
+farther apart sideways than vertically, and change sides between front and back.
 """
 
 import torch

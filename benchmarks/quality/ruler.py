@@ -1,4 +1,4 @@
-"""Everything that judges, fitted to true renders, and how well it judges true renders it was not fitted to.
+"""All judges, fitted to true renders, and their accuracy on other true renders.
 
 Axes: N objects, R instances of one noun, V views, S pixels of a side.
 """
@@ -44,7 +44,7 @@ RULER_SIZES = {"basic": RulerSize(36, 12, 0, 24, 12), "rich": RulerSize(3, 1, 12
 
 @dataclass(frozen=True)
 class Ruler:
-    """Probe, colour rule, true outlines; and how far they can be trusted."""
+    """Probe, colour rule, true outlines, and their accuracy."""
 
     probe: ShapeProbe
     colours: ColourRule
@@ -53,7 +53,7 @@ class Ruler:
 
     @property
     def nouns(self) -> tuple[str, ...]:
-        """What the probe tells apart."""
+        """The nouns that the probe distinguishes."""
         return self.colours.nouns
 
 
@@ -94,7 +94,7 @@ def build_ruler(
 
 
 def _single_facts(config: SyntheticConfig, per_pair: int, stream: int) -> list[ObjectWords]:
-    """Every noun in every colour, held-out pairs and odd ones like a red panda too: no noun has a colour of its own."""
+    """Every noun in every colour, even a red panda, so that colour says nothing about the noun."""
     sizes, marked = tuple(SIZES), [pattern for pattern in config.patterns if pattern != "plain"]
     rng = np.random.default_rng([EVALUATION_SEED, _FACTS_STREAM, stream])
     facts: list[ObjectWords] = []

@@ -1,4 +1,4 @@
-"""Fitted rulers, kept below `build/quality`: one is used again as long as nothing that made it has changed."""
+"""Fitted rulers, kept below `build/quality` and used again until the code or data behind them changes."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def save_ruler(path: Path, ruler: Ruler) -> None:
 
 
 def load_ruler(path: Path, config: SyntheticConfig, spec: BackboneSpec, pixels: int) -> Ruler | None:
-    """The ruler kept at `path`; None when there is none."""
+    """The ruler kept at `path`; None if there is no such file."""
     if not path.is_file():
         return None
     nouns = nouns_of(config)

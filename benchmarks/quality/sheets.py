@@ -51,7 +51,7 @@ class Cell(NamedTuple):
 def comparison_sheet(
     verdicts: Sequence[Verdict], views: Tensor, config: SyntheticConfig, spec: BackboneSpec, columns: int = 8
 ) -> np.ndarray:
-    """Generated views above those of a true object of the same words; a choice of them where there are many."""
+    """Generated views above those of a true object of the same words; a selection if there are many."""
     rows_of = _grouped(verdicts, lambda verdict: verdict.case.words)
     if len(rows_of) > _MAX_CELLS:
         rows_of = _grouped(verdicts, _kind)

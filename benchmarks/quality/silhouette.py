@@ -1,7 +1,7 @@
-"""Outlines of generated objects against those of true ones.
+"""Outlines of generated objects compared with those of true ones.
 
-Size, proportions and yaw are free within a caption, so an object is held against several true instances of its noun in
-all sizes, and the best counts. What true objects reach among themselves, by the same rule, is the ceiling.
+A caption leaves proportions, yaw and often size open. So an object is compared with several true instances of its noun
+in all sizes, and the best overlap counts. True objects compared with each other in the same way give the ceiling.
 
 Axes: N objects, R true instances, V views, S pixels of a side.
 """

@@ -1,4 +1,4 @@
-"""True objects of the generator, seen exactly as a bundle's generated objects are seen.
+"""True objects of the generator, rendered exactly as a bundle's generated objects are.
 
 Axes: N objects, V views, S pixels of a side. Views are straight-alpha RGBA, here and for generated objects, so that
 colours and silhouettes do not depend on the background.
@@ -24,11 +24,11 @@ from training.data.solids import SIZES
 from training.data.synthetic import SyntheticObject, build_object, synthetic_object
 from training.data.synthetic_config import CONFIGS, SyntheticConfig
 
-EVALUATION_SEED = 9_000  # a series of objects that training never uses; held against every bundle's lineage
+EVALUATION_SEED = 9_000  # a series of objects that training never uses; every bundle's lineage is checked for it
 
 
 def bundle_config(bundle: Bundle) -> SyntheticConfig:
-    """What the bundle was trained on, by its own lineage; bundles that name no grammar know the basic one.
+    """What the bundle was trained on, from its lineage; without a named grammar the basic one.
 
     Raises:
         ValueError: the lineage names an unknown grammar, or training used the objects of this benchmark.
@@ -54,7 +54,7 @@ def views_elevation_deg(spec: BackboneSpec) -> float:
 
 
 def nouns_of(config: SyntheticConfig) -> tuple[str, ...]:
-    """Every shape and composite object; what the shape probe tells apart."""
+    """Every shape and composite object: the nouns of the shape probe."""
     return config.shapes + config.composites
 
 
@@ -67,14 +67,14 @@ def words_of(
 
 
 def true_object(words: ObjectWords, number: int, config: SyntheticConfig) -> SyntheticObject:
-    """Instance `number` of what the words say; another number varies what they leave open."""
+    """Instance `number` of an object with these words; numbers differ in what the words leave open."""
     if config.grammar == "rich":
         return build_object(words, EVALUATION_SEED, number, config)
     return _basic_block(number, config)[words]
 
 
 def true_instances(words: ObjectWords, numbers: Sequence[int], config: SyntheticConfig) -> list[SyntheticObject]:
-    """Instances of a caption that tells no size: all sizes take turns."""
+    """Instances of a caption without a size, in all sizes by turns."""
     sizes = tuple(SIZES) if words.shape not in COMPOSITES and not words.relation else (words.size,)
     return [true_object(words._replace(size=sizes[n % len(sizes)]), n, config) for n in numbers]
 

@@ -1,4 +1,4 @@
-"""Token ids -> text embeddings: the encoders, as stock transformers models reduced to what denoisers read.
+"""Token ids -> text embeddings: stock transformers models, reduced to what denoisers read.
 
 Axes: R prompts, L tokens, D width of an embedding, P width of a pooled embedding.
 """
@@ -15,14 +15,14 @@ from diffsplat.text.official_names import from_official
 
 
 class PooledText(NamedTuple):
-    """What an encoder with a projection gives."""
+    """Output of an encoder with a projection."""
 
     embeddings: Tensor  # [R, L, D]
     pooled: Tensor  # [R, P]
 
 
 class _Encoder(nn.Module):
-    """State-dict names are those of official checkpoints; loading takes every spelling that `from_official` knows."""
+    """State-dict names are those of official checkpoints; loading accepts every spelling that `from_official` knows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,8 +37,8 @@ def _map_official_names(module: nn.Module, state: dict[str, Any], prefix: str, *
 class TextEncoder(_Encoder):
     """Stock CLIP text model: one of its hidden states, and with a projection the pooled embedding too.
 
-    Causal, and without a padding mask: the padding tokens are part of what the denoisers were trained on. Layers behind
-    the hidden state that is read are not run.
+    Causal, and without a padding mask: the denoisers were trained with the padding tokens. Layers after the hidden
+    state that is read do not run.
     """
 
     def __init__(self, config: CLIPTextConfig, layer: ClipLayer = "last", projection: bool = False) -> None:
@@ -76,7 +76,7 @@ class TextEncoder(_Encoder):
 
 
 class T5TextEncoder(_Encoder):
-    """Stock T5 encoder, its tokens' embedding held once, under its official name `shared`."""
+    """Stock T5 encoder. Its token embedding exists once, under its official name `shared`."""
 
     def __init__(self, config: T5Config, masked: bool) -> None:
         super().__init__()
@@ -87,12 +87,12 @@ class T5TextEncoder(_Encoder):
         self.masked = masked
 
     def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Last hidden state, behind the final norm.
+        """Last hidden state, after the final norm.
 
         Args:
             input_ids: [R, L] int64.
-            mask: [R, L] int64, 0 on padding, which no token attends to. A masked encoder needs it, so that batches of
-                any padding give the same; without one padding is read as text, which takes a fixed L.
+            mask: [R, L] int64, 0 on padding, which no token attends to. A masked encoder needs it, so that padding
+                does not change the result; other encoders read padding as text, which requires a fixed L.
 
         Returns:
             [R, L, D].

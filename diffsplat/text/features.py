@@ -22,11 +22,11 @@ Encoder = Callable[..., Tensor | tuple[Tensor, Tensor]]
 
 
 class TextFeatures(NamedTuple):
-    """What all text encoders of a backbone say about R prompts."""
+    """Outputs of all text encoders of a backbone for R prompts."""
 
     embeddings: Tensor  # [R, L, D]
     mask: Tensor  # [R, L] bool, False on padding that the denoiser must not attend to
-    pooled: Tensor  # [R, P]; P = 0 where a backbone has none
+    pooled: Tensor  # [R, P]; P = 0 if the backbone has no pooled text
 
 
 class EncodedPrompts(NamedTuple):
@@ -56,10 +56,10 @@ class PromptEncoder:
         """Text of R prompts.
 
         Args:
-            prompts: None is a negative prompt that was left out: zeros, where the backbone was trained so (no encoder
-                runs for it), else the empty text.
-            drop_padding: leave out tokens that are masked in all rows. Nothing attends to them, so that the others'
-                embeddings are the same, and a prompt of 20 tokens costs T5 a fifteenth of one of 300.
+            prompts: None is an omitted negative prompt: zeros if the backbone was trained so (no encoder runs for it),
+                else the empty text.
+            drop_padding: leave out tokens that are masked in all rows. Nothing attends to them, so the embeddings of
+                the others stay the same, and T5 computes 20 instead of 300 tokens for a prompt of 20.
         """
         texts = [None if text is None and self.spec.zero_negative else text or "" for text in prompts]
         given = [text for text in texts if text is not None]

@@ -14,7 +14,7 @@ _EMBEDDING, _TIED = "shared.weight", "encoder.embed_tokens.weight"  # T5
 
 
 def our_name(name: str) -> str | None:
-    """Our name of a tensor of a text encoder, official or transformers 5's; None for what is not a weight."""
+    """Our name of a tensor of a text encoder, official or transformers 5's; None if it is not a weight."""
     if name.endswith("embeddings.position_ids"):  # a constant that old files hold
         return None
     if name == _TIED:

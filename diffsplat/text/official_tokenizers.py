@@ -17,7 +17,7 @@ from diffsplat.backbones.text import EncoderKind
 
 _UNIGRAM = 1  # sentencepiece's TrainerSpec.ModelType
 _T5_END = "</s>"
-_T5_SENTINELS = [f"<extra_id_{index}>" for index in reversed(range(100))]  # behind the file's own pieces
+_T5_SENTINELS = [f"<extra_id_{index}>" for index in reversed(range(100))]  # numbered after the file's own pieces
 
 
 def official_tokenizer_json(folder: str | os.PathLike[str], kind: EncoderKind) -> str:
@@ -72,7 +72,7 @@ class _Sentencepiece(NamedTuple):
 
 
 def _read_sentencepiece(data: bytes) -> _Sentencepiece:
-    """The parts of a ModelProto that a tokenizer needs: its pieces, and something of its two specs."""
+    """The parts of a ModelProto that a tokenizer needs: its pieces and a few fields of its two specs."""
     vocabulary, model_type, unknown_id, character_map = [], _UNIGRAM, 0, b""
     for number, message in _fields(data):
         if number == 1:  # SentencePiece
@@ -107,7 +107,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Value, and where it ends."""
+    """A varint's value and the position after it."""
     value = shift = 0
     while data[at] & 0x80:
         value |= (data[at] & 0x7F) << shift

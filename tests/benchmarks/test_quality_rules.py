@@ -1,4 +1,4 @@
-"""The judges of the quality benchmark, held against true renders, where the answer is known."""
+"""The judges of the quality benchmark on true renders, where the answer is known."""
 
 import pytest
 import torch
