@@ -6,8 +6,10 @@ import torch
 
 from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL
 from training.data.camera_chain import Y_UP_FROM_Z_UP, relative_orbit_cameras
-from training.data.captions import COLOURS, SIZE_WORDS, all_captions, caption_words, draw_caption
+from training.data.captions import all_captions, caption_words, draw_caption
+from training.data.grammar import SIZE_WORDS
 from training.data.object_words import ObjectWords
+from training.data.palette import COLOURS
 from training.data.record import decode_record, unpack_views
 from training.data.render import render_views
 from training.data.sample import build_sample

@@ -7,14 +7,10 @@ small text encoders (`caption_words`, `synthetic.vocabulary`).
 import numpy as np
 
 from training.data import grammar
+from training.data.grammar import PLAIN_SHARE, SIZE_WORDS, article
 from training.data.object_words import ObjectWords
 from training.data.palette import COLOURS
 
-SIZE_WORDS: dict[str, tuple[str, ...]] = {
-    "small": ("small", "little", "tiny"),
-    "medium": ("medium-sized",),
-    "large": ("large", "big", "huge"),
-}
 TEMPLATES = (
     "{article} {phrase}",
     "{phrase}",
@@ -26,7 +22,6 @@ TEMPLATES = (
     "{article} {size}{shape} in {colour}",
 )
 PLAIN_TEMPLATE = TEMPLATES[0]
-PLAIN_SHARE = 0.4  # captions in the plainest form, which users type most
 SIZED_SHARE = 0.5  # captions that name the size
 
 
@@ -34,7 +29,7 @@ def plain_caption(words: ObjectWords) -> str:
     """The caption that users type first: "a red cube"."""
     if words.grammar == "rich":
         return grammar.plain(words)
-    return f"{_article(words.colour)} {words.colour} {words.shape}"
+    return f"{article(words.colour)} {words.colour} {words.shape}"
 
 
 def draw_caption(words: ObjectWords, rng: np.random.Generator) -> str:
@@ -69,13 +64,9 @@ def caption_words(shapes: tuple[str, ...]) -> tuple[str, ...]:
 
 def _write(template: str, words: ObjectWords, size: str) -> str:
     phrase = f"{size}{words.colour} {words.shape}"
-    text = template.replace("{article2}", _article(phrase)).replace("{phrase}", phrase).replace("{size}", size)
+    text = template.replace("{article2}", article(phrase)).replace("{phrase}", phrase).replace("{size}", size)
     text = text.replace("{shape}", words.shape).replace("{colour}", words.colour)
     if text.startswith("{article}"):
         rest = text.removeprefix("{article} ")
-        text = f"{_article(rest)} {rest}"
+        text = f"{article(rest)} {rest}"
     return text
-
-
-def _article(following: str) -> str:
-    return "an" if following[0] in "aeio" else "a"

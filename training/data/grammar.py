@@ -18,7 +18,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "on top of": ("on top of", "on", "above", "standing on"),
     "next to": ("next to", "beside", "by"),
 }
-SIZE_SYNONYMS: dict[str, tuple[str, ...]] = {
+SIZE_WORDS: dict[str, tuple[str, ...]] = {
     "small": ("small", "little", "tiny"),
     "medium": ("medium-sized",),
     "large": ("large", "big", "huge"),
@@ -70,21 +70,21 @@ def draw(words: "ObjectWords", rng: np.random.Generator) -> str:
     if rng.random() < PLAIN_SHARE:
         return plain(words)
     single = words.shape in ALL_SHAPES and not words.relation
-    size = _pick(SIZE_SYNONYMS[words.size], rng) + " " if single and rng.random() < SIZED_SHARE else ""
+    size = pick(SIZE_WORDS[words.size], rng) + " " if single and rng.random() < SIZED_SHARE else ""
     first = _draw_phrase(words.shape, words.colour, words.pattern, words.second_colour, size, rng)
     if words.relation:
-        between = _pick(RELATIONS[words.relation], rng)
+        between = pick(RELATIONS[words.relation], rng)
         second = _draw_phrase(words.other_shape, words.other_colour, "", "", "", rng)
         return f"{_with_article(first)} {between} {_with_article(second)}"
     frames = FRAMES if single else FRAMES + OBJECT_FRAMES
-    return _framed(_pick(frames, rng), first)
+    return _framed(pick(frames, rng), first)
 
 
 def every(words: "ObjectWords") -> tuple[str, ...]:
     """Every caption that `draw` can give for a single object; for two objects, every phrase of each and relation."""
     sizes: tuple[str, ...] = ("",)
     if words.shape in ALL_SHAPES and not words.relation:
-        sizes = ("", *(word + " " for word in SIZE_SYNONYMS[words.size]))
+        sizes = ("", *(word + " " for word in SIZE_WORDS[words.size]))
     firsts = [
         text for size in sizes for text in _phrases(words.shape, words.colour, words.pattern, words.second_colour, size)
     ]
@@ -117,7 +117,7 @@ def _phrases(noun: str, colour: str, pattern: str, second: str, size: str) -> It
 
 
 def _draw_phrase(noun: str, colour: str, pattern: str, second: str, size: str, rng: np.random.Generator) -> str:
-    name = _pick(nouns_of(noun), rng) if rng.random() < SYNONYM_SHARE else noun
+    name = pick(nouns_of(noun), rng) if rng.random() < SYNONYM_SHARE else noun
     forms = _forms(colour, pattern)
     # The usual order, "red cube", as often as all the others together.
     form = int(rng.integers(len(forms))) if rng.random() < 0.5 else 0
@@ -126,7 +126,7 @@ def _draw_phrase(noun: str, colour: str, pattern: str, second: str, size: str, r
 
 def _tint(colour: str, rng: np.random.Generator) -> str:
     others = COLOUR_SYNONYMS.get(colour, ())
-    return _pick(others, rng) if others and rng.random() < SYNONYM_SHARE else colour
+    return pick(others, rng) if others and rng.random() < SYNONYM_SHARE else colour
 
 
 def _forms(colour: str, pattern: str) -> tuple[str, ...]:
@@ -140,18 +140,20 @@ def _phrase(noun: str, colour: str, pattern: str, second: str, size: str, form: 
 
 
 def _framed(frame: str, phrase: str) -> str:
-    return frame.replace("{a}", _article(phrase)).replace("{x}", phrase)
+    return frame.replace("{a}", article(phrase)).replace("{x}", phrase)
 
 
 def _with_article(phrase: str) -> str:
-    return f"{_article(phrase)} {phrase}"
+    return f"{article(phrase)} {phrase}"
 
 
-def _article(following: str) -> str:
+def article(following: str) -> str:
+    """The indefinite article before `following`."""
     return "an" if following[0] in "aeiou" and not following.startswith("uni") else "a"
 
 
-def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+def pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    """One of the options at random."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -162,6 +164,6 @@ def vocabulary(nouns: tuple[str, ...], colours: tuple[str, ...]) -> tuple[str, .
     found = {word for word in templates.split() if "{" not in word} | {"a", "an"}
     names = [name for noun in nouns for name in nouns_of(noun)]
     tints = [tint for colour in colours for tint in (colour, *COLOUR_SYNONYMS.get(colour, ()))]
-    for text in (*names, *tints, *sum(RELATIONS.values(), ()), *sum(SIZE_SYNONYMS.values(), ())):
+    for text in (*names, *tints, *sum(RELATIONS.values(), ()), *sum(SIZE_WORDS.values(), ())):
         found.update(text.split())
     return tuple(sorted(found))

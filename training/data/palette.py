@@ -37,7 +37,6 @@ LEAF: Rgb = (0.13, 0.58, 0.18)
 DOUGH: Rgb = (0.85, 0.62, 0.33)
 CHOCOLATE: Rgb = (0.30, 0.16, 0.08)
 GOLD: Rgb = (0.92, 0.70, 0.15)
-SKIN: Rgb = (0.96, 0.75, 0.58)
 ORANGE = PALETTE["orange"]
 RED = PALETTE["red"]
 YELLOW = PALETTE["yellow"]

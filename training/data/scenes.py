@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from training.data.grammar import pick
 from training.data.held_out import HELD_OUT
 from training.data.object_words import ObjectWords
 from training.data.objects import COMPOSITES, Draw
@@ -23,17 +24,17 @@ def draw_words(config: SyntheticConfig, rng: np.random.Generator) -> ObjectWords
     kind = int(rng.choice(3, p=weights))
     if kind == 2:
         return _draw_composite(config, rng)
-    shape, size = _pick(config.shapes, rng), _pick(config.sizes, rng)
-    colour = _pick(_allowed(shape, config.colours, config), rng)
+    shape, size = pick(config.shapes, rng), pick(config.sizes, rng)
+    colour = pick(_allowed(shape, config.colours, config), rng)
     if kind == 1:
-        other = _pick(tuple(s for s in config.shapes if s != shape), rng)
-        other_colour = _pick(tuple(c for c in _allowed(other, config.colours, config) if c != colour), rng)
-        relation = _pick(config.relations, rng)
+        other = pick(tuple(s for s in config.shapes if s != shape), rng)
+        other_colour = pick(tuple(c for c in _allowed(other, config.colours, config) if c != colour), rng)
+        relation = pick(config.relations, rng)
         return ObjectWords(shape, colour, size, "plain", "", relation, other, other_colour, "rich")
     marked = tuple(pattern for pattern in config.patterns if pattern != "plain")
     if marked and rng.random() < config.pattern_share:
         others = tuple(c for c in _allowed(shape, config.colours, config) if c != colour)
-        return ObjectWords(shape, colour, size, _pick(marked, rng), _pick(others, rng), grammar="rich")
+        return ObjectWords(shape, colour, size, pick(marked, rng), pick(others, rng), grammar="rich")
     told = colour if rng.random() < SHAPE_COLOUR_TOLD else ""
     return ObjectWords(shape, told, size, grammar="rich")
 
@@ -46,7 +47,7 @@ def build_parts(words: ObjectWords, config: SyntheticConfig, rng: np.random.Gene
         kind = COMPOSITES[words.shape]
         # An untold colour is the natural one, never one that is held out.
         names = (words.colour,) if words.colour else _allowed(words.shape, kind.natural or kind.colours, config)
-        main = PALETTE[_pick(names, rng)] if names else PALETTE["grey"]
+        main = PALETTE[pick(names, rng)] if names else PALETTE["grey"]
         turn = float(rng.uniform(0.0, 360.0)) if kind.symmetric else yaw
         return turned(fit(kind.build(Draw(rng, main)), FIT_RADIUS * shrink), turn)
     if not words.relation:
@@ -66,7 +67,7 @@ def build_parts(words: ObjectWords, config: SyntheticConfig, rng: np.random.Gene
 def _solid(
     words: ObjectWords, factor: float, yaw: float, config: SyntheticConfig, rng: np.random.Generator
 ) -> Primitive:
-    colour = words.colour or _pick(_allowed(words.shape, config.colours, config), rng)
+    colour = words.colour or pick(_allowed(words.shape, config.colours, config), rng)
     second = PALETTE[words.second_colour] if words.second_colour else (0.0, 0.0, 0.0)
     return solid_primitive(words.shape, factor, yaw, PALETTE[colour], words.pattern, second)
 
@@ -84,16 +85,16 @@ def _centred(parts: Parts) -> Parts:
 
 
 def _draw_composite(config: SyntheticConfig, rng: np.random.Generator) -> ObjectWords:
-    noun = _pick(config.composites, rng)
+    noun = pick(config.composites, rng)
     names = tuple(c for c in _allowed(noun, COMPOSITES[noun].colours, config) if c in config.colours)
     told = names and rng.random() < OBJECT_COLOUR_TOLD
-    return ObjectWords(noun, _pick(names, rng) if told else "", "large", grammar="rich")
+    return ObjectWords(noun, pick(names, rng) if told else "", "large", grammar="rich")
 
 
 def _draw_held_out(config: SyntheticConfig, rng: np.random.Generator) -> ObjectWords:
     pairs = held_out_pairs(config)
     noun, colour = pairs[int(rng.integers(len(pairs)))]
-    return ObjectWords(noun, colour, _pick(config.sizes, rng) if noun in ALL_SHAPES else "large", grammar="rich")
+    return ObjectWords(noun, colour, pick(config.sizes, rng) if noun in ALL_SHAPES else "large", grammar="rich")
 
 
 def held_out_pairs(config: SyntheticConfig) -> tuple[tuple[str, str], ...]:
@@ -113,7 +114,3 @@ def _allowed(noun: str, colours: tuple[str, ...], config: SyntheticConfig) -> tu
     if config.held_out != "never":
         return colours
     return tuple(colour for colour in colours if (noun, colour) not in HELD_OUT)
-
-
-def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
-    return options[int(rng.integers(len(options)))]

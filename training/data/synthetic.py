@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from diffsplat.geometry.cameras import orbit_camera_to_world
 from training.data.camera_chain import y_up_to_z_up
-from training.data.captions import COLOURS, caption_words, plain_caption
+from training.data.captions import caption_words, plain_caption
 from training.data.grammar import vocabulary as rich_vocabulary
 from training.data.object_words import ObjectWords
+from training.data.palette import COLOURS
 from training.data.record import PackedViews, RawViews, encode_record, pack_views
 from training.data.render import render_views
 from training.data.scenes import build_parts, draw_words

@@ -6,16 +6,19 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.geometry.cameras import Cameras
+from diffsplat.geometry.gaussians import Gaussians, grid_to_gaussians
+from diffsplat.splats.render import Renders, render
 from training.config import Data, StageConfig
 from training.data.procedural import ProceduralDataset
 from training.data.sample import Batch, Sample, collate
 from training.data.stream import BatchStream
 from training.data.synthetic_config import CONFIGS
+from training.losses import psnr
 
 VALIDATION_INDEX = 1_000_000  # validation objects start here in the series; training never comes this far
 _VALIDATION_STREAM = 33
@@ -78,19 +81,50 @@ def mixed_precision(config: StageConfig) -> Iterator[None]:
             yield
 
 
-def object_stream(config: StageConfig, rank: int, world_size: int) -> BatchStream:
-    """Training objects."""
-    source = dataset(config.data, config.backbone, validation=False)
-    return BatchStream(source, config.data.batch_size, config.run.seed, rank, world_size)
+class ObjectStage:
+    """What the stages that render procedural objects share."""
 
+    def __init__(self, config: StageConfig) -> None:
+        self.config = config
+        self.spec = spec_of(config)
+        self.geometry = self.spec.geometry
 
-def validation_objects(config: StageConfig) -> Batch:
-    """The same unseen objects, views and captions every time."""
-    source = dataset(config.data, config.backbone, validation=True)
-    samples: list[Sample] = []
-    for index in range(len(source)):
-        samples.append(source.sample(index, np.random.default_rng([config.data.seed, _VALIDATION_STREAM, index])))
-    return collate(samples)
+    def stream(self, rank: int, world_size: int) -> BatchStream:
+        """Training objects with input and novel views."""
+        config = self.config
+        source = dataset(config.data, config.backbone, validation=False)
+        return BatchStream(source, config.data.batch_size, config.run.seed, rank, world_size)
+
+    def validation_batch(self) -> Batch:
+        """The same unseen objects, views and captions every time."""
+        config = self.config
+        source = dataset(config.data, config.backbone, validation=True)
+        samples: list[Sample] = []
+        for index in range(len(source)):
+            samples.append(source.sample(index, np.random.default_rng([config.data.seed, _VALIDATION_STREAM, index])))
+        return collate(samples)
+
+    def reconstruct(self, gsrecon: nn.Module, batch: Batch) -> Tensor:
+        """The grid that GSRecon makes of the input views, [B, V, 12, H, W]."""
+        views = self.geometry.views
+        return gsrecon(input_images(batch, views), batch_cameras(batch, views))
+
+    def gaussians(self, grid: Tensor, batch: Batch) -> Gaussians:
+        """The Gaussians of a grid of the input views."""
+        return grid_to_gaussians(grid, batch_cameras(batch, self.geometry.views), self.geometry)
+
+    def render(self, gaussians: Gaussians, batch: Batch) -> Renders:
+        """Gaussians seen by all cameras of the batch."""
+        size = self.geometry.grid_size
+        return render(gaussians, batch_cameras(batch), size, size, self.geometry)
+
+    def view_psnrs(self, images: Tensor, batch: Batch) -> dict[str, float]:
+        """PSNR of rendered images [B, V, 3, H, W] in dB, over the input views and over the novel ones."""
+        views, truth = self.geometry.views, batch.images_rgb
+        return {
+            "psnr_input": psnr(images[:, :views], truth[:, :views]).item(),
+            "psnr_novel": psnr(images[:, views:], truth[:, views:]).item(),
+        }
 
 
 def input_images(batch: Batch, views: int) -> Tensor:

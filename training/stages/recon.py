@@ -7,36 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffsplat.geometry.gaussians import GRID_LAYOUT, Gaussians, grid_to_gaussians
+from diffsplat.geometry.gaussians import GRID_LAYOUT, Gaussians
 from diffsplat.splats.gsrecon import build_gsrecon
-from diffsplat.splats.render import render
 from training.checkpoint import load_finished, save_finished
 from training.config import ReconConfig
 from training.data.sample import Batch
-from training.data.stream import BatchStream
 from training.loop import Evaluation
-from training.losses import masked_mse, psnr, rendering_loss
+from training.losses import masked_mse, rendering_loss
 from training.optim import decay_groups
-from training.stages.common import (
-    batch_cameras,
-    comparison_panel,
-    input_images,
-    mixed_precision,
-    object_stream,
-    spec_of,
-    validation_objects,
-)
+from training.stages.common import ObjectStage, comparison_panel, mixed_precision
 
 
-class ReconStage:
+class ReconStage(ObjectStage):
     """Trains GSRecon, from scratch or from an earlier run."""
 
     name = "recon"
 
-    def __init__(self, config: ReconConfig) -> None:
-        self.config = config
-        self.spec = spec_of(config)
-        self.geometry = self.spec.geometry
+    config: ReconConfig
 
     def build(self) -> nn.Module:
         """GSRecon, freshly initialised or from an earlier run."""
@@ -49,27 +36,19 @@ class ReconStage:
         """All of GSRecon."""
         return decay_groups([self.gsrecon], self.config.optim.weight_decay)
 
-    def stream(self, rank: int, world_size: int) -> BatchStream:
-        """Objects with input and novel views."""
-        return object_stream(self.config, rank, world_size)
-
-    def validation_batch(self) -> Batch:
-        """Unseen objects."""
-        return validation_objects(self.config)
-
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Rendering loss on all views, and terms on the grid itself: they quicken the start and tidy the grid."""
         batch = batch.to(self.config.run.device)
         views = self.geometry.views
         with mixed_precision(self.config):
-            grid = self.gsrecon(input_images(batch, views), batch_cameras(batch, views)).float()  # [B, Vi, 12, H, W]
-        gaussians = grid_to_gaussians(grid, batch_cameras(batch, views), self.geometry)
-        size = self.geometry.grid_size
-        renders = render(gaussians, batch_cameras(batch), size, size, self.geometry)
+            grid = self.reconstruct(self.gsrecon, batch).float()  # [B, Vi, 12, H, W]
+        gaussians = self.gaussians(grid, batch)
+        renders = self.render(gaussians, batch)
         total, parts = rendering_loss(renders, batch.images_rgb, batch.alphas, self.config.weights)
 
         alphas = batch.alphas[:, :views]  # [B, Vi, 1, H, W]
-        position = masked_mse(positions(gaussians, views, size), 2.0 * batch.coords[:, :views] - 1.0, alphas == 1.0)
+        centres = positions(gaussians, views, self.geometry.grid_size)
+        position = masked_mse(centres, 2.0 * batch.coords[:, :views] - 1.0, alphas == 1.0)
         background = masked_mse(grid, background_grid(grid), alphas == 0.0)
         colour = masked_mse(grid[:, :, GRID_LAYOUT["rgb"]], 2.0 * batch.images_rgb[:, :views] - 1.0, alphas == 1.0)
         config = self.config
@@ -81,15 +60,9 @@ class ReconStage:
     def evaluate(self, batch: Batch, generator: torch.Generator) -> Evaluation:
         """PSNR of input and of novel views."""
         batch = batch.to(self.config.run.device)
-        views, size = self.geometry.views, self.geometry.grid_size
-        grid = self.gsrecon(input_images(batch, views), batch_cameras(batch, views))
-        gaussians = grid_to_gaussians(grid, batch_cameras(batch, views), self.geometry)
-        renders = render(gaussians, batch_cameras(batch), size, size, self.geometry)
-        scalars = {
-            "psnr_input": psnr(renders.rgb[:, :views], batch.images_rgb[:, :views]).item(),
-            "psnr_novel": psnr(renders.rgb[:, views:], batch.images_rgb[:, views:]).item(),
-            "mask_mse": F.mse_loss(renders.alpha, batch.alphas).item(),
-        }
+        renders = self.render(self.gaussians(self.reconstruct(self.gsrecon, batch), batch), batch)
+        mask_mse = F.mse_loss(renders.alpha, batch.alphas).item()
+        scalars = {**self.view_psnrs(renders.rgb, batch), "mask_mse": mask_mse}
         return Evaluation(scalars, {"truth_above_render": comparison_panel(batch.images_rgb, renders.rgb)})
 
     def export(self, out: Path, facts: dict[str, Any]) -> None:

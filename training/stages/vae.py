@@ -6,26 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffsplat.geometry.gaussians import GRID_LAYOUT, grid_to_gaussians
+from diffsplat.geometry.gaussians import GRID_LAYOUT
 from diffsplat.splats.gsrecon import build_gsrecon
 from diffsplat.splats.gsvae import Posterior, build_gsvae
-from diffsplat.splats.render import Renders, render
 from training.checkpoint import load_finished, read_finished, save_finished
 from training.config import VaeConfig
 from training.data.sample import Batch
-from training.data.stream import BatchStream
 from training.loop import Evaluation
-from training.losses import psnr, rendering_loss
+from training.losses import rendering_loss
 from training.optim import decay_groups
-from training.stages.common import (
-    batch_cameras,
-    comparison_panel,
-    input_images,
-    mixed_precision,
-    object_stream,
-    spec_of,
-    validation_objects,
-)
+from training.stages.common import ObjectStage, comparison_panel, mixed_precision
 from training.stages.vae_start import start_almost_deterministic, start_as_average
 
 # How much an error in a channel of the grid shows: colour and depth plainly, the turn of small splats hardly.
@@ -34,15 +24,14 @@ _TRANSPARENT_WEIGHT = 0.05  # share of an opaque pixel's weight that a fully tra
 _MEASURED_BATCHES = 16  # batches behind the measured latent scale
 
 
-class VaeStage:
+class VaeStage(ObjectStage):
     """Trains the whole autoencoder, or its decoder alone on the latents of an earlier run."""
 
     name = "vae"
+    config: VaeConfig
 
     def __init__(self, config: VaeConfig) -> None:
-        self.config = config
-        self.spec = spec_of(config)
-        self.geometry = self.spec.geometry
+        super().__init__(config)
         self.recon_files = read_finished(config.recon)["files"]
         self.start = None if config.vae is None else read_finished(config.vae)
         if self.start is not None and self.start["recon"] != self.recon_files:
@@ -68,14 +57,6 @@ class VaeStage:
         """All of GSVAE, or its decoder."""
         return decay_groups([self.gsvae], self.config.optim.weight_decay)
 
-    def stream(self, rank: int, world_size: int) -> BatchStream:
-        """Objects with input and novel views."""
-        return object_stream(self.config, rank, world_size)
-
-    def validation_batch(self) -> Batch:
-        """Unseen objects."""
-        return validation_objects(self.config)
-
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Error of the grid, rendering loss of some objects, and a tiny KL, through a sample of the posterior."""
         batch = batch.to(self.config.run.device)
@@ -91,7 +72,7 @@ class VaeStage:
         grid_error = visible_error(decoded, grid)
         count = min(self.config.rendered_objects, len(grid))  # the batch is in random order
         shown = Batch._make(field[:count] for field in batch)
-        renders = self._render(decoded[:count].clamp(-1.0, 1.0), shown)
+        renders = self.render(self.gaussians(decoded[:count].clamp(-1.0, 1.0), shown), shown)
         rendered, parts = rendering_loss(renders, shown.images_rgb, shown.alphas, self.config.weights)
         kl = posterior.kl().mean()
         config = self.config
@@ -102,21 +83,18 @@ class VaeStage:
     def evaluate(self, batch: Batch, generator: torch.Generator) -> Evaluation:
         """PSNR through the posterior's mean, beside that of GSRecon alone."""
         batch = batch.to(self.config.run.device)
-        views = self.geometry.views
         grid = self._target_grid(batch)
         latents = self.gsvae.posterior(grid).mean
         decoded = self.gsvae.vae.decode(latents.flatten(0, 1)).sample.unflatten(0, grid.shape[:2]).clamp(-1.0, 1.0)
-        direct, through = self._render(grid, batch).rgb, self._render(decoded, batch).rgb
-        truth = batch.images_rgb
+        direct, through = (self.render(self.gaussians(shown, batch), batch).rgb for shown in (grid, decoded))
         scalars = {
-            "psnr_input": psnr(through[:, :views], truth[:, :views]).item(),
-            "psnr_novel": psnr(through[:, views:], truth[:, views:]).item(),
-            "psnr_novel_recon": psnr(direct[:, views:], truth[:, views:]).item(),
+            **self.view_psnrs(through, batch),
+            "psnr_novel_recon": self.view_psnrs(direct, batch)["psnr_novel"],
             "grid_error": visible_error(decoded, grid).item(),
             "latent_std": latents.std().item(),
             "latent_mean": latents.mean().item(),
         }
-        return Evaluation(scalars, {"truth_recon_vae": comparison_panel(truth, direct, through)})
+        return Evaluation(scalars, {"truth_recon_vae": comparison_panel(batch.images_rgb, direct, through)})
 
     def export(self, out: Path, facts: dict[str, Any]) -> None:
         """GSVAE's averaged weights and the measured scale of its latents."""
@@ -141,14 +119,8 @@ class VaeStage:
         return {"latent_scale": scale, "latent_channels": per_channel}
 
     def _target_grid(self, batch: Batch) -> Tensor:
-        views = self.geometry.views
         with torch.no_grad():
-            return self.gsrecon(input_images(batch, views), batch_cameras(batch, views))
-
-    def _render(self, grid: Tensor, batch: Batch) -> Renders:
-        gaussians = grid_to_gaussians(grid, batch_cameras(batch, self.geometry.views), self.geometry)
-        size = self.geometry.grid_size
-        return render(gaussians, batch_cameras(batch), size, size, self.geometry)
+            return self.reconstruct(self.gsrecon, batch)
 
 
 def visible_error(decoded: Tensor, grid: Tensor) -> Tensor:
