@@ -5,7 +5,7 @@
     denoise  denoiser_context        embeddings [rows, tokens, D]                    context [rows, tokens, P]
     denoise  denoiser_added          pooled [rows, D'], sizes [rows, 6]              added [rows, E]            SDXL
     denoise  denoiser_modulations    pooled [rows, D'], timesteps [steps]            modulations [rows, steps, M]  SD3
-    denoise  denoiser                `denoiser.step_input_names`                     prediction [rows, V, C, h, w]
+    denoise  denoiser                `graph_inputs.step_input_names`                 prediction [rows, V, C, h, w]
     encode   image_encoder           images [objects, 3, S, S]                       mean, std [.., C, h, w]
     encode   elevest                 images [objects, 3, S, S]                       elevation_deg [objects]
     denoise  hints_TYPE, control_context_TYPE, (control_added_TYPE,) control_TYPE    see `denoisers.control_inputs`
@@ -15,6 +15,8 @@
 A row is one (request, guidance branch). Graphs in front of the denoiser: once per request; the denoiser: every step;
 the decoder: once per object. `gsrecon` stands alone: reconstructions run no other graph.
 """
+
+from collections.abc import Mapping
 
 import torch
 from diffsplat_client.contract import RECONSTRUCT
@@ -75,41 +77,26 @@ def _text_encoder(name: str, encoder: TextEncoderSpec) -> GraphSpec:
 
 
 def _denoiser_graphs(spec: BackboneSpec) -> list[GraphSpec]:
-    """Once per request, then the step; widths are read off the networks, built without weights."""
-    views, size = spec.geometry.views, spec.latent_size
-    with torch.device("meta"):
-        network = network_builders(spec)["denoiser"]()
-        modules = {name: build_graph_module(name, spec, network) for name in request_graphs(spec)}
-        embeddings, pooled = torch.empty(1, 1, spec.text.width), torch.empty(1, spec.text.pooled_width)
-        widths = {CONTEXT: modules[CONTEXT](embeddings).shape[-1]}
-        if ADDED in modules:
-            widths[ADDED] = modules[ADDED](pooled, torch.empty(1, 6)).shape[-1]
-        if MODULATIONS in modules:
-            widths[MODULATIONS] = modules[MODULATIONS](pooled, torch.empty(1)).shape[-1]
-    latents = (spec.latent_channels, size, size)
-    text = TensorAxes("embeddings", ("rows", "tokens", spec.text.width))
-    pooled_text = TensorAxes("pooled", ("rows", spec.text.pooled_width))
+    """Once per request, then the step. Which graphs and step inputs there are is the family's (`graph_inputs`)."""
+    views, latents = spec.geometry.views, (spec.latent_channels, spec.latent_size, spec.latent_size)
+    pooled = TensorAxes("pooled", ("rows", spec.text.pooled_width))
     steps = TensorAxes("timesteps", ("steps",), "timestep")
     request_inputs = {
-        CONTEXT: (text,),
-        ADDED: (pooled_text, TensorAxes("sizes", ("rows", 6))),
-        MODULATIONS: (pooled_text, steps),
+        CONTEXT: (TensorAxes("embeddings", ("rows", "tokens", spec.text.width)),),
+        ADDED: (pooled, TensorAxes("sizes", ("rows", 6))),
+        MODULATIONS: (pooled, steps),
     }
-    request_outputs = {
-        CONTEXT: TensorAxes("context", ("rows", "tokens", widths[CONTEXT])),
-        ADDED: TensorAxes("added", ("rows", widths.get(ADDED, 0))),
-        MODULATIONS: TensorAxes("modulations", ("rows", "steps", widths.get(MODULATIONS, 0))),
-    }
+    outputs = _request_outputs(spec, request_inputs)
     step_inputs = {
         "latents": TensorAxes("latents", ("rows", views, *latents)),
-        "plucker": TensorAxes("plucker", ("rows", views, PLUCKER_CHANNELS, size, size)),
+        "plucker": TensorAxes("plucker", ("rows", views, PLUCKER_CHANNELS, *latents[1:])),
         "timesteps": TensorAxes("timesteps", ("rows",), "timestep"),
-        "context": request_outputs[CONTEXT],
         "kept": TensorAxes("kept", ("rows", "tokens")),
-        "modulations": TensorAxes("modulations", ("rows", widths.get(MODULATIONS, 0))),
         "condition_latents": TensorAxes("condition_latents", ("rows", *latents)),
-        "added": request_outputs[ADDED],
+        **{output.name: output for output in outputs.values()},
     }
+    if MODULATIONS in outputs:  # those of one step of the schedule
+        step_inputs["modulations"] = TensorAxes("modulations", ("rows", outputs[MODULATIONS].axes[-1]))
     if spec.controls:
         step_inputs["residuals"] = TensorAxes("residuals", ("rows", residual_numbers(spec)))
     every_size = {"rows": 2, "tokens": spec.text.tokens, "steps": _MANY_STEPS}
@@ -122,4 +109,22 @@ def _denoiser_graphs(spec: BackboneSpec) -> list[GraphSpec]:
 
     prediction = TensorAxes("prediction", ("rows", views, *latents))
     step = graph(STEP, tuple(step_inputs[name] for name in step_input_names(spec)), prediction)
-    return [*(graph(name, request_inputs[name], request_outputs[name]) for name in request_graphs(spec)), step]
+    return [*(graph(name, request_inputs[name], output) for name, output in outputs.items()), step]
+
+
+def _request_outputs(spec: BackboneSpec, inputs: Mapping[str, tuple[TensorAxes, ...]]) -> dict[str, TensorAxes]:
+    """Graph that runs once per request -> its output, whose width is read off the network, built without weights."""
+    names_and_axes = {
+        CONTEXT: ("context", "rows", "tokens"),
+        ADDED: ("added", "rows"),
+        MODULATIONS: ("modulations", "rows", "steps"),
+    }
+    outputs = {}
+    with torch.device("meta"):
+        network = network_builders(spec)["denoiser"]()
+        for name in request_graphs(spec):
+            samples = (torch.empty([axis if isinstance(axis, int) else 1 for axis in t.axes]) for t in inputs[name])
+            width = build_graph_module(name, spec, network)(*samples).shape[-1]
+            tensor, *free = names_and_axes[name]
+            outputs[name] = TensorAxes(tensor, (*free, width))
+    return outputs
