@@ -1,4 +1,4 @@
-"""The command `diffsplat`: parses, calls, and turns every expected failure into one line on stderr.
+"""The command `diffsplat`: parses arguments, runs a command, and prints every expected failure as one line on stderr.
 
 Exit codes: 0 done, 1 failed, 2 invalid options, 130 interrupted, 143 terminated.
 """
@@ -12,7 +12,7 @@ from typing import NoReturn
 from diffsplat_client.commands import generate, reconstruct, status
 from diffsplat_client.errors import DiffSplatError, InvalidRequestError
 
-COMMANDS = "diffsplat_client.commands"  # group of entry points: functions that take the subparsers and add a parser
+COMMANDS = "diffsplat_client.commands"  # entry-point group: functions that take the subparsers and add one
 
 
 class CommandLineError(Exception):
@@ -20,17 +20,17 @@ class CommandLineError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains in one line, where argparse prints the whole usage first."""
+    """Reports an error in one line, where argparse prints the whole usage first."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing and leaving."""
+        """Raise, where argparse prints and exits."""
         raise CommandLineError(message)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters of its log comes back as an error
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its failures are reported as errors; the log would only add noise
     try:
         args = _parser(argv).parse_args(argv)
         return int(args.run(args) or 0)
@@ -56,12 +56,12 @@ def _parser(argv: list[str]) -> Parser:
 
 
 def _add_foreign_command(commands: "argparse._SubParsersAction[Parser]", entry: EntryPoint, loaded: bool) -> None:
-    """Load a command only when it is asked for: it may bring a heavy library."""
+    """Load a command only when it is used: it may import a heavy library."""
     if loaded:
         entry.load()(commands)
     else:
         owner = entry.dist.name if entry.dist else entry.value
-        commands.add_parser(entry.name, help=f"of {owner}; see diffsplat {entry.name} --help")
+        commands.add_parser(entry.name, help=f"provided by {owner}; see diffsplat {entry.name} --help")
 
 
 def _fail(message: str, code: int) -> int:

@@ -21,10 +21,10 @@ class Bounds(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SplatCloud:
-    """N Gaussian splats; float32, linear quantities.
+    """N Gaussian splats: float32, linear quantities.
 
     World: right-handed, x right, y up, z towards the viewer of azimuth 0. Colours are nominally in [0, 1] but may
-    lie outside. A splat of standard deviations `scales` is turned by the quaternion (w, x, y, z).
+    lie outside. The quaternion (w, x, y, z) rotates a splat with standard deviations `scales` along x, y and z.
     """
 
     positions: np.ndarray  # [N, 3] world units
@@ -34,7 +34,7 @@ class SplatCloud:
     quats_wxyz: np.ndarray  # [N, 4]
 
     def __post_init__(self) -> None:
-        """Make every field float32 and refuse shapes that do not fit (ValueError)."""
+        """Convert every field to float32; ValueError if shapes do not match."""
         for name, width in _WIDTHS.items():
             array = np.asarray(getattr(self, name), np.float32)
             expected = (len(self.positions),) if width is None else (len(self.positions), width)
@@ -44,14 +44,14 @@ class SplatCloud:
 
     @classmethod
     def from_array(cls, array: np.ndarray) -> "SplatCloud":
-        """From the columns of the wire (`contract.GAUSSIAN_COLUMNS`), [N, 14]; the fields are views of `array`."""
+        """From an array [N, 14] with the columns `contract.GAUSSIAN_COLUMNS`; the fields are views of it."""
         if array.ndim != 2 or array.shape[1] != GAUSSIAN_WIDTH:
             raise ValueError(f"splats have shape {list(array.shape)}: must be [N, {GAUSSIAN_WIDTH}]")
         columns = {name: array[:, where] for name, where in GAUSSIAN_COLUMNS.items()}
         return cls(columns["xyz"], columns["rgb"], columns["opacity"][:, 0], columns["scale"], columns["quat_wxyz"])
 
     def to_array(self) -> np.ndarray:
-        """The columns of the wire, float32 [N, 14]."""
+        """Inverse of `from_array`, float32 [N, 14]."""
         return np.concatenate((self.positions, self.rgb, self.opacity[:, None], self.scales, self.quats_wxyz), axis=1)
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class SplatCloud:
         return SplatCloud(*(getattr(self, name)[index] for name in _WIDTHS))
 
     def threshold(self, opacity: float) -> "SplatCloud":
-        """The splats strictly more opaque than `opacity`; the cloud itself when that is all of them."""
+        """The splats strictly more opaque than `opacity`; the cloud itself if those are all."""
         keep = self.opacity > opacity
         return self if keep.all() else self[keep]
 

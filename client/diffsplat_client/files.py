@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are either complete or absent."""
 
 import os
 import tempfile
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it takes the place of `path` when the block ends well, else it goes.
+    """Yield a temporary path beside `path`; it replaces `path` if the block succeeds and is deleted otherwise.
 
-    The temporary name keeps the ending, since some writers choose the format by it.
+    The temporary name keeps the suffix, since some writers choose the format by it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -20,7 +20,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial = Path(name)
     try:
         yield partial
-        partial.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        partial.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Generation: what comes back for one request."""
+"""Generation: the result of one request."""
 
 import json
 import time
@@ -25,15 +25,17 @@ class Generation:
     request_id: str
     cloud: SplatCloud
     frames: np.ndarray | None  # uint8 [F, H, W, 3], one per row of `request.frame_poses`
-    asset: bytes | None  # a whole file in `request.format`; none for "raw"
-    seed: int  # the one asked for, or the one that the server drew: with it the same object comes again
+    asset: bytes | None  # a complete file in `request.format`; None for "raw"
+    seed: int  # the requested one, or the one that the server drew: it reproduces the object
     elevation_deg: float  # of the four generated views
-    timings_ms: dict[str, float] = field(default_factory=dict)  # milliseconds by stage; "total": as this client saw it
-    warnings: tuple[str, ...] = ()  # such as a prompt that was cut
+    timings_ms: dict[str, float] = field(
+        default_factory=dict
+    )  # milliseconds by stage; "total": as measured by this client
+    warnings: tuple[str, ...] = ()  # for example that the prompt was cut
 
 
 class Output(NamedTuple):
-    """What comes back for a request, however its splats were made; fields as of Generation."""
+    """The part of a result that does not depend on how the splats were made; fields as in Generation."""
 
     cloud: SplatCloud
     frames: np.ndarray | None
@@ -48,10 +50,10 @@ def parse_generation(
     status: Status,
     started: float,
 ) -> Generation:
-    """Build the result from the tensors of all responses; ServerError when they break the contract.
+    """Build the result from the tensors of all responses; ServerError if they break the contract.
 
-    An ensemble pairs the outputs of its stages by their order of arrival, so that a file may come with a progress
-    message. `started`: monotonic time.
+    An ensemble pairs the outputs of its stages by their order of arrival, so a file may arrive with a progress
+    message. `started` is a monotonic time.
     """
     output = parse_output(tensors, request, started)
     return Generation(
@@ -68,17 +70,17 @@ def parse_generation(
 
 
 def parse_output(tensors: dict[str, np.ndarray], request: OutputOptions, started: float) -> Output:
-    """What the request asked for of the splats; errors and `started` as of `parse_generation`."""
+    """The splats, frames and file of a result; errors and `started` as in `parse_generation`."""
     format, asset = file_format(request.format), tensors.get(ASSET.name)
     if format is not None and (asset is None or asset.size != 1):
-        raise ServerError(f"the server finished without the {ASSET.name} asked for ({format.name})")
+        raise ServerError(f"the server finished without the requested {ASSET.name} ({format.name})")
     file = None if format is None or asset is None else bytes(asset.reshape(-1)[0])
     frames = tensors.get(FRAMES.name)
     wanted = 0 if request.frame_poses is None else len(request.frame_poses)
     expected = (wanted, request.frame_size, request.frame_size, 3)
     if wanted and (frames is None or frames.shape != expected or frames.dtype != np.uint8):
         found = "missing" if frames is None else f"{frames.dtype} {list(frames.shape)}"
-        raise ServerError(f"{FRAMES.name} is {found}: uint8 {list(expected)} was asked for")
+        raise ServerError(f"{FRAMES.name} is {found}: must be uint8 {list(expected)}")
     cloud = _cloud(tensors, None if format is None or format.as_decoded else format.decode, file)
     timings_ms = _timings_ms(tensors) | {"total": 1e3 * (time.monotonic() - started)}
     return Output(cloud, frames if wanted else None, file, timings_ms)
@@ -87,7 +89,7 @@ def parse_output(tensors: dict[str, np.ndarray], request: OutputOptions, started
 def _cloud(
     tensors: dict[str, np.ndarray], decode: Callable[[bytes], SplatCloud] | None, file: bytes | None
 ) -> SplatCloud:
-    """The splats, from the raw tensor or, decoded, from the file that came in its place."""
+    """The splats from the raw tensor, or decoded from the file that was sent instead of it."""
     try:
         if GAUSSIANS.name in tensors:
             return SplatCloud.from_array(tensors[GAUSSIANS.name])

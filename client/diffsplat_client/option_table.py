@@ -1,4 +1,4 @@
-"""One row per option of a request: its default, help text and range, for checks, command line and documentation."""
+"""One row per option of a request: default, help text and range, for checks and the command line."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ def option(
     choices: tuple[str, ...] | None = None,
     file: bool = False,
 ) -> Any:
-    """A dataclass field with what `check_options` and the command line know about it; limits are inclusive."""
+    """A dataclass field with the metadata that `check_options` and the command line read; limits are inclusive."""
     metadata = {"help": help, "limits": limits, "integer": integer, "choices": choices, "file": file}
     return dataclasses.field(default=default, repr=not file, metadata=metadata)
 

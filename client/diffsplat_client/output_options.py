@@ -1,4 +1,4 @@
-"""OutputOptions: what a client wants of the splats, however they are made: a file format, thresholds, frames."""
+"""OutputOptions: file format, thresholds and frames, which every kind of request has."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ _Options = TypeVar("_Options", bound="OutputOptions")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OutputOptions:
-    """The options that every kind of request has; given by keyword.
+    """The options that every kind of request has, by keyword.
 
     `frame_poses` is float32 [F, 4]: elevation above the horizon in degrees, azimuth in degrees (0 looks from +z, 90
     from +x), distance, factor on the splats' size.
     """
 
     opacity_threshold_render: float = option(
-        0.0, "splats must be more opaque than this to be drawn in frames", limits=(0.0, 1.0)
+        0.0, "only splats more opaque than this are drawn in frames", limits=(0.0, 1.0)
     )
     opacity_threshold_asset: float = option(
-        0.0, "splats must be more opaque than this to be part of the result", limits=(0.0, 1.0)
+        0.0, "only splats more opaque than this are part of the result", limits=(0.0, 1.0)
     )
     frame_size: int = option(256, "width and height of every frame, pixels", limits=(16, 2048), integer=True)
     frame_poses: np.ndarray | None = None
@@ -69,10 +69,10 @@ class OutputOptions:
 
     @classmethod
     def from_dict(cls: type[_Options], values: dict[str, Any]) -> _Options:
-        """Inverse of `to_dict`; checks each field, but not combinations, which may depend on the images left out.
+        """Inverse of `to_dict`; checks each field but not combinations, which may depend on the images left out.
 
         Raises:
-            InvalidRequestError: a bad value, an unknown field, or not a dictionary of options at all.
+            InvalidRequestError: a bad value, an unknown field, or not a dictionary.
         """
         try:
             values = {**values}  # TypeError unless it is a mapping
@@ -90,7 +90,7 @@ OUTPUT_OPTIONS = tuple(spec.name.lower() for spec in OUTPUT_TENSORS)
 
 
 def _output_last(field: "dataclasses.Field[Any]") -> bool:
-    """Sorts a request's own fields before those of OutputOptions, which dataclasses list first."""
+    """Sort key that puts a request's own fields before those of OutputOptions, which dataclasses list first."""
     return field.name in OUTPUT_OPTIONS
 
 

@@ -8,7 +8,7 @@ FOCAL = 1422.222 / 1024  # focal length / image side of every camera of DiffSpla
 DEFAULT_ELEVATION_DEG = 10.0  # of every bundle made for text
 DEFAULT_DISTANCE = 1.4
 POLE_LEVEL = 1e-3  # horizontal share of the distance below which a camera counts as straight above or below
-OWN_ELEVATION = float("nan")  # stands for the elevation of the generated views, which may not be known yet
+OWN_ELEVATION = float("nan")  # means: the elevation of the generated views, which may not be known yet
 
 
 def four_views(elevation_deg: float = DEFAULT_ELEVATION_DEG, distance: float = DEFAULT_DISTANCE) -> np.ndarray:
@@ -22,13 +22,13 @@ def turntable(
     distance: float = DEFAULT_DISTANCE,
     grow: bool = False,
 ) -> np.ndarray:
-    """Walk around the object, float32 [F, 4].
+    """An orbit around the object, float32 [F, 4].
 
     Args:
-        frames: how many; the last one stands one step before the first, so that the film loops.
+        frames: number of frames; the last is one step before the first, so that the film loops.
         elevation_deg: above the horizon.
         distance: of the camera from the object, world units.
-        grow: go round twice, and let the splats grow from nothing to their size during the first round.
+        grow: make two turns; during the first the splats grow from nothing to full size.
     """
     if frames < 1:
         raise ValueError(f"frames = {frames}: must be at least 1")
@@ -40,14 +40,15 @@ def turntable(
 
 
 def poses_of(camera_to_world: np.ndarray) -> np.ndarray:
-    """Where cameras [V, 4, 4] stand, float32 [V, 4]: the same views again where they look at the origin, upright.
+    """Poses at the positions of cameras [V, 4, 4], float32 [V, 4].
 
-    Elevations are kept within what frames may have.
+    They give the same views if the cameras look at the origin and are upright. Elevations are clipped to the range
+    that frames allow.
     """
     cameras = np.asarray(camera_to_world, np.float64)
     right, position = cameras[:, :3, 0], cameras[:, :3, 3]
     distance, level = np.linalg.norm(position, axis=1), np.hypot(position[:, 0], position[:, 2])
-    at_pole = level < POLE_LEVEL * distance  # the position tells no azimuth there, the camera's right axis does
+    at_pole = level < POLE_LEVEL * distance  # where the position has no azimuth; the camera's right axis has
     poses = np.ones((len(cameras), 4), np.float32)
     poses[:, 0] = np.clip(np.degrees(np.arctan2(position[:, 1], level)), *ELEVATION_LIMITS)
     poses[:, 1] = np.degrees(

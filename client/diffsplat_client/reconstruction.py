@@ -1,4 +1,4 @@
-"""Reconstruction: what comes back for views of an object."""
+"""Reconstruction: the result for views of an object."""
 
 from dataclasses import dataclass, field
 
@@ -11,13 +11,13 @@ from diffsplat_client.reconstruction_request import ReconstructionRequest
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """One finished object; fields as of Generation, without those of the denoiser."""
+    """One finished object; the fields of Generation except those of the denoiser."""
 
     request: ReconstructionRequest
     request_id: str
     cloud: SplatCloud
     frames: np.ndarray | None  # uint8 [F, H, W, 3], one per row of `request.frame_poses`
-    asset: bytes | None  # a whole file in `request.format`; none for "raw"
+    asset: bytes | None  # a complete file in `request.format`; None for "raw"
     timings_ms: dict[str, float] = field(default_factory=dict)  # milliseconds by stage; "total": as this client saw it
 
 

@@ -1,6 +1,6 @@
-"""ReconstructionRequest: views of an object, what is wanted of its splats, and the form of both on the wire.
+"""ReconstructionRequest: views of an object and output options, and their form on the wire.
 
-Everything raises InvalidRequestError, which names the field, its value and what is allowed.
+All checks raise InvalidRequestError, which names the field, its value and what is allowed.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ FOCAL_RANGE = (0.1, 10.0)  # focal length / image side
 RIGID_TOLERANCE = 1e-3
 
 _CHANNELS = {spec.name.lower(): spec.dims[-1] for spec in RECONSTRUCTION_TENSORS if len(spec.dims) == 4}
-MAPS = tuple(_CHANNELS)  # images, and what goes with them
+MAPS = tuple(_CHANNELS)  # images, normals, ...: one value per pixel of each view
 CAMERAS = ("camera_to_world", "intrinsics")
 
 
@@ -28,22 +28,21 @@ CAMERAS = ("camera_to_world", "intrinsics")
 class ReconstructionRequest(OutputOptions):
     """One reconstruction from V square views, in any order.
 
-    The number of views, their size and which maps go with them are properties of the served bundle. Maps are over
-    white: where a view shows nothing, every channel is 1. `frame_poses` gives every elevation: there are no generated
-    views whose elevation could stand in. World and camera axes are those of training: see the fields;
-    the networks have learnt objects within [-1, 1]^3 around the origin, seen from about 1.4 away, the first view from
-    azimuth 0 (from +z).
+    The served bundle determines the number of views, their size and which maps it takes. Maps are over white: where a
+    view shows nothing, every channel is 1. `frame_poses` must give every elevation, since there are no generated views
+    to take it from. World and camera axes are those of training, see the fields; the networks have learnt objects
+    within [-1, 1]^3 around the origin, seen from a distance of about 1.4, the first view from azimuth 0 (+z).
     """
 
     images: np.ndarray  # [V, H, W, 3] uint8, or floats in [0, 1]
     camera_to_world: np.ndarray  # [V, 4, 4] rigid; camera x right, y down, z forward; world x right, y up
-    intrinsics: np.ndarray | None = None  # [V, 4] fx, fy, cx, cy divided by the image side; None: those of training
+    intrinsics: np.ndarray | None = None  # [V, 4] fx, fy, cx, cy divided by the image side; None: as in training
     normals: np.ndarray | None = None  # [V, H, W, 3] world normal * 0.5 + 0.5; uint8, or floats in [0, 1]
     coords: np.ndarray | None = None  # [V, H, W, 3] world position * 0.5 + 0.5, floats
     metallic_roughness: np.ndarray | None = None  # [V, H, W, 2] uint8, or floats in [0, 1]
 
     def validate(self) -> "ReconstructionRequest":
-        """Return self, or raise InvalidRequestError for the first field that is wrong whatever bundle is served."""
+        """Return self, or raise InvalidRequestError for the first field that no bundle would take."""
         images = _numbers("images", self.images, images=True)
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
             raise InvalidRequestError(f"images has shape {list(images.shape)}: must be [V, H, W, 3] with H = W")
@@ -58,7 +57,9 @@ class ReconstructionRequest(OutputOptions):
             _check_intrinsics(self.intrinsics, views)
         self.check_fields()
         if self.frame_poses is not None and np.isnan(np.asarray(self.frame_poses)[:, 0]).any():
-            raise InvalidRequestError("frame_poses leaves an elevation open: must be given, no views are generated")
+            raise InvalidRequestError(
+                "frame_poses leaves an elevation open: must be given, since no views are generated"
+            )
         return self
 
     def to_tensors(self) -> dict[str, np.ndarray]:
@@ -72,7 +73,7 @@ class ReconstructionRequest(OutputOptions):
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> "ReconstructionRequest":
-        """Read what `to_tensors` wrote; `validate` holds the checks."""
+        """Inverse of `to_tensors`; call `validate` to check the values."""
         values = decode_options(tensors, RECONSTRUCTION_TENSORS)
         for name in ("images", "camera_to_world"):
             if name not in values:
@@ -81,7 +82,7 @@ class ReconstructionRequest(OutputOptions):
 
 
 def _numbers(name: str, value: Any, images: bool = False) -> np.ndarray:
-    """Floats, and bytes where they can be an image."""
+    """The value as an array of floats, or of uint8 if it may be an image."""
     try:
         array = np.asarray(value)
     except ValueError:  # rows of different lengths
@@ -97,10 +98,10 @@ def _check_range(what: str, value: float, low: float, high: float) -> None:
 
 
 def _check_map(name: str, value: Any, shape: tuple[int, ...]) -> None:
-    """Refuse a map of another shape than the images', and values that no such map holds."""
+    """Refuse a map whose shape differs from the images', or with values out of range."""
     array = _numbers(name, value, images=name != "coords")  # positions need more than 256 steps
     if array.shape != shape:
-        raise InvalidRequestError(f"{name} has shape {list(array.shape)}: must be {list(shape)}, as of images")
+        raise InvalidRequestError(f"{name} has shape {list(array.shape)}: must be {list(shape)} to match images")
     if array.dtype == np.uint8:
         return
     low, high = (-MAX_COORD, MAX_COORD) if name == "coords" else (0.0, 1.0)
@@ -111,11 +112,11 @@ def _check_map(name: str, value: Any, shape: tuple[int, ...]) -> None:
 
 
 def _check_poses(value: Any, views: int) -> None:
-    """Refuse what is not one rigid pose for each view, at a distance from the origin that frames may have too."""
+    """Refuse anything but one rigid pose per view, at a distance from the origin that frames allow too."""
     poses = _numbers("camera_to_world", value)
     if poses.shape != (views, 4, 4):
         raise InvalidRequestError(
-            f"camera_to_world has shape {list(poses.shape)}: must be [{views}, 4, 4], as of images"
+            f"camera_to_world has shape {list(poses.shape)}: must be [{views}, 4, 4] to match images"
         )
     if not np.isfinite(poses).all():
         view = int(np.argwhere(~np.isfinite(poses))[0][0])
@@ -125,7 +126,7 @@ def _check_poses(value: Any, views: int) -> None:
         error = max(np.abs(rotation @ rotation.T - np.eye(3)).max(), np.abs(pose[3] - [0, 0, 0, 1]).max())
         if error > RIGID_TOLERANCE or np.linalg.det(rotation) < 0:
             raise InvalidRequestError(
-                f"camera_to_world[{view}] is no rigid pose (off by {error:.2g}, determinant "
+                f"camera_to_world[{view}] is not a rigid pose (off by {error:.2g}, determinant "
                 f"{np.linalg.det(rotation):.2g}): must be a rotation and a position over a row 0 0 0 1, "
                 f"to within {RIGID_TOLERANCE:g}"
             )
@@ -137,7 +138,9 @@ def _check_poses(value: Any, views: int) -> None:
 def _check_intrinsics(value: Any, views: int) -> None:
     intrinsics = _numbers("intrinsics", value)
     if intrinsics.shape != (views, 4):
-        raise InvalidRequestError(f"intrinsics has shape {list(intrinsics.shape)}: must be [{views}, 4], as of images")
+        raise InvalidRequestError(
+            f"intrinsics has shape {list(intrinsics.shape)}: must be [{views}, 4] to match images"
+        )
     ranges = {"fx": FOCAL_RANGE, "fy": FOCAL_RANGE, "cx": (0.0, 1.0), "cy": (0.0, 1.0)}
     for view, row in enumerate(intrinsics.tolist()):
         for (name, limits), number in zip(ranges.items(), row, strict=True):

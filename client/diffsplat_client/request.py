@@ -1,4 +1,4 @@
-"""GenerationRequest: every option of one generation, its range, and its two forms on the wire."""
+"""GenerationRequest: every option of one generation, its range, and its form on the wire."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ class GenerationRequest(OutputOptions):
         super().check_fields()
 
     def with_defaults(self, **defaults: Any) -> "GenerationRequest":
-        """Fill the fields that are still None, and, once it is known, the elevation in poses that leave it open."""
+        """Fill the fields that are still None, and the open elevations of poses once the elevation is known."""
         filled = dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
         if filled.elevation_deg is None or filled.frame_poses is None:
             return filled
@@ -88,7 +88,7 @@ class GenerationRequest(OutputOptions):
 
     @property
     def has_blob_start(self) -> bool:
-        """Whether the blob takes part: a share of 1 would be all noise, which is where requests start anyway."""
+        """Whether the blob has any effect: with a strength of 1 the start is all noise, as without a blob."""
         return self.init_std > 0 and self.init_noise_strength < 1
 
     def to_tensors(self) -> dict[str, np.ndarray]:
@@ -105,7 +105,7 @@ class GenerationRequest(OutputOptions):
 
 
 OPTIONS = option_fields(GenerationRequest)
-# the inclusive ranges and the choices of the table above, for those who need them alone
+# inclusive ranges and choices of the options above
 RANGES: dict[str, tuple[float, float]] = {
     name: field.metadata["limits"] for name, field in OPTIONS.items() if field.metadata.get("limits")
 }
@@ -116,9 +116,9 @@ FILES = tuple(name for name, field in OPTIONS.items() if field.metadata.get("fil
 
 
 def check_together(request: GenerationRequest) -> None:
-    """Refuse options that contradict each other, or that would be without effect for want of another.
+    """Refuse options that contradict each other, or that have no effect without another one.
 
-    Each field must have been checked alone. What depends on the served bundle is checked by the server.
+    Each field must have been checked before. The server checks what depends on its bundle.
     """
     has_image, has_control = request.image is not None, request.control_image is not None
     if has_image and has_control:

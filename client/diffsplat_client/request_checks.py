@@ -1,6 +1,6 @@
-"""Checks of one value each, for the fields of requests.
+"""Checks of single fields of requests.
 
-Everything raises InvalidRequestError, which names the field, its value and what is allowed.
+All of them raise InvalidRequestError, which names the field, its value and what is allowed.
 """
 
 from typing import Any
@@ -13,19 +13,22 @@ from diffsplat_client.errors import InvalidRequestError
 MAX_PROMPT_CHARACTERS = 2000
 MAX_FRAMES = 720
 MAX_FRAME_PIXELS = 100_000_000  # of all frames together; 300 MB of bytes on the wire
-MAX_IMAGE_BYTES = 32 * 2**20  # of a file; how many pixels it may have is for the server, which reads it
+MAX_IMAGE_BYTES = 32 * 2**20  # of a file; the server, which decodes it, limits the pixels
 
 ONE_IMAGE = "image and control_image exclude each other: a ControlNet belongs to a text model, which takes no image"
 
 
 def short(value: Any) -> str:
-    """A value as messages show it."""
-    text = repr(value[:64] if isinstance(value, bytes | str) else value)
+    """A value as messages show it, cut to 60 characters."""
+    try:
+        text = repr(value[:64] if isinstance(value, bytes | str) else value)
+    except RecursionError:  # JSON can nest about as deeply as Python calls can
+        text = f"a nested {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_text(name: str, text: Any) -> None:
-    """Refuse what is not text, too long, or not Unicode."""
+    """Refuse anything but valid Unicode text of limited length."""
     if not isinstance(text, str):
         raise InvalidRequestError(f"{name} = {short(text)}: must be text")
     if len(text) > MAX_PROMPT_CHARACTERS:
@@ -37,7 +40,7 @@ def check_text(name: str, text: Any) -> None:
 
 
 def check_number(name: str, value: Any, low: float, high: float, *, integer: bool) -> None:
-    """Refuse what is not a number in low .. high."""
+    """Refuse anything but a number in low .. high."""
     kind = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, kind):
         raise InvalidRequestError(f"{name} = {short(value)}: must be {'an integer' if integer else 'a number'}")
@@ -46,20 +49,20 @@ def check_number(name: str, value: Any, low: float, high: float, *, integer: boo
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Refuse what is not one of these words."""
+    """Refuse anything but one of these words."""
     if not isinstance(value, str) or value not in choices:
         allowed = ", ".join(choice or "''" for choice in choices)
         raise InvalidRequestError(f"{name} = {short(value)}: must be one of {allowed}")
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Refuse what is neither true nor false."""
+    """Refuse anything but true or false."""
     if not isinstance(value, bool | np.bool_):
         raise InvalidRequestError(f"{name} = {short(value)}: must be true or false")
 
 
 def check_file(name: str, value: Any) -> None:
-    """Refuse what is not the content of an image file by its type or size; it is opened by the server alone."""
+    """Refuse anything but bytes of limited length; only the server looks into the file."""
     if not isinstance(value, bytes):
         raise InvalidRequestError(f"{name} = {short(value)}: must be the bytes of a PNG, JPEG or WebP file")
     if not value:
@@ -69,7 +72,7 @@ def check_file(name: str, value: Any) -> None:
 
 
 def check_poses(value: Any, frame_size: int, ranges: dict[str, tuple[float, float]]) -> None:
-    """Refuse what is not a table [F, 4] within `ranges` (by column), or asks for too many pixels."""
+    """Refuse anything but a table [F, 4] within `ranges` (by column) that asks for a limited number of pixels."""
     try:
         poses = np.asarray(value)
     except ValueError:  # rows of different lengths
@@ -91,7 +94,7 @@ def check_poses(value: Any, frame_size: int, ranges: dict[str, tuple[float, floa
         values = poses[:, column]
         fits = (low <= values) & (values <= high)  # false for NaN
         if name == "elevation_deg":
-            fits |= np.isnan(values)  # the generated views' own
+            fits |= np.isnan(values)  # means the elevation of the generated views
         bad = np.flatnonzero(~fits)
         if len(bad):
             raise InvalidRequestError(

@@ -1,7 +1,7 @@
-"""viewer.html: splats as one page that any browser opens from the disk, without a network; drag turns, the wheel zooms.
+"""viewer.html: splats as one page that any browser opens from disk without a network.
 
-The page is viser's own client, which its package carries whole and its serializer fills with a scene. Three things are
-added here: units in which half precision is enough for our splats, a title, and a way round a refusal of Chromium.
+The page is viser's own client with a serialized scene. This module adds three things: units for which half precision
+is enough, a title, and a workaround for Chromium.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from diffsplat_client.cloud import VISIBLE_OPACITY, SplatCloud
 from diffsplat_client.files import atomic_path
 from diffsplat_client.poses import DEFAULT_DISTANCE, DEFAULT_ELEVATION_DEG, FOCAL
 
-if TYPE_CHECKING:  # an extra, and half a second to import
+if TYPE_CHECKING:  # an optional package that takes half a second to import
     from viser import ViserServer
 
 FOV_RAD = 2 * float(np.arctan(0.5 / FOCAL))
-# The page keeps covariances in half precision. Standard deviations of our splats are around 0.01, whose squares would
-# lie where half precision loses digits; in units this many times smaller they do not.
+# The page stores covariances in half precision. Our splats have standard deviations around 0.01, and half precision
+# loses digits of their squares; in units this many times smaller it does not.
 UNITS_PER_WORLD_UNIT = 64.0
-MAX_SCALE_UNITS = 200.0  # its square is still a number in half precision
+MAX_SCALE_UNITS = 200.0  # its square is still finite in half precision
 
-# The page sorts splats in a worker that is a module from a blob address. Pages opened from the disk have the origin
-# "null", and Chromium refuses such workers there, without an exception that viser could catch; splats would be drawn
-# in a wrong order. Workers from data addresses are allowed.
+# The page sorts splats in a worker, a module with a blob URL. Pages opened from disk have the origin "null", where
+# Chromium refuses such workers without an exception that viser could catch, and splats would be drawn in the wrong
+# order. It allows workers with data URLs.
 _WORKERS_FROM_DATA = """<script>
 if (self.origin === "null") {
   const asData = (address) => {
@@ -59,18 +59,18 @@ def write_viewer(
     azimuth_deg: float = 0.0,
     distance: float = DEFAULT_DISTANCE,
 ) -> None:
-    """Write the page; the file is whole or not there. Needs the extra `viewer`.
+    """Write the page; the file is either complete or absent. Needs the extra `viewer`.
 
     Args:
         path: the file, usually `viewer.html`.
-        cloud: the splats, world frame of `SplatCloud`; none make an empty page.
-        title: of the window, also shown in a corner: the prompt, say.
-        elevation_deg: where the camera begins, above the horizon; it looks at the origin.
+        cloud: the splats; an empty cloud makes an empty page.
+        title: of the window, also shown in a corner; for example the prompt.
+        elevation_deg: of the first camera above the horizon; it looks at the origin.
         azimuth_deg: 0 is the front, from +z; 90 looks from +x.
-        distance: from the origin, world units.
+        distance: of the camera from the origin, world units.
 
     Raises:
-        ModuleNotFoundError: viser is not installed; the message says how.
+        ModuleNotFoundError: viser is not installed; the message says how to install it.
     """
     page = viewer_html(cloud, title, elevation_deg, azimuth_deg, distance)
     with atomic_path(path) as partial:
@@ -128,10 +128,10 @@ def covariances(cloud: SplatCloud) -> np.ndarray:
 
 
 def check_viewer() -> None:
-    """Fail before there is anything to show.
+    """Check that viewer.html can be written.
 
     Raises:
-        ModuleNotFoundError: viser is not installed; the message says how.
+        ModuleNotFoundError: viser is not installed; the message says how to install it.
     """
     try:
         import viser
@@ -144,11 +144,11 @@ def check_viewer() -> None:
 
 @contextlib.contextmanager
 def _scene_server() -> Iterator["ViserServer"]:
-    """What holds a scene in viser is a server; it listens on a free port of loopback while the page is made."""
+    """A scene of viser lives in a server; it listens on a free loopback port while the page is made."""
     check_viewer()
     from viser import ViserServer
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its address
         server = ViserServer("127.0.0.1", port=0, verbose=False)
         try:
             yield server
@@ -157,7 +157,7 @@ def _scene_server() -> Iterator["ViserServer"]:
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
-    """The nearest of 256 levels of values in [0, 1]; what lies outside is clipped."""
+    """Values in [0, 1] rounded to 256 levels; others are clipped."""
     return np.rint(np.clip(values, 0, 1) * np.float32(255)).astype(np.uint8)
 
 

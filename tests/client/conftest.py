@@ -1,4 +1,4 @@
-"""A transport without a wire: a script of responses, and a record of everything that was asked of it."""
+"""A transport without a wire: scripted responses, and a record of all calls."""
 
 import json
 import threading
@@ -11,6 +11,7 @@ from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STOP_MODEL
 from diffsplat_client.probes import PROBE_ID
 from diffsplat_client.transport import Tensors, TransportError
 
+PATIENCE_S = 60.0  # longer than any wait of a test that passes
 Script = list[Tensors | BaseException]
 
 
@@ -32,7 +33,7 @@ def splats(count: int = 5) -> np.ndarray:
 
 
 def finished(**tensors: np.ndarray) -> Tensors:
-    """The last response of a generation that asked for nothing but splats."""
+    """The last response of a generation that requested only splats."""
     return {
         **status("finished", 3, warnings=["prompt cut"]),
         "GAUSSIANS": splats(),
@@ -62,7 +63,7 @@ class FakeStream:
                 return item
             if not self.block:
                 raise StopIteration
-            assert self.cancelled.wait(10), "nobody cancelled the stream"
+            assert self.cancelled.wait(PATIENCE_S), "nobody cancelled the stream"
         raise TransportError("CANCELLED", "Locally cancelled by application!")
 
     def cancel(self) -> None:
@@ -130,7 +131,7 @@ class FakeTransport:
 
 
 class Fakes:
-    """What the tests build transports from."""
+    """Helpers to build transports."""
 
     transport = FakeTransport
     status = staticmethod(status)
@@ -141,7 +142,7 @@ class Fakes:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The monotonic time of the client, which stands still unless the test moves it."""
+    """The client's monotonic clock, which only the test advances."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
@@ -154,7 +155,7 @@ def fakes() -> type[Fakes]:
 
 @pytest.fixture
 def serve_fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeTransport], FakeTransport]:
-    """Let every client that is given only an address speak to this transport."""
+    """Make every client that gets only an address use this transport."""
 
     def serve(transport: FakeTransport) -> FakeTransport:
         monkeypatch.setattr("diffsplat_client.client.GrpcTransport", lambda url: transport)

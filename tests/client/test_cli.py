@@ -1,4 +1,4 @@
-"""The command line over a scripted transport: files, exit codes, one line per failure, nothing half-written."""
+"""The command line over a scripted transport: files, exit codes, one line per failure, no partial files."""
 
 import json
 import signal
@@ -54,7 +54,7 @@ def test_generate_writes_its_files_and_says_where_time_went(fakes, serve_fake, l
 
     with Image.open(folder / "views.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.concatenate(list(last["FRAMES"][:4]), axis=1))
-    (plain := tmp_path.parent / "plain").touch()  # as any program makes a file, whatever the umask
+    (plain := tmp_path.parent / "plain").touch()  # with the mode that the umask gives any file
     assert {path.stat().st_mode for path in folder.iterdir()} == {plain.stat().st_mode}
     assert b"ftyp" in (folder / "turntable.mp4").read_bytes()[:16]
     assert "<title>a red cube</title>" in (folder / "viewer.html").read_text("utf-8")
@@ -263,7 +263,7 @@ def test_status_tells_readiness_models_and_contract(fakes, serve_fake, capsys) -
 
 @pytest.mark.parametrize("command", [["status"], ["generate", "x"]])
 def test_the_real_thing_without_a_server(command, tmp_path) -> None:
-    """A process of its own, real gRPC, a port where nothing listens: one line, exit code 1."""
+    """A separate process, real gRPC, a port where nothing listens: one line, exit code 1."""
     done = subprocess.run(
         [sys.executable, "-m", "diffsplat_client.cli", *command, "--url", "127.0.0.1:1"],
         cwd=tmp_path,

@@ -15,7 +15,7 @@ IMAGE = b"\x89PNG of the client's tests, which does not look inside\0"
 
 @pytest.fixture
 def answering(fakes):
-    """A transport that makes an object of every request, except of prompts in which a word says how they end."""
+    """A transport that answers every request with an object, unless a word of the prompt says how it ends."""
 
     class Answering(fakes.transport):
         def stream(self, model, tensors, request_id, timeout_s):

@@ -1,4 +1,4 @@
-"""The client over a scripted transport: events, results, typed errors, deadlines, stopping what nobody waits for."""
+"""The client over a scripted transport: events, results, typed errors, deadlines, stopping abandoned requests."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -148,7 +148,7 @@ def test_tensors_that_come_with_an_earlier_or_later_message_count(fakes) -> None
     assert len(end.result.cloud) == 5 and end.result.timings_ms["decode"] == 4
 
 
-def test_an_error_behind_the_last_message_counts(fakes) -> None:
+def test_an_error_after_the_last_message_counts(fakes) -> None:
     fake = fakes.transport(fakes.finished(), TransportError("INTERNAL", "package failed"))
     with pytest.raises(ServerError, match="package failed"):
         Client(transport=fake).generate("x")
@@ -215,7 +215,7 @@ def test_good_addresses() -> None:
 
 
 class TestStopping:
-    """Whoever stops waiting stops the server's work, once, under the request's own id."""
+    """A caller that stops waiting stops the server's work, once, under the request's own id."""
 
     def test_close(self, fakes) -> None:
         fake = fakes.transport(fakes.status("denoising", 1), fakes.status("denoising", 2))
@@ -262,7 +262,7 @@ class TestStopping:
 
 
 def test_another_server_behind_a_reconnect_is_noticed(fakes, clock) -> None:
-    """gRPC reconnects by itself and says nothing: a server takes longer than RECHECK_S to stop and start again."""
+    """gRPC reconnects silently, but no server stops and starts again within RECHECK_S."""
     fake = fakes.transport(fakes.finished())
     client = Client("host:1", transport=fake)
     client.generate("x")
@@ -275,8 +275,8 @@ def test_another_server_behind_a_reconnect_is_noticed(fakes, clock) -> None:
     assert client.generate("x").seed == 7
 
 
-def test_a_timeout_of_milliseconds_is_no_missing_server(fakes, clock) -> None:
-    """The first question gets what there is, and its expiry is the request's."""
+def test_a_timeout_of_milliseconds_does_not_mean_a_missing_server(fakes, clock) -> None:
+    """The first question may take all the time of the request; if it expires, the request has."""
     fake = fakes.transport(fakes.finished())
     fake.ready = TransportError("DEADLINE_EXCEEDED", "")
     for timeout_s in (0.001, 0.02, 4.9):
@@ -287,7 +287,7 @@ def test_a_timeout_of_milliseconds_is_no_missing_server(fakes, clock) -> None:
 
 
 def test_threads_share_a_stream(fakes) -> None:
-    """Each event goes to one of them, and all of them see the end."""
+    """Each event goes to one of them, and all see the end."""
     script = [fakes.status("denoising", step) for step in range(200)]
     events = Client(transport=fakes.transport(*script, fakes.finished())).stream("x")
     with ThreadPoolExecutor(4) as pool:
@@ -350,7 +350,7 @@ def test_missing_or_wrong_frames_are_the_servers_error(fakes, frames) -> None:
 
 
 def test_a_missing_file_or_a_damaged_one_is_the_servers_error(fakes) -> None:
-    with pytest.raises(ServerError, match="without the ASSET"):
+    with pytest.raises(ServerError, match="without the requested ASSET"):
         Client(transport=fakes.transport(fakes.finished())).generate("x", format="ply")
     last = fakes.finished(ASSET=fakes.text(b"ply\nnonsense"))
     del last["GAUSSIANS"]
@@ -359,14 +359,14 @@ def test_a_missing_file_or_a_damaged_one_is_the_servers_error(fakes) -> None:
 
 
 def test_the_published_file_does_not_stand_for_the_splats(fakes) -> None:
-    """Its quaternions are not normalised: the object comes beside it."""
+    """Its quaternions are not normalised, so the server sends the splats too."""
     last = fakes.finished()
     file = encode_ply(SplatCloud.from_array(2 * last["GAUSSIANS"]))
     last["ASSET"] = fakes.text(file)
     result = Client(transport=fakes.transport(last)).generate("x", format="ply_compat")
     assert result.asset == file
     np.testing.assert_array_equal(result.cloud.to_array(), last["GAUSSIANS"])
-    with pytest.raises(ServerError, match="without the ASSET"):
+    with pytest.raises(ServerError, match="without the requested ASSET"):
         Client(transport=fakes.transport(fakes.finished())).generate("x", format="ply_compat")
     del last["GAUSSIANS"]
     with pytest.raises(ServerError, match="without GAUSSIANS"):

@@ -1,4 +1,4 @@
-"""Splat clouds and the .ply files written from them: quantities, layout, axes, damaged files, whole files or none."""
+"""Splat clouds and the .ply files written from them: quantities, layout, axes, damaged files, no partial files."""
 
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def test_the_header_is_one_that_strict_readers_take(frame: str) -> None:
 
 
 def test_files_are_in_the_axes_of_3dgs_tools_unless_asked_otherwise() -> None:
-    """y down and z away: what is up in our world has a negative y in the file, and splats turn with it."""
+    """y down, z away from the viewer: a splat above the origin has a negative y, and covariances rotate with it."""
     cloud = make_cloud(50)
     files = {frame: np.frombuffer(encode_ply(cloud, frame).split(b"end_header\n", 1)[1], RECORD) for frame in FRAMES}
     own, turned = files["opengl"], files["3dgs"]
@@ -149,7 +149,7 @@ def test_every_truncation_is_refused() -> None:
         (b"element vertex 2", b"element vertex 2\nelement vertex 2", "such an element already"),
         (b"element vertex 2", b"property float x\nelement vertex 2", "must follow an element"),
         (b"vertex 2", b"face 1\nproperty list uchar int i\nelement vertex 2", "`face` has lists"),
-        (b"binary_little_endian", b"ascii", "holds a word that is no number|must have 14|lines follow it"),
+        (b"binary_little_endian", b"ascii", "a value that is not a number|must have 14|lines follow"),
         (
             b"binary_little_endian",
             b"binary_middle_endian",
@@ -160,7 +160,7 @@ def test_every_truncation_is_refused() -> None:
         (b"property float y", b"property float x", "such a property already"),
         (b"property float y", b"property list uchar int y", "'y' of the element `vertex` is missing"),
         (b"property float y", b"property quad y", "not a property of a known type"),
-        (b"element vertex 2\n", b"nonsense\n", "no line of a .ply header"),
+        (b"element vertex 2\n", b"nonsense\n", "not a line of a .ply header"),
         (b"format binary_little_endian 1.0\n", b"", "names no format"),
         (b"end_header\n", b"comment " + b"x" * 70000, "header does not end within 65536 bytes"),
         (b"end_header\n", b"comment x\n" * 7000, "header does not end within 65536 bytes"),

@@ -1,4 +1,4 @@
-"""Films: whole ones with their index first, or an error and no file."""
+"""Films: complete with the index first, or an error and no file."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def test_the_index_comes_before_the_frames(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["killed", "fails", "fails at its end"])
 def broken_ffmpeg(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A program in place of ffmpeg that starts well."""
+    """A program that takes the place of ffmpeg and breaks down after a good start."""
     endings = {"killed": "kill -9 $$", "fails": "echo 'No space left on device' >&2; exit 1"}
     read = "cat > /dev/null" if "end" in request.param else "head -c 1000 > /dev/null"
     ending = endings.get(request.param, "exit 228")

@@ -41,7 +41,7 @@ def to_response(tensors: dict[str, np.ndarray]) -> pb.ModelStreamInferResponse:
 
 
 class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers by the prompt; remembers requests, metadata and STOPs."""
+    """Answers according to the prompt; records requests, metadata and STOPs."""
 
     def __init__(self, fakes) -> None:
         self.fakes = fakes
@@ -174,8 +174,11 @@ def test_errors_of_the_server(client) -> None:
 
 
 def test_the_timeout_ends_it_and_stops_it(client, server) -> None:
-    with pytest.raises(RequestTimeoutError):
-        client.generate("hangs", timeout_s=0.5)
+    for timeout_s in (0.5, 4.0, 32.0):  # until it suffices to send the request on a busy machine
+        with pytest.raises(RequestTimeoutError):
+            client.generate("hangs", timeout_s=timeout_s)
+        if server.requests:
+            break
     assert server.stopped.wait(HANGS_S) and server.ended.wait(HANGS_S)
     assert server.requests[1].id == server.requests[0].id
 
@@ -233,7 +236,7 @@ print(type(next(events)).__name__, flush=True)
 
 
 def test_a_forked_child_leaves_its_parents_request_alone(server) -> None:
-    """It inherits the stream, but not the threads that serve it: it neither hangs nor stops the request."""
+    """It inherits the stream without the threads that serve it; it must neither hang nor stop the request."""
     script = [sys.executable, "-c", FORKING, server.url]
     with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         timer = threading.Timer(HANGS_S, process.kill)

@@ -1,4 +1,4 @@
-"""The client stays light: importing it brings numpy, and neither the wire nor the drawing nor the networks."""
+"""The client stays light: importing it loads numpy, but neither gRPC nor viewers nor networks."""
 
 import json
 import subprocess

@@ -35,7 +35,7 @@ def test_containers_of_other_programs(name: str) -> None:
 @pytest.mark.parametrize(("kind", "order"), [("binary_big_endian", ">"), ("binary_little_endian", "<"), ("ascii", "")])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_other_layouts(kind: str, order: str, newline: str) -> None:
-    """Other order, normals, higher harmonics, doubles, comments, elements before and behind."""
+    """Another order, normals, higher harmonics, doubles, comments, elements before and after."""
     cloud = make_cloud(4)
     own = np.frombuffer(encode_ply(cloud, "opengl").split(b"end_header\n", 1)[1], RECORD)
     names = ["nx", "f_rest_0", *reversed(COLUMNS)]
@@ -72,7 +72,7 @@ def test_lists_before_the_splats_are_skipped_in_ascii() -> None:
     [
         ("vertex 5", "vertex 6", "promises 6 x `vertex`, but 5 lines"),
         ("-0.128534659743309021 ", "", "`vertex` 0 has 13 numbers: must have 14"),
-        ("-0.128534659743309021", "left", "a word that is no number"),
+        ("-0.128534659743309021", "left", "a value that is not a number"),
     ],
 )
 def test_damaged_ascii_is_named(old: str, new: str, message: str) -> None:
@@ -83,7 +83,7 @@ def test_damaged_ascii_is_named(old: str, new: str, message: str) -> None:
 
 
 class TestSuperSplat:
-    """Two chunks of a file by splat-transform, and the same splats as it was given them."""
+    """Two chunks of a file written by splat-transform, and the splats it was given."""
 
     def test_the_compressed_form_is_read(self) -> None:
         compressed = read_ply(DATA / "supersplat_chunks.ply")

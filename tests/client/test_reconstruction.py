@@ -1,4 +1,4 @@
-"""Views as a request: what is refused, its form on the wire, the client over a scripted transport, the command."""
+"""Requests with views: validation, form on the wire, the client over a scripted transport, the command."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def changed(name: str, where: Any, value: float) -> dict[str, Any]:
 
 
 def test_views_survive_the_wire() -> None:
-    """Floats as float32, bytes as shares of 255; what was not given is not sent."""
+    """Floats as float32, bytes divided by 255; fields that are None are not sent."""
     poses = four_views()
     sent = ReconstructionRequest(**views(), format="ply", frame_size=64, frame_poses=poses).validate()
     tensors = sent.to_tensors()
@@ -91,9 +91,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "other size": ({"coords": np.zeros((4, 8, 8, 3))}, r"coords has shape \[4, 8, 8, 3\]: must be \[4, 16, 16, 3\]"),
     "three poses": ({"camera_to_world": np.eye(4)[None].repeat(3, 0)}, r"\[3, 4, 4\]: must be \[4, 4, 4\]"),
     "pose NaN": (changed("camera_to_world", (2, 0, 3), np.nan), r"camera_to_world\[2\] holds a value that is not fin"),
-    "scaled": (changed("camera_to_world", (1, slice(3), slice(3)), 2.0), r"camera_to_world\[1\] is no rigid pose"),
-    "mirrored": ({"camera_to_world": views()["camera_to_world"] * [-1, 1, 1, 1]}, r"\[0\] is no rigid pose .* -1\)"),
-    "transposed": ({"camera_to_world": views()["camera_to_world"].swapaxes(1, 2)}, r"\[0\] is no rigid pose"),
+    "scaled": (changed("camera_to_world", (1, slice(3), slice(3)), 2.0), r"camera_to_world\[1\] is not a rigid pose"),
+    "mirrored": ({"camera_to_world": views()["camera_to_world"] * [-1, 1, 1, 1]}, r"\[0\] is not a rigid pose .* -1\)"),
+    "transposed": ({"camera_to_world": views()["camera_to_world"].swapaxes(1, 2)}, r"\[0\] is not a rigid pose"),
     "at the origin": ({"camera_to_world": np.eye(4)[None].repeat(4, 0)}, r"the origin = 0: must be in 0\.5 \.\. 10"),
     "pixels": ({"intrinsics": np.full((4, 4), 512.0)}, r"intrinsics\[0\] fx, .* = 512: must be in 0\.1 \.\. 10"),
     "centre": (changed("intrinsics", (3, 2), np.nan), r"intrinsics\[3\] cx, .* = nan: must be in 0 \.\. 1"),
@@ -172,7 +172,7 @@ def test_a_server_without_gsrecon_is_not_asked(fakes) -> None:
 
 
 def test_poses_of_cameras() -> None:
-    """Also straight from above, where the position tells no azimuth."""
+    """Also straight from above, where the position has no azimuth."""
     wanted = [(0, 10, 1.4), (90, -20, 2.0), (-135, 45, 0.7), (30, 90, 1.4), (-60, -90, 1.4)]
     poses = poses_of(np.stack([orbit(*values) for values in wanted]))
     np.testing.assert_allclose(poses[:, 1], [azimuth for azimuth, _, _ in wanted], atol=1e-4)
@@ -201,8 +201,8 @@ def test_the_command_writes_the_object_and_what_it_was_made_of(fakes, serve_fake
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"images": np.zeros((1, 1, 1, 3))}, "holds no array camera_to_world"),
-        ({**views(), "depths": np.zeros(3)}, "holds depths: must be of images, normals, coords"),
+        ({"images": np.zeros((1, 1, 1, 3))}, "has no array camera_to_world"),
+        ({**views(), "depths": np.zeros(3)}, "has unexpected arrays depths: must be some of images, normals, coords"),
         ({**views(), "images": np.zeros((4, 9))}, r"images has shape \[4, 9\]"),
         (b"PK but no archive", "is not an .npz file"),
         (np.zeros(3), "is not an .npz file"),

@@ -1,4 +1,4 @@
-"""A request survives both of its forms on the wire, and nothing out of range gets past `validate`."""
+"""Requests survive both forms on the wire, and `validate` refuses everything out of range."""
 
 import json
 
@@ -50,7 +50,7 @@ CONTROLLED = GenerationRequest(
 
 
 def plain(request: GenerationRequest) -> dict:
-    """As it arrives after a way through JSON."""
+    """The request as a dictionary that went through JSON."""
     return json.loads(json.dumps(request.to_dict()))
 
 

@@ -1,4 +1,4 @@
-"""viewer.html in a real browser: it shows what the rasterizer draws, turns and zooms, and asks nobody for anything."""
+"""viewer.html in a real browser: it shows what the rasterizer draws, turns, zooms, and sends no requests."""
 
 import os
 import re
@@ -74,7 +74,7 @@ def middle(browser: Chromium) -> np.ndarray:
 
 
 def difference(image: np.ndarray, other: np.ndarray) -> float:
-    """Mean difference of the pixels where either shows anything, in levels of 255."""
+    """Mean difference over the pixels where either image shows something, in levels of 255."""
     seen = (np.minimum(image, other) < 250).any(axis=-1)
     return float(np.abs(image.astype(float) - other)[seen].mean())
 

@@ -81,7 +81,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no cameras": ({"CAMERA_TO_WORLD": None}, "camera_to_world is missing"),
     "no normals": ({"NORMALS": None}, "normals is missing: this bundle needs images, normals, coords"),
     "materials": ({"METALLIC_ROUGHNESS": np.zeros((4, 32, 32, 2), np.float32)}, "metallic_roughness was given"),
-    "three views": ({"IMAGES": np.zeros((3, 32, 32, 3), np.float32)}, "must be \\[3, 32, 32, 3\\], as of images"),
+    "three views": ({"IMAGES": np.zeros((3, 32, 32, 3), np.float32)}, "must be \\[3, 32, 32, 3\\] to match images"),
     "other size": (
         {name: np.zeros((4, 16, 16, 3), np.float32) for name in ("IMAGES", "NORMALS", "COORDS")},
         "images has 16 x 16 pixels: must be 32 x 32",
@@ -89,7 +89,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "two channels": ({"IMAGES": np.zeros((4, 32, 32, 2), np.float32)}, "unexpected shape for input 'IMAGES'"),
     "bytes": ({"IMAGES": np.zeros((4, 32, 32, 3), np.uint8)}, "data-type"),
     "NaN": ({"COORDS": np.full((4, 32, 32, 3), np.nan, np.float32)}, "coords\\[0, 0, 0, 0\\] = nan: must be in -10"),
-    "not rigid": ({"CAMERA_TO_WORLD": np.ones((4, 4, 4), np.float32)}, "camera_to_world\\[0\\] is no rigid pose"),
+    "not rigid": ({"CAMERA_TO_WORLD": np.ones((4, 4, 4), np.float32)}, "camera_to_world\\[0\\] is not a rigid pose"),
     "pixels": ({"INTRINSICS": np.full((4, 4), 512, np.float32)}, "intrinsics\\[0\\] fx, .* = 512: must be in 0.1"),
     "format": ({"FORMAT": np.array([b"obj"], np.object_)}, "format = 'obj': must be one of raw, ply"),
     "open pose": ({"FRAME_POSES": np.full((1, 4), np.nan, np.float32)}, "frame_poses\\[0\\] azimuth_deg = nan"),

@@ -1,1 +1,1 @@
-"""Sub-commands of `diffsplat`. Other distributions add theirs by the entry-point group `diffsplat_client.commands`."""
+"""Sub-commands of `diffsplat`. Other distributions add theirs to the entry-point group `diffsplat_client.commands`."""

@@ -17,11 +17,11 @@ from diffsplat_client.reconstruction import Reconstruction
 from diffsplat_client.request import FILES
 from diffsplat_client.viewer import check_viewer, write_viewer
 
-VIEWS = 4  # the first frames of a request of the command line
+VIEWS = 4  # the first frames of every request of the command line
 VIEWS_FILE, VIEWER_FILE = "views.png", "viewer.html"
 GENERATION_FILE, RECONSTRUCTION_FILE = "generation.json", "reconstruction.json"
 FILM = "turntable"
-# every file that a result may have, so that one result replaces another without leaving parts of it
+# every file that a result may have: --overwrite deletes those that the new result lacks
 RESULT_FILES = (
     *(format.file_name for format in FORMATS.values()),
     *(VIEWS_FILE, f"{FILM}.mp4", f"{FILM}.gif", VIEWER_FILE, GENERATION_FILE, RECONSTRUCTION_FILE),
@@ -36,10 +36,10 @@ def write_artifacts(
 
     Args:
         generation: its frames are the four views, then the film.
-        server: the parameters that the server told.
-        folder: where to.
-        viewer: whether viewer.html is wanted.
-        video: kind of film, one of VIDEOS; how the splats grow is the frames' own affair.
+        server: parameters that the server reported.
+        folder: destination.
+        viewer: whether to write viewer.html.
+        video: kind of film, one of VIDEOS; only its file format matters here.
     """
     request = generation.request
     title = request.prompt.strip() or "Gaussian splats"
@@ -58,7 +58,7 @@ def write_object(made: Generation | Reconstruction, folder: Path, views: int, vi
     files = {}
     if (format := file_format(made.request.format)) is not None and made.asset is not None:
         files[format.file_name] = made.asset
-    if PLY.file_name not in files:  # always there: every viewer shows it as the frames do
+    if PLY.file_name not in files:  # always written: every viewer shows it as the frames do
         files = {PLY.file_name: PLY.write(made.cloud, made.request.frame), **files}
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -75,12 +75,12 @@ def write_object(made: Generation | Reconstruction, folder: Path, views: int, vi
 
 
 def write_description(path: Path, description: Mapping[str, object]) -> None:
-    """What `describe` says, as JSON."""
+    """Write the result of `describe` as JSON."""
     path.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def describe(generation: Generation, server: Mapping[str, str], names: list[str]) -> dict[str, object]:
-    """What was asked for, what came, and who made it; images by their hash."""
+    """The request, the result and the versions, as JSON types; images by their hash."""
     request = generation.request
     images = {name: data for name in FILES if (data := getattr(request, name)) is not None}
     return {
@@ -97,19 +97,19 @@ def describe(generation: Generation, server: Mapping[str, str], names: list[str]
 
 
 def versions(server: Mapping[str, str]) -> dict[str, object]:
-    """Of both ends."""
+    """Versions of client, contract and server."""
     return {"client": version("diffsplat-client"), "contract": CONTRACT_VERSION, "server": dict(server)}
 
 
 def write_views(path: Path, frames: np.ndarray) -> None:
-    """Frames [F, H, W, 3] side by side as one PNG."""
+    """Write frames [F, H, W, 3] side by side as one PNG."""
     from PIL import Image
 
     Image.fromarray(np.concatenate(list(frames), axis=1)).save(path, format="PNG")
 
 
 def check_tools(viewer: bool = True, film: bool = True) -> None:
-    """Fail before the request is sent, not after minutes, when something that writes files is missing.
+    """Fail before the request is sent, not minutes later, if a package or program for writing files is missing.
 
     Raises:
         ModuleNotFoundError: a package of the extra `cli` is not installed, or, if wanted, of `viewer`.

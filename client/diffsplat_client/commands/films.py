@@ -1,4 +1,4 @@
-"""Films of frames: H.264 by ffmpeg, or an animated GIF. A film is whole or not there."""
+"""Films of frames: H.264 by ffmpeg, or an animated GIF. Files are either complete or absent."""
 
 import subprocess
 import tempfile
@@ -28,9 +28,9 @@ def write_video(path: Path, frames: np.ndarray) -> None:
 
 
 def _feed(command: list[str], frames: np.ndarray, name: str) -> None:
-    """Run ffmpeg on frames; it must end well and by itself."""
+    """Pipe frames to ffmpeg; OSError unless it exits by itself with status 0."""
     with (
-        tempfile.TemporaryFile() as log,  # a pipe that nobody reads could fill up and block it
+        tempfile.TemporaryFile() as log,  # a pipe could fill up and block it
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log) as process,
     ):
         assert process.stdin is not None
@@ -38,7 +38,7 @@ def _feed(command: list[str], frames: np.ndarray, name: str) -> None:
             for frame in frames:
                 process.stdin.write(np.ascontiguousarray(frame).data)
             process.stdin.close()
-        except BrokenPipeError:  # it has ended early: its exit status and log say why
+        except BrokenPipeError:  # it exited early: its status and log say why
             pass
         except BaseException:
             process.kill()

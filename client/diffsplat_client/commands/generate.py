@@ -1,6 +1,6 @@
-"""`diffsplat generate [PROMPT]`: a progress bar, a table of stage times, and the files under OUT/<slug>/.
+"""`diffsplat generate [PROMPT]`: a progress bar, a table of stage times, and files in OUT/<slug>/.
 
-With many prompts or images: a line and a folder for each, and exit code 1 when one has failed.
+With several prompts or images: one line and one folder each, and exit code 1 if any failed.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def request_from(args: argparse.Namespace, prompt: str, images: dict[str, bytes]
     options: dict[str, Any] = {
         name: getattr(args, name) for name in OPTIONS if name in args and name not in _NOT_OPTIONS
     }
-    # frames look from where the views are generated: at that distance, and at an elevation that the server may choose
+    # frames use the distance and elevation of the generated views; the server may choose the elevation
     elevation_deg = options.get("elevation_deg", OWN_ELEVATION)
     distance = options.setdefault("distance", DEFAULT_DISTANCE)
     poses = with_film(args, four_views(elevation_deg, distance), elevation_deg, distance)
@@ -54,10 +54,10 @@ def request_from(args: argparse.Namespace, prompt: str, images: dict[str, bytes]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate, write, report."""
+    """Generate, write the files, report."""
     jobs = jobs_of(args)
     first, batch = jobs[0], is_batch(args)
-    if batch:  # what every object would fail by is told before the first
+    if batch:  # report what would fail every object before the first one
         request = request_from(args, "any", {first.field: b"any"} if first.field else {}).validate()
     else:
         request = request_from(args, first.prompt, first.images()).validate()
@@ -75,7 +75,7 @@ def make(
     args: argparse.Namespace, client: Client, request: GenerationRequest, folder_name: str, label: str = ""
 ) -> tuple[Generation, list[Path]]:
     """Generate one object and write its files; returns their paths."""
-    # everything is written in a folder of its own, which goes in any case; whole files move from there
+    # files are written to a temporary folder, which is deleted in any case, and moved when all are complete
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as staging:
         generation = follow(client, request, label)
         names = write_artifacts(generation, client.server_parameters, Path(staging), args.viewer, args.video)
@@ -83,7 +83,7 @@ def make(
 
 
 def make_all(args: argparse.Namespace, client: Client, jobs: list[Job]) -> int:
-    """One object after the other, going on after a failure; exit code 1 when there was one."""
+    """Make one object after the other, continuing after failures; the exit code is 1 if there were any."""
     failed = []
     for number, job in enumerate(jobs, 1):
         label = f"[{number}/{len(jobs)}] "
@@ -107,7 +107,7 @@ def make_all(args: argparse.Namespace, client: Client, jobs: list[Job]) -> int:
 
 
 def follow(client: Client, request: GenerationRequest, label: str = "") -> Generation:
-    """Generate one object behind a progress bar on stderr, in front of which `label` stands."""
+    """Generate one object with a progress bar on stderr, prefixed with `label`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as ProgressBar
@@ -119,7 +119,7 @@ def follow(client: Client, request: GenerationRequest, label: str = "") -> Gener
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    # the bar goes at the end: a failure is one line, a success the table
+    # the bar disappears at the end: a failure prints one line, a success the table
     console = Console(stderr=True)
     bar = ProgressBar(*columns, console=console, transient=True)
     with client.stream(request) as events, bar if console.is_interactive else nullcontext():
@@ -138,7 +138,7 @@ def follow(client: Client, request: GenerationRequest, label: str = "") -> Gener
 
 
 def report(generation: Generation, paths: list[Path]) -> None:
-    """Warnings, where the time went, and where the files are."""
+    """Print warnings, stage times and file paths."""
     from rich.console import Console
 
     for warning in generation.warnings:

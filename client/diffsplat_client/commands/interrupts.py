@@ -1,4 +1,4 @@
-"""How commands end when they are told to."""
+"""SIGTERM for commands."""
 
 import signal
 import threading
@@ -9,13 +9,13 @@ from types import FrameType
 
 @contextmanager
 def leave_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that a request is stopped and what is half-written goes."""
+    """Turn SIGTERM into SystemExit, so that requests are stopped and partial files are deleted."""
 
     def leave(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
+        yield  # only the main thread can set handlers
         return
     before = signal.signal(signal.SIGTERM, leave)
     try:

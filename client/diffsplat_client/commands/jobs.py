@@ -1,4 +1,4 @@
-"""What one command line of `diffsplat generate` asks for: one object, or one for each prompt and image."""
+"""The jobs of one `diffsplat generate`: one object, or one for each prompt and image."""
 
 import argparse
 import hashlib
@@ -13,26 +13,26 @@ from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request_checks import MAX_IMAGE_BYTES, ONE_IMAGE
 
 MAX_SLUG_CHARACTERS = 60
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp")  # of a folder's images, in any case
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp")  # of images in a folder, upper or lower case
 
 
 class Job(NamedTuple):
     """One object to make."""
 
-    folder: str  # name of the folder that its files go to
+    folder: str  # name of the folder for its files
     prompt: str
     field: str | None = None  # `image` or `control_image`
     image: Path | None = None  # the file for it
 
     def images(self) -> dict[str, bytes]:
-        """Fields of the request that hold an image, read from the disk now."""
+        """Image fields of the request, read from disk on each call."""
         if self.field is None or self.image is None:
             return {}
         return {self.field: read_image(self.image)}
 
 
 def add_sources(parser: Any) -> None:
-    """Add the arguments that say what objects are made of."""
+    """Add the arguments for prompts and images."""
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument("prompt", metavar="PROMPT", nargs="?", help="may be left out with an image")
     texts.add_argument("--prompt-file", type=Path, metavar="FILE", help="an object for each line of a UTF-8 text file")
@@ -53,7 +53,7 @@ def is_batch(args: argparse.Namespace) -> bool:
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """Every image with every prompt, images first; InvalidRequestError when there is nothing to make."""
+    """One job for every image and prompt, by image; InvalidRequestError if there are none."""
     field, images = _images(args)
     if args.prompt_file:
         prompts = read_prompts(args.prompt_file)
@@ -74,7 +74,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
 
 
 def _images(args: argparse.Namespace) -> tuple[str | None, list[Path | None]]:
-    """The field of the request that images go to, and their files; (None, [None]) without any."""
+    """The request field for images, and their files; (None, [None]) without images."""
     given = {field: (getattr(args, field), getattr(args, f"{field}_dir")) for field in ("image", "control_image")}
     given = {field: sources for field, sources in given.items() if any(sources)}
     if not given:
@@ -91,7 +91,7 @@ def _images(args: argparse.Namespace) -> tuple[str | None, list[Path | None]]:
 
 
 def list_images(folder: Path) -> tuple[list[Path], dict[Path, str]]:
-    """PNG, JPEG and WebP files of a folder, by name; and everything else in it with the reason to skip it."""
+    """The PNG, JPEG and WebP files of a folder by name, and everything else with the reason to skip it."""
     images, skipped = [], {}
     for path in sorted(folder.iterdir()):
         if reason := _reason_to_skip(path):
@@ -107,7 +107,7 @@ def list_images(folder: Path) -> tuple[list[Path], dict[Path, str]]:
 
 
 def _reason_to_skip(path: Path) -> str | None:
-    if path.name.startswith("."):  # such as `._photo.png`, which macOS writes beside photo.png on foreign disks
+    if path.name.startswith("."):  # such as `._photo.png`, which macOS writes beside photo.png on other file systems
         return "a hidden file"
     if not path.is_file():
         return "not a file"
@@ -119,7 +119,7 @@ def _reason_to_skip(path: Path) -> str | None:
 
 
 def read_image(path: Path) -> bytes:
-    """A file's bytes; never much more of it than a request may carry."""
+    """The bytes of a file; reads little more than a request may carry."""
     with path.open("rb") as file:
         data = file.read(MAX_IMAGE_BYTES + 1)
     if not data or len(data) > MAX_IMAGE_BYTES:

@@ -1,4 +1,4 @@
-"""`diffsplat reconstruct VIEWS.npz`: views of an object -> the files of `generate`, under OUT/<name of the file>/."""
+"""`diffsplat reconstruct VIEWS.npz`: views of an object -> the same files as `generate`, in OUT/<name of the file>/."""
 
 import argparse
 import dataclasses
@@ -46,7 +46,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("reconstruct", help="make an object from views of it")
     arrays = ", ".join((*MAPS, *CAMERAS))
     parser.add_argument(
-        "views", metavar="VIEWS", type=Path, help=f"an .npz file of arrays, as of Client.reconstruct: {arrays}"
+        "views", metavar="VIEWS", type=Path, help=f"an .npz file with arguments of Client.reconstruct: {arrays}"
     )
     add_result_arguments(parser)
     add_options(parser, _OPTIONS)
@@ -54,7 +54,7 @@ def add_command(commands: Any) -> None:
 
 
 def read_views(path: Path) -> dict[str, Any]:
-    """The arrays of an .npz file; InvalidRequestError when it is none, or holds others than those of a request."""
+    """The arrays of an .npz file; InvalidRequestError if the file is not an .npz or has unexpected arrays."""
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
@@ -64,15 +64,17 @@ def read_views(path: Path) -> dict[str, Any]:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         raise InvalidRequestError(f"{path} is not an .npz file of plain arrays: must be one") from None
     if unknown := sorted(set(arrays) - {*MAPS, *CAMERAS}):
-        raise InvalidRequestError(f"{path} holds {', '.join(unknown)}: must be of {', '.join((*MAPS, *CAMERAS))}")
+        raise InvalidRequestError(
+            f"{path} has unexpected arrays {', '.join(unknown)}: must be some of {', '.join((*MAPS, *CAMERAS))}"
+        )
     for name in ("images", "camera_to_world"):
         if name not in arrays:
-            raise InvalidRequestError(f"{path} holds no array {name}")
+            raise InvalidRequestError(f"{path} has no array {name}")
     return arrays
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reconstruct, write, report; frames show the object as the views do, then all around at the first one's height."""
+    """Reconstruct, write, report; the frames are the given views, then an orbit at the elevation of the first."""
     options: dict[str, Any] = {name: getattr(args, name) for name in _OPTIONS if name in args}
     request = ReconstructionRequest(**read_views(args.views), **options).validate()
     views = poses_of(request.camera_to_world)
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(made: Reconstruction, server: Mapping[str, str], names: list[str]) -> dict[str, object]:
-    """What was asked for, what came, and who made it; maps by their shape."""
+    """The request, the result and the versions, as JSON types; maps by their shape."""
     request = made.request
     maps = {name: list(np.shape(value)) for name in MAPS if (value := getattr(request, name)) is not None}
     cameras = {name: np.asarray(value).tolist() for name in CAMERAS if (value := getattr(request, name)) is not None}

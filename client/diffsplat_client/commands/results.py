@@ -1,4 +1,4 @@
-"""What every command that makes objects does with them: options, film, files, the table of stage times."""
+"""Shared by the commands that make objects: options, film, files, the table of stage times."""
 
 import argparse
 import contextlib
@@ -25,19 +25,19 @@ _SYNONYMS = {"frame_size": ("--render-size",)}
 
 
 def add_result_arguments(parser: Any) -> None:
-    """Add server, folder, time limit and what is written."""
+    """Add options for server, folder, time limit and files."""
     parser.add_argument("--url", default=DEFAULT_URL, help="HOST:PORT of the server's gRPC port (default: %(default)s)")
     parser.add_argument(
         "-o",
         "--out",
         type=Path,
         default=Path("out"),
-        help="files go to a folder in this one, named after prompt and image, or file of views",
+        help="files go to a folder in this one, named after the prompt and image or the file of views",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace a result of the same name, instead of writing beside it to a folder with a number",
+        help="replace a result of the same name, instead of adding a number to the folder's name",
     )
     parser.add_argument(
         "--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="seconds for one object (default: %(default)g)"
@@ -57,12 +57,12 @@ def add_result_arguments(parser: Any) -> None:
         "--viewer",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="write viewer.html, or leave it out (default: write)",
+        help="whether to write viewer.html (default: write)",
     )
 
 
 def add_options(parser: Any, names: Iterable[str]) -> None:
-    """Add options of a request, as its field table describes them."""
+    """Add options of a request from its field table."""
     for name in names:
         field = OPTIONS[name]
         flags, text = (f"--{name.replace('_', '-')}", *_SYNONYMS.get(name, ())), field.metadata["help"]
@@ -79,7 +79,7 @@ def add_options(parser: Any, names: Iterable[str]) -> None:
 
 
 def with_film(args: argparse.Namespace, views: np.ndarray, elevation_deg: float, distance: float) -> np.ndarray:
-    """Poses of the views [V, 4], then those of the film that is asked for."""
+    """Poses of the views [V, 4], then those of the requested film."""
     grow = args.video.startswith("fancy")
     frames = args.turntable_frames
     if frames is None:
@@ -90,16 +90,16 @@ def with_film(args: argparse.Namespace, views: np.ndarray, elevation_deg: float,
 
 
 def numbered(name: str) -> Iterator[str]:
-    """The name, then the name with 2, 3, ... behind it."""
+    """The name, then name-2, name-3, ..."""
     yield name
     for number in itertools.count(2):
         yield f"{name}-{number}"
 
 
 def move_files(staging: Path, names: list[str], folder: Path, overwrite: bool) -> list[Path]:
-    """Move finished files into a folder; returns where they are now.
+    """Move finished files into a folder; returns their new paths.
 
-    Without `overwrite` the folder is a new one: if there is one already, a number is added to its name.
+    Without `overwrite` the folder is always new: a number is added to its name if the name is taken.
     """
     if overwrite:
         folder.mkdir(exist_ok=True)
@@ -121,7 +121,7 @@ def _new_folder(folder: Path) -> Path:
 
 
 def warn_if_empty(made: Generation | Reconstruction, label: str = "") -> bool:
-    """Say so, prefixed with `label`, when no splat is above the asset's threshold; True then."""
+    """Print a warning prefixed with `label` and return True if no splat is above the asset's threshold."""
     if len(made.cloud):
         return False
     threshold = made.request.opacity_threshold_asset
@@ -133,7 +133,7 @@ def warn_if_empty(made: Generation | Reconstruction, label: str = "") -> bool:
 
 
 def print_result(timings_ms: Mapping[str, float], stages: Sequence[str], summary: str, paths: list[Path]) -> None:
-    """Where the time went, known stages first, and where the files are."""
+    """Print stage times, known stages first, and file paths."""
     from rich.console import Console
     from rich.table import Table
 

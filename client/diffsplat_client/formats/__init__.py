@@ -14,14 +14,14 @@ from diffsplat_client.formats.ply_compat import decode_published, encode_publish
 class FileFormat:
     """One format of files."""
 
-    name: str  # as a request says it
-    file_name: str  # of an object's file in the folder of results; no two formats share one
+    name: str  # value of the request option `format`
+    file_name: str  # in a folder of results; unique to the format
     media_type: str
     frame: str  # its own axes, one of `axes.FRAMES`
     encode: Callable[[SplatCloud, str], bytes]  # (splats in our frame, frame of the file) -> the whole file
     decode: Callable[[bytes], SplatCloud]  # inverse; ValueError for a damaged file
-    # The file holds the splats as decoded, with quaternions of any length, of which tools that normalise them show
-    # another object. So the canonical splats come beside it, and both opacity thresholds hold, as published.
+    # The file has the splats as decoded, with quaternions of any length; tools that normalise them show another object.
+    # So the server sends the canonical splats too. Both opacity thresholds apply, as in the published script.
     as_decoded: bool = False
 
     @property
@@ -40,7 +40,7 @@ PLY_COMPAT = FileFormat(
     file_name="splats_compat.ply",
     media_type="application/octet-stream",
     frame=OPENGL,
-    encode=lambda cloud, frame: encode_published(cloud),  # there are no other axes: a request can ask for ours alone
+    encode=lambda cloud, frame: encode_published(cloud),  # a request can only ask for our axes, which it has
     decode=decode_published,
     as_decoded=True,
 )
@@ -50,5 +50,5 @@ FORMAT_CHOICES = (RAW, *FORMATS)
 
 
 def file_format(name: str) -> FileFormat | None:
-    """The format of a request's file, None when it asks for none."""
+    """The file format with this name; None for `raw`."""
     return FORMATS.get(name)

@@ -1,4 +1,4 @@
-"""Frames of files: how their world axes lie, and the turn between ours and that of 3D Gaussian splatting.
+"""World axes of files, and the rotation between ours and those of 3D Gaussian splatting.
 
     opengl  x right, y up, z towards the viewer: ours, and glTF's
     3dgs    x right, y down, z away from the viewer: of the original 3DGS code and the tools that read its .ply

@@ -1,7 +1,7 @@
 """Splat clouds as .ply files of 3D Gaussian splatting, which every splat viewer opens.
 
 One record of 56 bytes per splat: centre, colour as spherical harmonic of degree 0, logit of the opacity, logarithm of
-the scales, quaternion (w, x, y, z), all float32. There are no RGB columns: tools that find some take the file for a
+the scales, quaternion (w, x, y, z), all float32. There are no RGB columns: some tools take a file with them for a
 point cloud. The axes are those of 3DGS tools unless asked otherwise; a comment in the header names them.
 """
 
@@ -32,7 +32,7 @@ _FRAME_COMMENT = "frame "
 def write_ply(
     path: str | os.PathLike[str], cloud: SplatCloud, opacity_threshold: float = 0.0, frame: str = THREEDGS
 ) -> None:
-    """Write the splats strictly more opaque than `opacity_threshold`; the file is whole or not there.
+    """Write the splats strictly more opaque than `opacity_threshold`; the file is either complete or absent.
 
     Args:
         path: the file.
@@ -49,7 +49,7 @@ def encode_ply(cloud: SplatCloud, frame: str = THREEDGS) -> bytes:
     """The bytes of a file with all splats of `cloud`."""
     if frame not in FRAMES:
         raise ValueError(f"frame = {frame!r}: must be one of {', '.join(FRAMES)}")
-    # comments stand before the first element: the reader of the spz library skips them there alone
+    # comments go before the first element: the spz library skips them only there
     lines = ["ply", "format binary_little_endian 1.0", f"comment {_FRAME_COMMENT}{frame}"]
     lines += [f"element vertex {len(cloud)}"]
     lines += [f"property float {name}" for name in COLUMNS]
@@ -59,8 +59,8 @@ def encode_ply(cloud: SplatCloud, frame: str = THREEDGS) -> bytes:
 def read_ply(path: str | os.PathLike[str], frame: str | None = None) -> SplatCloud:
     """Read a .ply of splats, binary or ASCII, or SuperSplat's compressed form, into our frame.
 
-    Other properties than those of `write_ply` and other elements are skipped, higher harmonics too. Nothing is
-    allocated before the header's counts have been compared with the file's size.
+    Other properties than those of `write_ply` and other elements are skipped, higher harmonics too. Counts in
+    the header are compared with the file's size before anything is allocated.
 
     Args:
         path: the file.
@@ -91,7 +91,7 @@ def _read(data: bytes, name: str, frame: str | None) -> SplatCloud:
 
 
 def read_columns(file: io.BytesIO, header: Header, name: str) -> SplatCloud:
-    """The columns as they are in the file, without undoing logit, logarithm and harmonics."""
+    """The columns as stored, without undoing logit, logarithm and harmonics."""
     vertex = header.element("vertex")
     if missing := [column for column in COLUMNS if column not in (vertex.fields if vertex else {})]:
         raise ValueError(f"{name}: no splats: the property {missing[0]!r} of the element `vertex` is missing")

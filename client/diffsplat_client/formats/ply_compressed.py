@@ -18,7 +18,7 @@ _RANGES = tuple(f"{side}_{name}" for side in ("min", "max") for name in (*_POSIT
 
 
 def is_compressed(header: Header) -> bool:
-    """Whether the splats are packed; a file with a chunk element is no other's."""
+    """Whether the splats are packed, in chunks."""
     vertex = header.element("vertex")
     return header.element("chunk") is not None and vertex is not None and "packed_position" in vertex.fields
 

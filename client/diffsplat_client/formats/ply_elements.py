@@ -1,4 +1,4 @@
-"""The container under every .ply: a text header, and the elements it names, binary or ASCII."""
+"""The container format of .ply files: a text header and the elements that it names, binary or ASCII."""
 
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -32,7 +32,7 @@ class Element:
 
 @dataclass
 class Header:
-    """What a file says of itself."""
+    """The header of a file."""
 
     format: str  # one of _BYTE_ORDERS
     elements: list[Element]
@@ -91,14 +91,14 @@ def _read_line(header: Header, text: str, path: str) -> None:
         case ["obj_info", *_] | []:
             pass
         case _:
-            raise refuse("no line of a .ply header")
+            raise refuse("not a line of a .ply header")
 
 
 def read_elements(file: BinaryIO, header: Header, names: tuple[str, ...], path: str) -> dict[str, np.ndarray]:
-    """Structured arrays of the elements asked for; those between are skipped, those behind are not looked at.
+    """Structured arrays of the named elements; those before them are skipped, those after them are ignored.
 
-    `file` stands at the end of the header. ValueError for lists in an element that has to be read or skipped, and for
-    a file that ends early.
+    `file` must be at the end of the header. ValueError for lists in a named element, or in a binary one before it, and
+    for a file that ends early.
     """
     body = file.read()
     lines = body.splitlines() if header.format == _ASCII else []
@@ -106,7 +106,7 @@ def read_elements(file: BinaryIO, header: Header, names: tuple[str, ...], path: 
     start = 0  # byte of a binary file, line of an ASCII one
     for element in header.elements:
         if element.has_lists and (element.name in names or header.format != _ASCII):
-            raise ValueError(f"{path}: the element `{element.name}` has lists: only numbers are read before the splats")
+            raise ValueError(f"{path}: the element `{element.name}` has lists: they cannot be skipped or read")
         order = _BYTE_ORDERS[header.format]
         record = np.dtype([(name, order + kind) for name, kind in element.fields.items()])
         ascii_, wanted = header.format == _ASCII, element.name in names
@@ -125,7 +125,7 @@ def _binary_records(body: bytes, start: int, element: Element, record: np.dtype,
     if element.count * record.itemsize > len(body) - start:
         raise ValueError(
             f"{path}: the header promises {element.count} x `{element.name}` of {record.itemsize} bytes, "
-            f"but {len(body) - start} bytes follow it"
+            f"but {len(body) - start} bytes follow"
         )
     if not record.itemsize:  # no properties: nothing there to read
         return np.empty(0, record)
@@ -135,7 +135,7 @@ def _binary_records(body: bytes, start: int, element: Element, record: np.dtype,
 def _ascii_records(lines: list[bytes], start: int, element: Element, record: np.dtype, path: str) -> np.ndarray:
     if element.count > len(lines) - start:
         raise ValueError(
-            f"{path}: the header promises {element.count} x `{element.name}`, but {len(lines) - start} lines follow it"
+            f"{path}: the header promises {element.count} x `{element.name}`, but {len(lines) - start} lines follow"
         )
     rows = [line.split() for line in lines[start : start + element.count]]
     width = len(element.fields)
@@ -145,7 +145,7 @@ def _ascii_records(lines: list[bytes], start: int, element: Element, record: np.
     try:
         values = np.array(rows, dtype=np.float64).reshape(len(rows), width)
     except ValueError:
-        raise ValueError(f"{path}: an element `{element.name}` holds a word that is no number") from None
+        raise ValueError(f"{path}: an element `{element.name}` has a value that is not a number") from None
     records = np.empty(len(rows), record)
     for i, name in enumerate(element.fields):
         records[name] = values[:, i]
