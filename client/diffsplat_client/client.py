@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, RECONSTRUCTION
+from diffsplat_client.contract import CONTRACT_VERSION, DEADLINE, ENSEMBLE, ERROR_CODES, RECONSTRUCTION
 from diffsplat_client.errors import (
     ContractMismatchError,
     DiffSplatError,
@@ -33,10 +33,12 @@ from diffsplat_client.errors import (
 from diffsplat_client.events import Finished
 from diffsplat_client.failures import connection_error, request_error
 from diffsplat_client.generation import Generation
+from diffsplat_client.output_options import MAX_DEADLINE_S
 from diffsplat_client.probes import ModelStatus, probe_models
 from diffsplat_client.reconstruction import Reconstruction, parse_reconstruction
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest
+from diffsplat_client.status import find_early_end
 from diffsplat_client.stream import GenerationStream
 from diffsplat_client.transport import (
     GrpcTransport,
@@ -194,6 +196,8 @@ class Client:
         try:
             for response in self._send(transport, RECONSTRUCTION, request.to_tensors(), request_id, started, timeout_s):
                 tensors |= response
+            if (end := find_early_end(tensors)) is not None:
+                raise TransportError(ERROR_CODES[end.error_type], end.message)
         except TransportError as error:
             raise self._request_error(error, timeout_s) from None
         return parse_reconstruction(tensors, request, request_id, started)
@@ -201,8 +205,14 @@ class Client:
     def _send(
         self, transport: Transport, model: str, tensors: Tensors, request_id: str, started: float, timeout_s: float
     ) -> ResponseStream:
-        """Send one request, for which there are `timeout_s` seconds from `started` on."""
+        """Send one request, for which there are `timeout_s` seconds from `started` on.
+
+        The server gets the time that is left as the request's deadline, so that it gives up a request whose client has
+        died.
+        """
         remaining_s = _remaining_s(started, timeout_s)
+        asked_s = tensors[DEADLINE.name].item() if DEADLINE.name in tensors else MAX_DEADLINE_S
+        tensors = {**tensors, DEADLINE.name: np.array([min(asked_s, remaining_s, MAX_DEADLINE_S)], np.float32)}
         try:
             return transport.stream(model, tensors, request_id, remaining_s)
         except TransportError as error:

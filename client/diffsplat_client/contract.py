@@ -27,9 +27,10 @@ ERROR_CODES = {
     "INTERNAL": "INTERNAL",
 }
 
-# How a request ends early once `denoise` has accepted it: with a last STATUS of phase "ended" that names one of these
-# states, an error type (a key of ERROR_CODES) and a message, never with an error response. Triton 2.51 crashes when a
-# step of a decoupled ensemble fails while an earlier message of the same request is still in the steps after it.
+# How a request ends early once `denoise` has accepted it: `denoise` sends a last STATUS of phase "ended", a later stage
+# its tensor EARLY_END_*. Both name one of these states, an error type (a key of ERROR_CODES) and a message. Neither is
+# an error response: Triton 2.51 crashes when a step of a decoupled ensemble fails while an earlier message of the same
+# request is still in the steps after it.
 END_STATES = ("cancelled", "expired", "failed")
 
 # Columns of GAUSSIANS [N, 14]; linear scales, opacity after the sigmoid, quaternion (w, x, y, z), world units
@@ -64,6 +65,7 @@ class StageSpec(NamedTuple):
 
 
 # --- what a client wants of the splats, however they are made ---
+DEADLINE = TensorSpec("DEADLINE_S", "FP32", (1,))  # seconds from the arrival at the first stage to the last one's start
 OUTPUT_TENSORS = (
     TensorSpec("OPACITY_THRESHOLD_RENDER", "FP32", (1,)),
     TensorSpec("OPACITY_THRESHOLD_ASSET", "FP32", (1,)),
@@ -71,6 +73,7 @@ OUTPUT_TENSORS = (
     TensorSpec("FRAME_POSES", "FP32", (-1, 4)),
     TensorSpec("FORMAT", "BYTES", (1,)),
     TensorSpec("FRAME", "BYTES", (1,)),
+    DEADLINE,
 )
 
 # --- what a client sends for a generation (all of it goes to `encode`) ---
@@ -99,6 +102,7 @@ REQUEST_TENSORS = (
     TensorSpec("INIT_STD", "FP32", (1,)),
     TensorSpec("INIT_NOISE_STRENGTH", "FP32", (1,)),
     TensorSpec("INIT_BACKGROUND", "FP32", (1,)),
+    TensorSpec("START_DEADLINE_S", "FP32", (1,)),  # seconds from the arrival at `encode` to the first denoising step
     *OUTPUT_TENSORS,
 )
 
@@ -123,8 +127,13 @@ DECODE_TIMINGS = TensorSpec("TIMINGS_DECODE", "BYTES", (1,))
 RASTERIZE_TIMINGS = TensorSpec("TIMINGS_RASTERIZE", "BYTES", (1,))
 PACKAGE_TIMINGS = TensorSpec("TIMINGS_PACKAGE", "BYTES", (1,))
 RECONSTRUCT_TIMINGS = TensorSpec("TIMINGS_RECONSTRUCT", "BYTES", (1,))
+DECODE_EARLY_END = TensorSpec("EARLY_END_DECODE", "BYTES", (1,))  # JSON {end_state, error_type, message}
+RASTERIZE_EARLY_END = TensorSpec("EARLY_END_RASTERIZE", "BYTES", (1,))
+PACKAGE_EARLY_END = TensorSpec("EARLY_END_PACKAGE", "BYTES", (1,))
+EARLY_ENDS = (DECODE_EARLY_END, RASTERIZE_EARLY_END, PACKAGE_EARLY_END)
 TIMING_TENSORS = (DENOISE_TIMINGS, DECODE_TIMINGS, RASTERIZE_TIMINGS, PACKAGE_TIMINGS)
-RESPONSE_TENSORS = (STATUS, GAUSSIANS, FRAMES, ASSET, *TIMING_TENSORS)
+RESPONSE_TENSORS = (STATUS, GAUSSIANS, FRAMES, ASSET, *TIMING_TENSORS, *EARLY_ENDS)
+RECONSTRUCTION_EARLY_ENDS = (RASTERIZE_EARLY_END, PACKAGE_EARLY_END)
 RECONSTRUCTION_TIMINGS = (RECONSTRUCT_TIMINGS, RASTERIZE_TIMINGS, PACKAGE_TIMINGS)
 
 # --- between the stages ---
@@ -155,10 +164,14 @@ STAGES = {
         decoupled=True,
     ),
     # behind `denoise` every input is optional: each progress message runs these stages with nothing in it
-    "decode": StageSpec((LATENTS, RESOLVED_REQUEST), (SPLATS, RAW_SPLATS, DECODED_REQUEST, DECODE_TIMINGS)),
-    "rasterize": StageSpec((SPLATS, DECODED_REQUEST), (FRAMES, RASTERIZE_TIMINGS)),
-    "package": StageSpec((SPLATS, RAW_SPLATS, DECODED_REQUEST), (GAUSSIANS, ASSET, PACKAGE_TIMINGS)),
+    "decode": StageSpec(
+        (LATENTS, RESOLVED_REQUEST), (SPLATS, RAW_SPLATS, DECODED_REQUEST, DECODE_TIMINGS, DECODE_EARLY_END)
+    ),
+    "rasterize": StageSpec((SPLATS, DECODED_REQUEST), (FRAMES, RASTERIZE_TIMINGS, RASTERIZE_EARLY_END)),
+    "package": StageSpec((SPLATS, RAW_SPLATS, DECODED_REQUEST), (GAUSSIANS, ASSET, PACKAGE_TIMINGS, PACKAGE_EARLY_END)),
     ENSEMBLE: StageSpec(REQUEST_TENSORS, RESPONSE_TENSORS, decoupled=True),
     RECONSTRUCT: StageSpec(RECONSTRUCTION_TENSORS, (SPLATS, RAW_SPLATS, DECODED_REQUEST, RECONSTRUCT_TIMINGS)),
-    RECONSTRUCTION: StageSpec(RECONSTRUCTION_TENSORS, (GAUSSIANS, FRAMES, ASSET, *RECONSTRUCTION_TIMINGS)),
+    RECONSTRUCTION: StageSpec(
+        RECONSTRUCTION_TENSORS, (GAUSSIANS, FRAMES, ASSET, *RECONSTRUCTION_TIMINGS, *RECONSTRUCTION_EARLY_ENDS)
+    ),
 }

@@ -43,7 +43,10 @@ def request_error(error: TransportError, url: str, timeout_s: float) -> DiffSpla
         case "CANCELLED":
             return RequestCancelledError("the request was stopped")
         case "DEADLINE_EXCEEDED":
-            return RequestTimeoutError(f"not finished within timeout_s = {timeout_s:g}: the request was stopped")
+            why = _first_line(error.message)  # a deadline of the request's own may have been shorter
+            return RequestTimeoutError(
+                f"not finished within timeout_s = {timeout_s:g}: the request was stopped ({why})"
+            )
     return ServerError(f"the server failed ({_first_line(str(error))})")
 
 

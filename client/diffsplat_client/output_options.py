@@ -15,6 +15,7 @@ from diffsplat_client.request_checks import check_poses
 
 ELEVATION_LIMITS = (-89.0, 89.0)  # degrees above the horizon
 DISTANCE_LIMITS = (0.5, 10.0)  # of a camera from the origin, world units
+MAX_DEADLINE_S = 604_800.0  # a week
 POSE_LIMITS: dict[str, tuple[float, float]] = {
     "elevation_deg": ELEVATION_LIMITS,
     "azimuth_deg": (-3600.0, 3600.0),
@@ -45,6 +46,10 @@ class OutputOptions:
     )
     frame: str = option(
         "", "axes of the file: opengl has y up; without it the format's own, which tools expect", choices=FRAME_CHOICES
+    )
+
+    deadline_s: float | None = option(
+        None, "seconds after which the server gives the request up, in any stage", limits=(0.0, MAX_DEADLINE_S)
     )
 
     def check_fields(self) -> None:

@@ -10,7 +10,13 @@ from diffsplat_client.contract import CONTROL_TYPES, POSE_COLUMNS, REQUEST_TENSO
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.option_table import option
 from diffsplat_client.option_tensors import decode_options, encode_options
-from diffsplat_client.output_options import DISTANCE_LIMITS, ELEVATION_LIMITS, OutputOptions, option_fields
+from diffsplat_client.output_options import (
+    DISTANCE_LIMITS,
+    ELEVATION_LIMITS,
+    MAX_DEADLINE_S,
+    OutputOptions,
+    option_fields,
+)
 from diffsplat_client.request_checks import ONE_IMAGE, check_text, short
 
 
@@ -63,6 +69,9 @@ class GenerationRequest(OutputOptions):
     )
     init_background: float = option(
         0.0, "with init_std: grey that is subtracted from the white around the blob", limits=(0.0, 1.0)
+    )
+    start_deadline_s: float | None = option(
+        None, "seconds that the request may wait for its first denoising step", limits=(0.0, MAX_DEADLINE_S)
     )
 
     def validate(self) -> "GenerationRequest":

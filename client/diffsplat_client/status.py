@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffsplat_client.contract import END_STATES, ERROR_CODES
+from diffsplat_client.contract import EARLY_ENDS, END_STATES, ERROR_CODES
 from diffsplat_client.errors import ServerError
 
 PHASES = ("queued", "denoising", "finished", "ended")
@@ -50,7 +50,7 @@ def parse_status(tensor: np.ndarray) -> Status:
             elevation_deg=float(values["elevation_deg"]),
             seconds_left=None if seconds_left is None else float(seconds_left),
             warnings=tuple(str(warning) for warning in values.get("warnings", ())),
-            early_end=_early_end(values) if values["phase"] == "ended" else None,
+            early_end=_read_early_end(values) if values["phase"] == "ended" else None,
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise ServerError("STATUS is not the JSON that the contract describes") from None
@@ -59,7 +59,18 @@ def parse_status(tensor: np.ndarray) -> Status:
     return status
 
 
-def _early_end(values: dict[str, Any]) -> EarlyEnd:
+def find_early_end(tensors: dict[str, np.ndarray]) -> EarlyEnd | None:
+    """Why a later stage ended the request, if one did; ServerError when it is not what the contract says."""
+    for spec in EARLY_ENDS:
+        if spec.name in tensors:
+            try:
+                return _read_early_end(json.loads(tensors[spec.name].item()))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise ServerError(f"{spec.name} is not the JSON that the contract describes") from None
+    return None
+
+
+def _read_early_end(values: dict[str, Any]) -> EarlyEnd:
     end = EarlyEnd(values["end_state"], values["error_type"], str(values["message"]))
     if end.state not in END_STATES or end.error_type not in ERROR_CODES:
         raise ValueError

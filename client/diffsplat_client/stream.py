@@ -10,7 +10,7 @@ from diffsplat_client.errors import DiffSplatError, RequestCancelledError, Serve
 from diffsplat_client.events import Event, Finished, event_of
 from diffsplat_client.generation import Generation, parse_generation
 from diffsplat_client.request import GenerationRequest
-from diffsplat_client.status import Status, parse_status
+from diffsplat_client.status import Status, find_early_end, parse_status
 from diffsplat_client.transport import ResponseStream, Tensors, Transport, TransportError
 
 STOP_TIMEOUT_S = 1.0  # a stop is a courtesy to the server: nobody waits long for it
@@ -107,7 +107,7 @@ class GenerationStream:
             raise RequestCancelledError("the request was stopped")
         if self._last is None:
             raise ServerError("the server closed the stream without a result")
-        if (end := self._last.early_end) is not None:
+        if (end := self._last.early_end or find_early_end(self._tensors)) is not None:
             self._over = True  # nothing is left to stop
             raise self._explain(TransportError(ERROR_CODES[end.error_type], end.message))
         result = parse_generation(self._tensors, self.request, self.request_id, self._last, self._started)

@@ -13,10 +13,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from diffsplat_client.errors import RequestCancelledError
+from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
 
 # Triton answers `is_cancelled` through another process, which costs as much as a tenth of a small network's step
 CANCEL_CHECK_INTERVAL_S = 0.05
@@ -136,7 +136,9 @@ class _Job(Generic[Work, State]):
     request_id: str
     work: Work
     listener: Listener[State]
-    submitted_s: float = field(default_factory=time.monotonic)
+    submitted_s: float
+    start_by_s: float | None  # a request that still waits then is given up, and one that has not finished at end_by_s
+    end_by_s: float | None
     state: State | None = None
     stopped: bool = False
     asked_s: float = 0.0  # when the listener was last asked whether anybody waits
@@ -176,9 +178,27 @@ class Engine(Generic[Work, State]):
         self._thread = threading.Thread(target=self._run, name="denoise-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request_id: str, work: Work, listener: Listener[State]) -> None:
-        """Queue a request; returns at once. Raises QueueFullError or EngineClosedError."""
-        job: _Job[Work, State] = _Job(request_id, work, listener, self._clock())
+    def submit(
+        self,
+        request_id: str,
+        work: Work,
+        listener: Listener[State],
+        start_by_s: float | None = None,
+        end_by_s: float | None = None,
+    ) -> None:
+        """Queue a request; returns at once.
+
+        Args:
+            request_id: what `stop` may name.
+            work: for the model.
+            listener: is told what happens to the request.
+            start_by_s: time of the clock by which it must have been admitted, else it is given up.
+            end_by_s: time of the clock by which it must have finished, else it is given up.
+
+        Raises:
+            QueueFullError, EngineClosedError: it was not accepted; the listener has not been told anything.
+        """
+        job: _Job[Work, State] = _Job(request_id, work, listener, self._clock(), start_by_s, end_by_s)
         with self._changed:
             if self._closing:
                 raise EngineClosedError
@@ -239,7 +259,7 @@ class Engine(Generic[Work, State]):
                     left = [*self._active, *self._waiting]
                     self._active, self._waiting = [], []
                     break
-            self._drop_cancelled()
+            self._drop_ended()
             self._admit()
             self._report_load()
             self._step_all()
@@ -255,16 +275,27 @@ class Engine(Generic[Work, State]):
             except Exception:  # a gauge that cannot be set must not end the requests
                 _log.exception("the load %s could not be reported", load)
 
-    def _drop_cancelled(self) -> None:
+    def _drop_ended(self) -> None:
         with self._changed:
             jobs = [*self._waiting, *self._active]
-        gone = {id(job) for job in jobs if job.stopped or self._asked_to_cancel(job)}
+        gone = {id(job): error for job in jobs if (error := self._reason_to_drop(job)) is not None}
         with self._changed:
             self._waiting = [job for job in self._waiting if id(job) not in gone]
             self._active = [job for job in self._active if id(job) not in gone]
         for job in jobs:
             if id(job) in gone:
-                self._fail(job, RequestCancelledError("the request was cancelled"))
+                self._fail(job, gone[id(job)])
+
+    def _reason_to_drop(self, job: _Job[Work, State]) -> Exception | None:
+        if job.stopped or self._asked_to_cancel(job):
+            return RequestCancelledError("the request was cancelled")
+        now = self._clock()
+        if job.end_by_s is not None and now >= job.end_by_s:
+            done = f"after {job.state.step} of {job.state.steps} steps" if job.state else "while the request waited"
+            return RequestTimeoutError(f"deadline_s passed {done}")
+        if job.state is None and job.start_by_s is not None and now >= job.start_by_s:
+            return RequestTimeoutError("start_deadline_s passed while the request waited")
+        return None
 
     def _asked_to_cancel(self, job: _Job[Work, State]) -> bool:
         now = self._clock()

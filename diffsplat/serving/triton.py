@@ -119,7 +119,8 @@ class DenoiseModel(StageModel):
                     sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                     continue
                 work = self._read_work(request)
-                self.engine.submit(request_id, work, ResponseSender(sender, request_id, work.envelope))
+                listener = ResponseSender(sender, request_id, work.envelope)
+                self.engine.submit(request_id, work, listener, *work.envelope.deadlines)
             except Exception as error:
                 refuse(sender, error, request_id)
 

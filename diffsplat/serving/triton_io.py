@@ -83,6 +83,15 @@ def describe_error(error: Exception, request_id: str, stage: str) -> tuple[str, 
     return "INTERNAL", f"{stage} failed; the server's log says why under this request's id"
 
 
+_END_STATES = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}  # of an error type; all others are failures
+
+
+def describe_early_end(error: Exception, request_id: str, stage: str) -> dict[str, str]:
+    """What the client is told when a request ends in a stage without a result, as the contract says."""
+    error_type, message = describe_error(error, request_id, stage)
+    return {"end_state": _END_STATES.get(error_type, "failed"), "error_type": error_type, "message": message}
+
+
 def to_triton_error(error: Exception, request_id: str, stage: str) -> Any:
     """An error response. Its message starts with the error's type, as the contract says."""
     name, text = describe_error(error, request_id, stage)

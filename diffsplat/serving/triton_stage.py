@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from diffsplat.serving.triton_gauge import InFlightGauge
-from diffsplat.serving.triton_io import read_array, required_text, text_tensor, to_triton_error
+from diffsplat.serving.triton_io import describe_early_end, read_array, required_text, text_tensor, to_triton_error
 from diffsplat.stages.envelope import OutputEnvelope
 
 _log = logging.getLogger("diffsplat.serving")
@@ -82,16 +83,26 @@ class LaterStage(StageModel):
     also: tuple[str, ...] = ()  # tensors of that stage which only some requests have
     envelope: type[OutputEnvelope] = OutputEnvelope  # how much of the request it reads
 
+    def _respond(self, request: Any) -> Any:
+        """Never an error response: Triton 2.51 crashes when it overtakes a progress message of the same request."""
+        try:
+            tensors = self.answer(request)
+        except Exception as error:
+            end = describe_early_end(error, request.request_id(), self.name)
+            tensors = [text_tensor(f"EARLY_END_{self.name.upper()}", json.dumps(end))]
+        return pb_utils.InferenceResponse(tensors)
+
     def answer(self, request: Any) -> list[Any]:
-        """Work only when there is something to work on."""
+        """Work only when there is something to work on, and not too late."""
         array = read_array(request, self.source)
         if array is None:
             return []
         envelope = self.envelope.from_json(required_text(request, self.request_tensor))
-        started = perf_counter()
+        envelope.deadlines.check(time.monotonic(), self.name)
+        queued_ms, started = envelope.queued_ms(), perf_counter()
         with self.in_flight:
             tensors = self.work(array, envelope, *(read_array(request, name) for name in self.also))
-        timings = {self.name: round((perf_counter() - started) * 1e3, 3)}
+        timings = {f"queued_{self.name}": queued_ms, self.name: round((perf_counter() - started) * 1e3, 3)}
         return [*tensors, text_tensor(f"TIMINGS_{self.name.upper()}", json.dumps(timings))]
 
     def work(self, array: np.ndarray, envelope: Any, *also: np.ndarray | None) -> list[Any]:

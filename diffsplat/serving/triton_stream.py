@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from diffsplat.serving.engine import EngineProgress
-from diffsplat.serving.triton_io import array_tensor, describe_error, text_tensor, to_triton_error
+from diffsplat.serving.triton_io import array_tensor, describe_early_end, text_tensor, to_triton_error
 from diffsplat.stages.envelope import Envelope
 
 if TYPE_CHECKING:
     from diffsplat.stages.denoise import DenoiseJob
-
-
-_END_STATES = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}  # of an error type; all others are failures
 
 
 class ResponseSender:
@@ -49,9 +46,7 @@ class ResponseSender:
 
         Not an error response: Triton 2.51 crashes when one overtakes a progress message in the later stages.
         """
-        error_type, message = describe_error(error, self.request_id, "denoise")
-        state = _END_STATES.get(error_type, "failed")
-        end = {"end_state": state, "error_type": error_type, "message": message}
+        end = describe_early_end(error, self.request_id, "denoise")
         last = dataclasses.replace(self.last, phase="ended", queue_position=0, seconds_left=None)
         response = pb_utils.InferenceResponse([self._status(last, end)])
         try:

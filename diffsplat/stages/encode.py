@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +20,7 @@ from diffsplat.graph import Graph
 from diffsplat.integrity import BundleError
 from diffsplat.runtime import bundle_graphs, load_graphs
 from diffsplat.sampling.blob_start import kept_steps
-from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.envelope import Deadlines, Envelope
 from diffsplat.stages.image_features import ImageFeatures
 from diffsplat.stages.images import ImageEncoderStage
 from diffsplat.text.features import PromptEncoder, TextFeatures
@@ -61,7 +62,7 @@ class EncodeStage:
 
     def run(self, request: GenerationRequest) -> EncodeResult:
         """Encode one request. InvalidRequestError names the bad field, its value and what is allowed."""
-        started = perf_counter()
+        started, arrived_s = perf_counter(), time.monotonic()
         looked_at = self.images.run(request.validate())
         request = self.resolve(looked_at.request)
         features, prompt_warnings, unread = self.prompts.encode([request.prompt, request.negative_prompt or None])
@@ -71,7 +72,8 @@ class EncodeStage:
             )
         fields = zip(("prompt", "negative_prompt"), prompt_warnings, strict=True)
         warnings = tuple(f"{field}: {warning}" for field, texts in fields for warning in texts)
-        envelope = Envelope(request, (*looked_at.warnings, *warnings))
+        deadlines = Deadlines.of(request, arrived_s)
+        envelope = Envelope(request, (*looked_at.warnings, *warnings), deadlines=deadlines)
         timed = envelope.with_timing("encode", (perf_counter() - started) * 1e3)
         return EncodeResult(timed, features, looked_at.features)
 

@@ -2,17 +2,40 @@
 
 import dataclasses
 import json
+import math
+import time
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.errors import InvalidRequestError, RequestTimeoutError
 from diffsplat_client.output_options import OUTPUT_OPTIONS, OutputOptions
 from diffsplat_client.request import GenerationRequest
 
 MAX_CHARACTERS = 1_000_000  # of the JSON; the longest sensible one, 720 poses and two prompts, has a tenth
 _MUST_BE_FILLED = ("elevation_deg", "distance", "seed", "steps", "scheduler", "eta", "guidance_scale")
 _Envelope = TypeVar("_Envelope", bound="OutputEnvelope")
+
+
+class Deadlines(NamedTuple):
+    """When a request is given up: seconds of `time.monotonic()`, a clock that the processes of one machine share.
+
+    The stages of a server run on one machine. None: no limit.
+    """
+
+    start_by_s: float | None = None  # for the first denoising step
+    end_by_s: float | None = None  # for every stage: one that starts later does nothing
+
+    @classmethod
+    def of(cls, request: OutputOptions, arrived_s: float) -> "Deadlines":
+        """Of a request that arrived at the first stage at `arrived_s`."""
+        start, end = getattr(request, "start_deadline_s", None), request.deadline_s
+        return cls(None if start is None else arrived_s + start, None if end is None else arrived_s + end)
+
+    def check(self, now_s: float, stage: str) -> None:
+        """RequestTimeoutError when it is too late to begin with `stage`."""
+        if self.end_by_s is not None and now_s >= self.end_by_s:
+            raise RequestTimeoutError(f"deadline_s passed {now_s - self.end_by_s:.3f} s before {stage} could start")
 
 
 @dataclass(frozen=True)
@@ -25,11 +48,20 @@ class OutputEnvelope:
     request: OutputOptions
     warnings: tuple[str, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)  # stage -> milliseconds
+    deadlines: Deadlines = Deadlines()
+    sent_s: float | None = None  # when the stage before sent it, on the clock of Deadlines; set by `to_json`
 
     def to_json(self) -> str:
-        """The content of the REQUEST tensor."""
-        values = {"request": self.request.to_dict(), "warnings": self.warnings, "timings_ms": self.timings_ms}
-        return json.dumps(values)
+        """The content of the REQUEST tensor, sent now."""
+        return json.dumps(
+            {
+                "request": self.request.to_dict(),
+                "warnings": self.warnings,
+                "timings_ms": self.timings_ms,
+                "deadlines": self.deadlines,
+                "sent_s": time.monotonic(),
+            }
+        )
 
     @classmethod
     def from_json(cls: type[_Envelope], text: str) -> _Envelope:
@@ -45,14 +77,17 @@ class OutputEnvelope:
             options = {**values["request"]}  # TypeError unless it is an object
             warnings = tuple(str(warning) for warning in values.get("warnings", ()))
             timings_ms = {str(stage): float(ms) for stage, ms in values.get("timings_ms", {}).items()}
+            deadlines = Deadlines(*(_seconds(value) for value in values.get("deadlines", ())))
+            sent_s = _seconds(values.get("sent_s"))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise InvalidRequestError(
-                'REQUEST must be JSON: {"request": {...}, "warnings": [...], "timings_ms": {...}}'
+                'REQUEST must be JSON: {"request": {...}, "warnings": [...], "timings_ms": {...}, '
+                '"deadlines": [seconds or null, seconds or null], "sent_s": seconds or null}'
             ) from None
         request = cls._read_request(options)
         if request.frame_poses is not None and np.isnan(request.frame_poses[:, 0]).any():
             raise InvalidRequestError("frame_poses leaves an elevation open: must be filled in")
-        return cls(request, warnings, timings_ms)
+        return cls(request, warnings, timings_ms, deadlines, sent_s)
 
     @classmethod
     def _read_request(cls, options: dict[str, Any]) -> Any:
@@ -61,6 +96,17 @@ class OutputEnvelope:
     def with_timing(self: _Envelope, stage: str, ms: float) -> _Envelope:
         """A copy that also knows how long a stage took."""
         return dataclasses.replace(self, timings_ms={**self.timings_ms, stage: round(ms, 3)})
+
+    def queued_ms(self) -> float:
+        """Milliseconds since the stage before sent it; 0 if it does not say when."""
+        return 0.0 if self.sent_s is None else round(max(0.0, time.monotonic() - self.sent_s) * 1e3, 3)
+
+
+def _seconds(value: Any) -> float | None:
+    """A finite number, or None; ValueError or TypeError for anything else."""
+    if value is None or math.isfinite(value):
+        return value
+    raise ValueError
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`reconstruct`: views of an object -> its splats, by GSRecon."""
 
 import os
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from diffsplat.graph import Graph
 from diffsplat.runtime import bundle_graph, load_graph
 from diffsplat.splats.gsrecon import GSRECON, gsrecon_config
 from diffsplat.stages.decode import DecodeResult, splats_of
-from diffsplat.stages.envelope import OutputEnvelope
+from diffsplat.stages.envelope import Deadlines, OutputEnvelope
 
 
 class ReconstructResult(NamedTuple):
@@ -47,6 +48,7 @@ class ReconstructStage:
 
     def run(self, request: ReconstructionRequest) -> ReconstructResult:
         """Reconstruct one object. InvalidRequestError for views that are not sensible, or not what the bundle takes."""
+        deadlines = Deadlines.of(request, time.monotonic())
         request.validate()
         self._check_bundle(request)
         tensors = {name: torch.tensor(array) for name, array in request.to_tensors().items() if array.dtype != object}
@@ -57,7 +59,7 @@ class ReconstructStage:
         rays = plucker_rays(*cameras, side, side, self.config.ray_pixel_rule)[None]  # [1, V, 6, H, W]
         grid = self.gsrecon(images, rays)  # [1, V, 12, H, W]
         decoded = splats_of(grid, cameras, self.spec.geometry, request.format)
-        return ReconstructResult(decoded, OutputEnvelope(request.output_options()))
+        return ReconstructResult(decoded, OutputEnvelope(request.output_options(), deadlines=deadlines))
 
     def warm_up(self) -> None:
         """One white object."""

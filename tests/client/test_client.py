@@ -137,6 +137,27 @@ def test_an_early_end_is_a_typed_error(fakes, state, error_type, message, expect
     assert list(fake.streams[0].script) == [] and not fake.streams[0].cancelled.is_set() and not fake.stopped
 
 
+@pytest.mark.parametrize("stage", ["DECODE", "RASTERIZE", "PACKAGE"])
+def test_an_early_end_in_a_later_stage_is_a_typed_error(fakes, stage) -> None:
+    end = {"end_state": "expired", "error_type": "DEADLINE_EXCEEDED", "message": "deadline_s passed"}
+    last = fakes.finished(**{f"EARLY_END_{stage}": fakes.text(end)})
+    fake = fakes.transport(last)
+    with pytest.raises(RequestTimeoutError, match="deadline_s passed"):
+        Client(transport=fake).generate("x")
+    assert not fake.stopped
+    fake = fakes.transport({**last, f"EARLY_END_{stage}": fakes.text({"end_state": "expired"})})
+    with pytest.raises(ServerError, match=f"EARLY_END_{stage} is not the JSON"):
+        Client(transport=fake).generate("x")
+
+
+def test_the_server_gets_the_time_that_is_left_as_the_deadline(fakes, clock) -> None:
+    fake = fakes.transport(fakes.finished())
+    client = Client(transport=fake)
+    for options in ({"timeout_s": 20}, {"timeout_s": 20, "deadline_s": 5.0}, {"timeout_s": 1e6}):
+        client.generate("x", **options)
+    assert [tensors["DEADLINE_S"].tolist() for _, tensors, _, _ in fake.calls] == [[20], [5], [604_800]]
+
+
 def test_tensors_that_come_with_an_earlier_or_later_message_count(fakes) -> None:
     """Triton attaches an output to an older progress message when a stage overtakes its answer to that one."""
     last = fakes.finished()

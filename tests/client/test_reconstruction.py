@@ -62,7 +62,7 @@ def test_views_survive_the_wire() -> None:
     sent = ReconstructionRequest(**views(), format="ply", frame_size=64, frame_poses=poses).validate()
     tensors = sent.to_tensors()
     specs = {spec.name: spec for spec in RECONSTRUCTION_TENSORS}
-    assert set(specs) - set(tensors) == {"METALLIC_ROUGHNESS"}
+    assert set(specs) - set(tensors) == {"METALLIC_ROUGHNESS", "DEADLINE_S"}
     for name, array in tensors.items():
         assert len(array.shape) == len(specs[name].dims)
         assert array.dtype == {"FP32": np.float32, "INT32": np.int32, "BYTES": np.object_}[specs[name].datatype]

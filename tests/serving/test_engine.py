@@ -1,12 +1,13 @@
 """The engine without Triton and without a network: batching, admission, stopping, isolation of failures, shutdown."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from diffsplat_client.errors import RequestCancelledError
+from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
 
 from diffsplat.serving.engine import (
     CANCEL_CHECK_INTERVAL_S,
@@ -207,6 +208,39 @@ def test_a_stop_that_overtakes_its_request_stops_it(engines: list[Engine]) -> No
         engine.stop(str(i))
     assert submit(engine, "0", 1).wait().result is not None, "forgotten for a newer one"
     assert isinstance(submit(engine, "1", 1).wait().error, RequestCancelledError)
+
+
+@pytest.mark.parametrize("limit", ["start_by_s", "end_by_s"])
+def test_a_request_that_is_too_late_costs_no_step(engines: list[Engine], limit: str) -> None:
+    model, clock = CountingModel(gate=threading.Semaphore(0)), Clock()
+    engine = start(engines, model, clock, max_batch=1)
+    a = submit(engine, "a", 2)
+    assert model.entered.acquire(timeout=TIMEOUT_S)
+    late, patient = Recorder(), Recorder()
+    engine.submit("late", ("late", 2), late, **{limit: clock.now_s + 1})
+    engine.submit("patient", ("patient", 2), patient, **{limit: clock.now_s + 3})
+    clock.now_s += 2
+    model.gate.release(100)
+    error = late.wait().error
+    assert isinstance(error, RequestTimeoutError) and "passed while the request waited" in str(error)
+    assert a.wait().result is not None and patient.wait().result is not None
+    assert not any("late" in batch for batch in model.batches)
+
+
+def test_a_running_request_ends_at_its_deadline_not_at_that_of_its_start(engines: list[Engine]) -> None:
+    model, clock = CountingModel(gate=threading.Semaphore(0)), Clock()
+    engine = start(engines, model, clock)
+    a, b = Recorder(), Recorder()
+    engine.submit("a", ("a", 100), a, end_by_s=clock.now_s + 1)
+    assert model.entered.acquire(timeout=TIMEOUT_S)
+    engine.submit("b", ("b", 2), b, start_by_s=clock.now_s + 1)
+    model.gate.release(1)
+    assert model.entered.acquire(timeout=TIMEOUT_S)  # now both run
+    clock.now_s += 2
+    model.gate.release(100)
+    error = a.wait().error
+    assert isinstance(error, RequestTimeoutError) and re.search("deadline_s passed after [12] of 100 steps", str(error))
+    assert b.wait().result is not None
 
 
 def test_the_load_is_reported_when_it_changes(engines: list[Engine]) -> None:

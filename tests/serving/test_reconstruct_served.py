@@ -61,7 +61,9 @@ def test_all_at_once_beside_a_generation(
     np.testing.assert_allclose(generating.result().cloud.to_array(), alone.to_array(), atol=1e-5)
     for mine, request in zip(served, requests, strict=True):
         assert_same(mine, local.run(request))
-        assert set(mine.timings_ms) == {"reconstruct", "rasterize", "package", "total"}
+        assert set(mine.timings_ms) == {
+            "reconstruct", "queued_rasterize", "rasterize", "queued_package", "package", "total",
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize("format", ["ply", "ply_compat"])

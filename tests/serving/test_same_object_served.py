@@ -12,7 +12,8 @@ from diffsplat_client.client import Client
 from diffsplat_client.formats import FORMAT_CHOICES, FORMATS
 from diffsplat_client.generation import Generation
 from diffsplat_client.request import GenerationRequest
-from diffsplat_client.transport import GrpcTransport, Tensors, TransportError
+from diffsplat_client.status import find_early_end
+from diffsplat_client.transport import GrpcTransport, Tensors
 from safetensors import safe_open
 
 from diffsplat.geometry.gaussians import canonicalize, from_array, to_array
@@ -115,6 +116,5 @@ def test_the_published_file_of_the_same_splats(wire: GrpcTransport, pipeline: Pi
 def test_package_needs_the_raw_splats(wire: GrpcTransport, pipeline: Pipeline) -> None:
     request = REQUEST.with_defaults(**pipeline.decode.spec.request_defaults)
     asked = dataclasses.replace(request, format="ply_compat")
-    with pytest.raises(TransportError, match="RAW_SPLATS is missing") as caught:
-        package(wire, asked, SPLATS=np.full((2, 14), 0.5, np.float32))
-    assert caught.value.code == "INVALID_ARGUMENT"
+    end = find_early_end(package(wire, asked, SPLATS=np.full((2, 14), 0.5, np.float32)))
+    assert end is not None and end.error_type == "INVALID_ARG" and "RAW_SPLATS is missing" in end.message

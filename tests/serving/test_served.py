@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 from diffsplat_client.client import Client
 from diffsplat_client.contract import ENSEMBLE
-from diffsplat_client.errors import RequestCancelledError
+from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
 from diffsplat_client.events import Finished, Progress, Queued
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import turntable
 from diffsplat_client.request import GenerationRequest
+from diffsplat_client.status import find_early_end
 from diffsplat_client.transport import GrpcTransport, Tensors, TransportError
 
 from diffsplat.serving.server import TritonServer
@@ -282,10 +284,46 @@ DIRECT_CALLS: dict[str, tuple[str, Tensors, str]] = {
 
 @pytest.mark.parametrize("case", DIRECT_CALLS)
 def test_every_stage_checks_what_it_is_given(wire: GrpcTransport, case: str) -> None:
+    """`denoise` refuses with an error response, what comes after it with a tensor: see contract.END_STATES."""
     model, tensors, says = DIRECT_CALLS[case]
-    with pytest.raises(TransportError, match=says) as caught:
-        list(wire.stream(model, tensors, "", TIMEOUT_S))
-    assert caught.value.code == "INVALID_ARGUMENT"
+    if model == "denoise":
+        with pytest.raises(TransportError, match=says) as caught:
+            list(wire.stream(model, tensors, "", TIMEOUT_S))
+        assert caught.value.code == "INVALID_ARGUMENT"
+    else:
+        (answer,) = wire.stream(model, tensors, "", TIMEOUT_S)
+        end = find_early_end(answer)
+        assert set(answer) == {f"EARLY_END_{model.upper()}"} and end is not None
+        assert (end.state, end.error_type) == ("failed", "INVALID_ARG") and re.search(says, end.message)
+
+
+class TestDeadlines:
+    """Requests that are too late cost nothing, wherever they are."""
+
+    def test_an_expired_request_is_not_denoised(self, wire: GrpcTransport) -> None:
+        tensors = {**LONG.to_tensors(), "DEADLINE_S": np.zeros(1, np.float32)}
+        responses = [status_of(response) for response in wire.stream(ENSEMBLE, tensors, "late", TIMEOUT_S)]
+        assert {status["step"] for status in responses} == {0}
+        assert responses[-1]["end_state"] == "expired" and responses[-1]["error_type"] == "DEADLINE_EXCEEDED"
+
+    @pytest.mark.parametrize("option", ["deadline_s", "start_deadline_s"])
+    def test_the_client_names_the_deadline(self, client: Client, option: str) -> None:
+        with pytest.raises(RequestTimeoutError, match=f"{option} passed while the request waited"):
+            client.generate(LONG, **{option: 0.0})
+
+    @pytest.mark.parametrize("model", ["decode", "rasterize", "package"])
+    def test_later_stages_skip_expired_work(self, wire: GrpcTransport, model: str) -> None:
+        source, request, shape = {
+            "decode": ("LATENTS", "RESOLVED_REQUEST", (4, 4, 8, 8)),
+            "rasterize": ("SPLATS", "DECODED_REQUEST", (3, 14)),
+            "package": ("SPLATS", "DECODED_REQUEST", (3, 14)),
+        }[model]
+        late = {**json.loads(ENVELOPE), "deadlines": [None, time.monotonic()]}
+        tensors = {source: np.zeros(shape, np.float32), request: text(json.dumps(late).encode())}
+        (answer,) = wire.stream(model, tensors, "", TIMEOUT_S)
+        end = find_early_end(answer)
+        assert set(answer) == {f"EARLY_END_{model.upper()}"} and end is not None
+        assert end.state == "expired" and f"before {model} could start" in end.message
 
 
 def test_an_empty_call_of_a_later_stage_costs_nothing_and_gives_nothing(wire: GrpcTransport) -> None:

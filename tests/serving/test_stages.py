@@ -4,13 +4,14 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffsplat_client.contract import GAUSSIAN_COLUMNS
-from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.errors import InvalidRequestError, RequestTimeoutError
 from diffsplat_client.formats.ply import decode_ply
 from diffsplat_client.request import GenerationRequest
 
@@ -21,7 +22,7 @@ from diffsplat.pipeline import Pipeline
 from diffsplat.stages.decode import DecodeStage
 from diffsplat.stages.denoise import DenoiseJob, DenoiseStage, DenoiseWork
 from diffsplat.stages.encode import EncodeStage
-from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.envelope import Deadlines, Envelope
 from diffsplat.text.features import TextFeatures
 
 
@@ -69,6 +70,7 @@ def test_the_envelope_survives_its_json(pipeline: Pipeline, four_views: np.ndarr
     envelope = pipeline.encode.run(GenerationRequest("a dragon", frame_poses=four_views)).envelope
     again = Envelope.from_json(envelope.to_json())
     assert again.warnings == envelope.warnings and again.timings_ms == envelope.timings_ms
+    assert again.deadlines == Deadlines() and again.sent_s is not None and again.queued_ms() >= 0
     assert again.request.to_dict() == envelope.request.to_dict()
 
 
@@ -79,6 +81,9 @@ def test_the_envelope_survives_its_json(pipeline: Pipeline, four_views: np.ndarr
         (lambda v: "[" * 5000, "REQUEST must be JSON"),
         (lambda v: json.dumps({**v, "request": {**v["request"], "steps": None}}), "leaves steps open"),
         (lambda v: json.dumps({**v, "request": {**v["request"], "steps": 0}}), r"steps = 0: must be in 1 \.\. 200"),
+        (lambda v: json.dumps({**v, "deadlines": [1, 2, 3]}), "REQUEST must be JSON"),
+        (lambda v: json.dumps({**v, "deadlines": ["soon", None]}), "REQUEST must be JSON"),
+        (lambda v: json.dumps({**v, "sent_s": float("nan")}), "REQUEST must be JSON"),
         (lambda v: json.dumps({**v, "request": {**v["request"], "colour": 1}}), "not the JSON form"),
     ],
 )
@@ -86,6 +91,17 @@ def test_a_bad_envelope_is_refused(pipeline: Pipeline, spoil, says: str) -> None
     values = json.loads(pipeline.encode.run(GenerationRequest("x")).envelope.to_json())
     with pytest.raises(InvalidRequestError, match=says):
         Envelope.from_json(spoil(values))
+
+
+def test_deadlines_count_from_the_arrival(pipeline: Pipeline) -> None:
+    before_s = time.monotonic()
+    envelope = pipeline.encode.run(GenerationRequest("a cube", deadline_s=1e3, start_deadline_s=1e2)).envelope
+    start_by_s, end_by_s = Envelope.from_json(envelope.to_json()).deadlines
+    assert before_s + 1e2 <= start_by_s <= time.monotonic() + 1e2
+    assert end_by_s == pytest.approx(start_by_s + 900, abs=1e-3)
+    envelope.deadlines.check(end_by_s - 1, "decode")
+    with pytest.raises(RequestTimeoutError, match=r"deadline_s passed 2\.000 s before decode could start"):
+        envelope.deadlines.check(end_by_s + 2, "decode")
 
 
 def test_noise_comes_from_the_requests_own_generator_in_the_references_order(pipeline: Pipeline) -> None:
