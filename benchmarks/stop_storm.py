@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,14 +44,16 @@ LONG = GenerationRequest("a red cube", seed=1, steps=200)
 CHECKED = GenerationRequest("a blue cone", seed=2, steps=4)
 
 
-def chatty_repository(repository: Path, folder: Path) -> Path:
-    """A copy of a repository, in links, whose progress is told after every step."""
+def chatty_repository(repository: Path, folder: Path, **parameters: str) -> Path:
+    """A copy of a repository, in links, whose progress is told after every step; more parameters of `denoise`."""
     copy = folder / repository.name
     shutil.copytree(repository, copy, copy_function=os.link)
     config = copy / "denoise" / "config.pbtxt"
-    text, edits = re.subn(r'(key: "progress_interval_s", value: { string_value: )"[^"]*"', r'\1"0"', config.read_text())
-    assert edits == 1, config
-    config.unlink()
+    text = config.read_text()
+    for name, value in {"progress_interval_s": "0", **parameters}.items():
+        text, edits = re.subn(rf'(key: "{name}", value: {{ string_value: )"[^"]*"', rf'\g<1>"{value}"', text)
+        assert edits == 1, (config, name)
+    config.unlink()  # a link
     config.write_text(text)
     return copy
 
@@ -92,26 +93,16 @@ def stop_commands(url: str, count: int, folder: Path, seed: int = 0) -> list[int
         return list(workers.map(stop_one, plan))
 
 
-def engine_load(metrics_url: str) -> dict[str, int]:
-    """Requests in the denoise engine by state, as its gauges say."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(metrics_url, timeout=10) as response:
-        lines = response.read().decode().splitlines()
-    gauges = [line for line in lines if line.startswith("diffsplat_denoise_requests{")]
-    return {line.split('state="', 1)[1].split('"', 1)[0]: int(float(line.rsplit(" ", 1)[1])) for line in gauges}
-
-
 def wait_until_idle(server: "TritonServer", timeout_s: float = IDLE_TIMEOUT_S) -> float:
-    """Seconds until no request was active or waiting. TimeoutError, or RuntimeError when the server is gone."""
+    """Seconds until no stage had a request. TimeoutError, or RuntimeError when the server is gone."""
     started = time.monotonic()
-    while time.monotonic() - started < timeout_s:
+    while (in_flight := server.requests_in_flight()) != 0:
         if not server.running:
             raise RuntimeError(f"the server died:\n{server.why_it_failed()}")
-        load = engine_load(server.metrics_url)
-        if load and not any(load.values()):
-            return time.monotonic() - started
+        if time.monotonic() - started > timeout_s:
+            raise TimeoutError(f"{in_flight} requests are still in flight after {timeout_s:g} s")
         time.sleep(0.02)
-    raise TimeoutError(f"the engine still has {load} after {timeout_s:g} s")
+    return time.monotonic() - started
 
 
 def splats_of(url: str) -> np.ndarray:

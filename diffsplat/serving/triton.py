@@ -41,6 +41,7 @@ from diffsplat.serving.triton_stream import ResponseSender, refuse
 from diffsplat.stages.envelope import Envelope, OutputEnvelope
 
 if TYPE_CHECKING:
+    from diffsplat.backbones import BackboneSpec
     from diffsplat.stages.decode import DecodeResult
     from diffsplat.stages.denoise import DenoiseJob, DenoiseWork
 
@@ -90,6 +91,7 @@ class DenoiseModel(StageModel):
 
         self.stage = DenoiseStage.load(folder, self.threads)
         self.policy = EnginePolicy.from_parameters(self.parameters)
+        self.answers = self.make_ledger()
 
     def warm_up(self) -> None:
         """One step for one request and for a full batch, then the engine starts."""
@@ -118,11 +120,19 @@ class DenoiseModel(StageModel):
                 if self._stop(request, request_id):
                     sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                     continue
-                work = self._read_work(request)
-                listener = ResponseSender(sender, request_id, work.envelope)
-                self.engine.submit(request_id, work, listener, *work.envelope.deadlines)
+                self._submit(sender, request_id, self._read_work(request))
             except Exception as error:
                 refuse(sender, error, request_id)
+
+    def _submit(self, sender: Any, request_id: str, work: "DenoiseWork") -> None:
+        envelope = self.answers.reserve_for(work.envelope, _splats(self.stage.spec))
+        assert envelope.ticket is not None
+        listener = ResponseSender(sender, request_id, envelope, self.answers)
+        try:
+            self.engine.submit(request_id, work, listener, *envelope.deadlines)
+        except Exception:
+            self.answers.release(envelope.ticket)
+            raise
 
     def finalize(self) -> None:
         """End the engine's thread; requests still running end with an error type."""
@@ -172,6 +182,7 @@ class ReconstructModel(StageModel):
         from diffsplat.stages.reconstruct import ReconstructStage
 
         self.stage = ReconstructStage.load(folder, self.threads)
+        self.answers = self.make_ledger()
 
     def warm_up(self) -> None:
         """One object."""
@@ -185,6 +196,7 @@ class ReconstructModel(StageModel):
             decoded, envelope = self.stage.run(
                 ReconstructionRequest.from_tensors(read_arrays(request, RECONSTRUCTION_TENSORS))
             )
+        envelope = self.answers.reserve_for(envelope, len(decoded.splats))
         timings = {self.name: round((perf_counter() - started) * 1e3, 3)}
         return [*_decoded_tensors(decoded, envelope), text_tensor("TIMINGS_RECONSTRUCT", json.dumps(timings))]
 
@@ -193,6 +205,7 @@ class DecodeModel(LaterStage):
     """LATENTS -> SPLATS, with the request that belongs to them."""
 
     name, source, request_tensor = "decode", "LATENTS", "RESOLVED_REQUEST"
+    passes_on = True
     envelope = Envelope
 
     def load(self, folder: Path) -> None:
@@ -253,6 +266,11 @@ class PackageModel(LaterStage):
         gaussians, asset = self.stage.run(array, envelope, *also)
         tensors = [] if gaussians is None else [array_tensor("GAUSSIANS", gaussians)]
         return tensors if asset is None else [*tensors, pb_utils.Tensor("ASSET", np.array([asset], dtype=np.object_))]
+
+
+def _splats(spec: "BackboneSpec") -> int:
+    """Splats of an object."""
+    return spec.geometry.views * spec.geometry.grid_size**2
 
 
 def _decoded_tensors(decoded: "DecodeResult", envelope: OutputEnvelope) -> list[Any]:

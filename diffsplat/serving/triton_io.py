@@ -9,6 +9,7 @@ import triton_python_backend_utils as pb_utils
 from diffsplat_client.contract import ERROR_CODES, TensorSpec
 from diffsplat_client.errors import InvalidRequestError, RequestCancelledError, RequestTimeoutError
 
+from diffsplat.serving.answers import AnswersFullError
 from diffsplat.serving.drain import ServerDrainingError
 from diffsplat.serving.engine import EngineClosedError, QueueFullError
 
@@ -67,6 +68,7 @@ _ERROR_CODES: dict[type[Exception], str] = {
     RequestCancelledError: "CANCELLED",
     RequestTimeoutError: "DEADLINE_EXCEEDED",
     QueueFullError: "UNAVAILABLE",
+    AnswersFullError: "UNAVAILABLE",
     EngineClosedError: "UNAVAILABLE",
     ServerDrainingError: "UNAVAILABLE",
 }

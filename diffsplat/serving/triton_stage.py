@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from diffsplat.serving.answers import AnswerLedger, return_share
 from diffsplat.serving.triton_gauge import InFlightGauge
 from diffsplat.serving.triton_io import describe_early_end, read_array, required_text, text_tensor, to_triton_error
 from diffsplat.stages.envelope import OutputEnvelope
@@ -48,6 +49,10 @@ class StageModel:
             args["model_version"],
             perf_counter() - started,
         )
+
+    def make_ledger(self) -> AnswerLedger:
+        """For a first stage: limits the bytes of its answers by the parameter max_answer_mb of `config.pbtxt`."""
+        return AnswerLedger(1_000_000 * int(self.parameters["max_answer_mb"]))
 
     def load(self, folder: Path) -> None:
         """Build the stage."""
@@ -82,6 +87,7 @@ class LaterStage(StageModel):
     request_tensor: str  # comes from the same stage as `source`
     also: tuple[str, ...] = ()  # tensors of that stage which only some requests have
     envelope: type[OutputEnvelope] = OutputEnvelope  # how much of the request it reads
+    passes_on = False  # whether other stages make the answer from what it makes
 
     def _respond(self, request: Any) -> Any:
         """Never an error response: Triton 2.51 crashes when it overtakes a progress message of the same request."""
@@ -98,10 +104,16 @@ class LaterStage(StageModel):
         if array is None:
             return []
         envelope = self.envelope.from_json(required_text(request, self.request_tensor))
-        envelope.deadlines.check(time.monotonic(), self.name)
         queued_ms, started = envelope.queued_ms(), perf_counter()
-        with self.in_flight:
-            tensors = self.work(array, envelope, *(read_array(request, name) for name in self.also))
+        made = False
+        try:
+            envelope.deadlines.check(time.monotonic(), self.name)
+            with self.in_flight:
+                tensors = self.work(array, envelope, *(read_array(request, name) for name in self.also))
+            made = True
+        finally:
+            if envelope.ticket is not None and not (made and self.passes_on):
+                return_share(envelope.ticket, None if self.passes_on else self.name)
         timings = {f"queued_{self.name}": queued_ms, self.name: round((perf_counter() - started) * 1e3, 3)}
         return [*tensors, text_tensor(f"TIMINGS_{self.name.upper()}", json.dumps(timings))]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
+from diffsplat.serving.answers import AnswerLedger
 from diffsplat.serving.engine import EngineProgress
 from diffsplat.serving.triton_io import array_tensor, describe_early_end, text_tensor, to_triton_error
 from diffsplat.stages.envelope import Envelope
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 class ResponseSender:
     """The engine's listener for one request: what happens to it, as responses."""
 
-    def __init__(self, sender: Any, request_id: str, envelope: Envelope) -> None:
+    def __init__(self, sender: Any, request_id: str, envelope: Envelope, answers: AnswerLedger) -> None:
+        """`answers` has set aside the bytes that the envelope's ticket stands for."""
         self.sender = sender
         self.request_id = request_id
         self.envelope = envelope
+        self.answers = answers
         self.last = EngineProgress("queued")
 
     def progress(self, progress: EngineProgress) -> None:
@@ -46,6 +49,8 @@ class ResponseSender:
 
         Not an error response: Triton 2.51 crashes when one overtakes a progress message in the later stages.
         """
+        if self.envelope.ticket is not None:
+            self.answers.release(self.envelope.ticket)
         end = describe_early_end(error, self.request_id, "denoise")
         last = dataclasses.replace(self.last, phase="ended", queue_position=0, seconds_left=None)
         response = pb_utils.InferenceResponse([self._status(last, end)])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +15,7 @@ from diffsplat_client.request import GenerationRequest
 
 MAX_CHARACTERS = 1_000_000  # of the JSON; the longest sensible one, 720 poses and two prompts, has a tenth
 _MUST_BE_FILLED = ("elevation_deg", "distance", "seed", "steps", "scheduler", "eta", "guidance_scale")
+_TICKET = re.compile(r"[0-9a-f]{16}\.[0-9a-f]{16}")
 _Envelope = TypeVar("_Envelope", bound="OutputEnvelope")
 
 
@@ -50,6 +52,7 @@ class OutputEnvelope:
     timings_ms: dict[str, float] = field(default_factory=dict)  # stage -> milliseconds
     deadlines: Deadlines = Deadlines()
     sent_s: float | None = None  # when the stage before sent it, on the clock of Deadlines; set by `to_json`
+    ticket: str | None = None  # of the bytes set aside for the answer, see diffsplat.serving.answers
 
     def to_json(self) -> str:
         """The content of the REQUEST tensor, sent now."""
@@ -60,6 +63,7 @@ class OutputEnvelope:
                 "timings_ms": self.timings_ms,
                 "deadlines": self.deadlines,
                 "sent_s": time.monotonic(),
+                "ticket": self.ticket,
             }
         )
 
@@ -79,15 +83,16 @@ class OutputEnvelope:
             timings_ms = {str(stage): float(ms) for stage, ms in values.get("timings_ms", {}).items()}
             deadlines = Deadlines(*(_seconds(value) for value in values.get("deadlines", ())))
             sent_s = _seconds(values.get("sent_s"))
+            ticket = None if values.get("ticket") is None else _ticket(values["ticket"])
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise InvalidRequestError(
                 'REQUEST must be JSON: {"request": {...}, "warnings": [...], "timings_ms": {...}, '
-                '"deadlines": [seconds or null, seconds or null], "sent_s": seconds or null}'
+                '"deadlines": [seconds or null, seconds or null], "sent_s": seconds or null, "ticket": text or null}'
             ) from None
         request = cls._read_request(options)
         if request.frame_poses is not None and np.isnan(request.frame_poses[:, 0]).any():
             raise InvalidRequestError("frame_poses leaves an elevation open: must be filled in")
-        return cls(request, warnings, timings_ms, deadlines, sent_s)
+        return cls(request, warnings, timings_ms, deadlines, sent_s, ticket)
 
     @classmethod
     def _read_request(cls, options: dict[str, Any]) -> Any:
@@ -100,6 +105,13 @@ class OutputEnvelope:
     def queued_ms(self) -> float:
         """Milliseconds since the stage before sent it; 0 if it does not say when."""
         return 0.0 if self.sent_s is None else round(max(0.0, time.monotonic() - self.sent_s) * 1e3, 3)
+
+
+def _ticket(value: Any) -> str:
+    """Nothing else may become part of a socket's address; ValueError or TypeError for anything else."""
+    if _TICKET.fullmatch(value):
+        return str(value)
+    raise ValueError
 
 
 def _seconds(value: Any) -> float | None:

@@ -84,6 +84,8 @@ def test_the_envelope_survives_its_json(pipeline: Pipeline, four_views: np.ndarr
         (lambda v: json.dumps({**v, "deadlines": [1, 2, 3]}), "REQUEST must be JSON"),
         (lambda v: json.dumps({**v, "deadlines": ["soon", None]}), "REQUEST must be JSON"),
         (lambda v: json.dumps({**v, "sent_s": float("nan")}), "REQUEST must be JSON"),
+        (lambda v: json.dumps({**v, "ticket": "somebody else"}), "REQUEST must be JSON"),
+        (lambda v: json.dumps({**v, "ticket": 7}), "REQUEST must be JSON"),
         (lambda v: json.dumps({**v, "request": {**v["request"], "colour": 1}}), "not the JSON form"),
     ],
 )
