@@ -6,7 +6,9 @@ import numpy as np
 
 from diffsplat_client.contract import TensorSpec
 from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.request_checks import MAX_PROMPT_CHARACTERS
 
+MAX_TEXT_BYTES = 4 * MAX_PROMPT_CHARACTERS  # no character of UTF-8 is longer
 _NUMPY: dict[str, Any] = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}
 
 
@@ -59,6 +61,8 @@ def decode_options(
 
 
 def _decode_text(name: str, raw: Any) -> str:
+    if len(raw) > MAX_TEXT_BYTES:  # counted before it is decoded, and so copied
+        raise InvalidRequestError(f"{name} has {len(raw)} bytes: at most {MAX_TEXT_BYTES} are allowed")
     try:
         return raw.decode() if isinstance(raw, bytes) else str(raw)
     except UnicodeDecodeError:

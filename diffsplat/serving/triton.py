@@ -29,6 +29,7 @@ from diffsplat.serving.drain import refuse_while_draining
 from diffsplat.serving.engine import Engine, EnginePolicy
 from diffsplat.serving.triton_io import (
     array_tensor,
+    check_request_id,
     read_array,
     read_arrays,
     required_array,
@@ -117,6 +118,7 @@ class DenoiseModel(StageModel):
         for request in requests:
             sender, request_id = request.get_response_sender(), request.request_id()
             try:
+                check_request_id(request_id)
                 if self._stop(request, request_id):
                     sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                     continue

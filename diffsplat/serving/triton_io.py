@@ -8,16 +8,34 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from diffsplat_client.contract import ERROR_CODES, TensorSpec
 from diffsplat_client.errors import InvalidRequestError, RequestCancelledError, RequestTimeoutError
+from diffsplat_client.request_checks import short
 
 from diffsplat.serving.answers import AnswersFullError
 from diffsplat.serving.drain import ServerDrainingError
 from diffsplat.serving.engine import EngineClosedError, QueueFullError
+from diffsplat.stages.envelope import MAX_CHARACTERS
+
+MAX_ID_CHARACTERS = 128
 
 _log = logging.getLogger("diffsplat.serving")
 
 
+def check_request_id(request_id: str) -> None:
+    """Refuse an id that is too long for a log, or could forge a line of it; an empty one stands for no id."""
+    if len(request_id) > MAX_ID_CHARACTERS or not (request_id.isascii() and request_id.isprintable()):
+        raise InvalidRequestError(
+            f"request id = {short(request_id)}, {len(request_id)} characters: must be at most {MAX_ID_CHARACTERS} "
+            "printable ASCII characters"
+        )
+
+
 def read_array(request: Any, name: str) -> np.ndarray | None:
-    """An input, None when it was not sent."""
+    """An input, None when it was not sent.
+
+    Triton's Python backend has made an array of it before any code of ours runs. A shape whose size overflows, such as
+    FRAME_POSES [2^62, 4] in 0 bytes, passes Triton's own check and ends or hangs the stage's process right there: all
+    that helps is that the server's supervisor restarts it.
+    """
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
 
@@ -40,8 +58,11 @@ def required_text(request: Any, name: str) -> str:
     array = required_array(request, name)
     if array.size != 1:
         raise InvalidRequestError(f"{name} has shape {list(array.shape)}: must be [1]")
+    data = bytes(array.reshape(-1)[0])
+    if len(data) > MAX_CHARACTERS:
+        raise InvalidRequestError(f"{name} has {len(data)} bytes: at most {MAX_CHARACTERS} are allowed")
     try:
-        return bytes(array.reshape(-1)[0]).decode()
+        return data.decode()
     except UnicodeDecodeError:
         raise InvalidRequestError(f"{name} is not UTF-8 text") from None
 
@@ -81,7 +102,7 @@ def describe_error(error: Exception, request_id: str, stage: str) -> tuple[str, 
     for kind, code in _ERROR_CODES.items():
         if isinstance(error, kind):
             return code, str(error)
-    _log.error("request %s failed in %s", request_id, stage, exc_info=error)
+    _log.error("request %s failed in %s", request_id[:MAX_ID_CHARACTERS], stage, exc_info=error)
     return "INTERNAL", f"{stage} failed; the server's log says why under this request's id"
 
 

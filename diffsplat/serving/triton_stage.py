@@ -8,7 +8,6 @@ import atexit
 import json
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 from time import perf_counter
@@ -18,8 +17,16 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from diffsplat.serving.answers import AnswerLedger, return_share
+from diffsplat.serving.log_lines import log_to_stderr
 from diffsplat.serving.triton_gauge import InFlightGauge
-from diffsplat.serving.triton_io import describe_early_end, read_array, required_text, text_tensor, to_triton_error
+from diffsplat.serving.triton_io import (
+    check_request_id,
+    describe_early_end,
+    read_array,
+    required_text,
+    text_tensor,
+    to_triton_error,
+)
 from diffsplat.stages.envelope import OutputEnvelope
 
 _log = logging.getLogger("diffsplat.serving")
@@ -32,7 +39,7 @@ class StageModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the version folder and run everything once, so that the first request finds it warm."""
-        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        log_to_stderr()
         config = json.loads(args["model_config"])
         self.parameters: dict[str, str] = {
             key: value["string_value"] for key, value in config.get("parameters", {}).items()
@@ -71,6 +78,7 @@ class StageModel:
 
     def _respond(self, request: Any) -> Any:
         try:
+            check_request_id(request.request_id())
             return pb_utils.InferenceResponse(self.answer(request))
         except Exception as error:
             return pb_utils.InferenceResponse(error=to_triton_error(error, request.request_id(), self.name))

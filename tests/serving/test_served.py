@@ -172,6 +172,8 @@ BAD_INPUTS: dict[str, tuple[Tensors, list[str]]] = {
     "blank prompt": ({"PROMPT": text(b" \n")}, ["prompt", "at least one character"]),
     "long prompt": ({"PROMPT": text(b"x" * 2001)}, ["prompt has 2001 characters", "2000"]),
     "prompt not UTF-8": ({"PROMPT": text(b"\xff\xfe")}, ["prompt", "UTF-8"]),
+    "prompt of many bytes": ({"PROMPT": text(b"x" * 8001)}, ["prompt has 8001 bytes", "8000"]),
+    "scheduler of many bytes": ({"SCHEDULER": text(b"x" * 100_000)}, ["scheduler has 100000 bytes", "8000"]),
     "two prompts": ({"PROMPT": text(b"a", b"b")}, ["PROMPT", "[1]", "[2]"]),
     "unknown scheduler": ({"SCHEDULER": text(b"magic")}, ["scheduler = 'magic'", "ddim, dpmsolver++"]),
     "scheduler of another process": ({"SCHEDULER": text(b"flow")}, ["scheduler = 'flow'", "edm"]),
@@ -241,7 +243,7 @@ DIRECT_CALLS: dict[str, tuple[str, Tensors, str]] = {
     "long JSON": (
         "denoise",
         {"REQUEST": text(ENVELOPE[:-1] + b', "warnings": ["' + b"x" * 1_000_000 + b'"]}')},
-        "REQUEST has .* characters: at most 1000000",
+        "REQUEST has .* bytes: at most 1000000",
     ),
     "no embeddings": ("denoise", {"REQUEST": text(ENVELOPE)}, "TEXT_EMBEDDINGS is missing"),
     "embeddings too wide": (
@@ -295,6 +297,17 @@ def test_every_stage_checks_what_it_is_given(wire: GrpcTransport, case: str) -> 
         end = find_early_end(answer)
         assert set(answer) == {f"EARLY_END_{model.upper()}"} and end is not None
         assert (end.state, end.error_type) == ("failed", "INVALID_ARG") and re.search(says, end.message)
+
+
+@pytest.mark.parametrize(
+    "request_id", ["a\nINFO forged", "x" * 129, "\x1b[2J", "ü"], ids=["line", "long", "escape", "ü"]
+)
+def test_ids_that_could_forge_a_log_are_refused(wire: GrpcTransport, server: TritonServer, request_id: str) -> None:
+    for model, tensors in ((ENSEMBLE, LONG.to_tensors()), ("denoise", {"STOP": np.array([True])})):
+        with pytest.raises(TransportError, match="request id = .* at most 128 printable ASCII characters") as caught:
+            list(wire.stream(model, tensors, request_id, TIMEOUT_S))
+        assert caught.value.code == "INVALID_ARGUMENT"
+    assert "\nINFO forged" not in server.log_path.read_text()
 
 
 class TestDeadlines:
