@@ -18,7 +18,7 @@ from diffsplat_client.request import GenerationRequest
 
 from diffsplat.bundle import Bundle
 from diffsplat.stages.decode import DecodeStage
-from diffsplat.stages.denoise import DenoiseStage, DenoiseWork
+from diffsplat.stages.denoise import DenoiseStage
 from diffsplat.stages.encode import EncodeStage
 from diffsplat.stages.package import PackageStage
 from diffsplat.stages.rasterize import RasterizeStage
@@ -97,10 +97,9 @@ class Pipeline:
         Raises:
             InvalidRequestError: naming the bad field, its value and what is allowed.
         """
-        encoded = self.encode.run(request)
-        envelope = encoded.envelope
+        work = self.encode.run(request)
+        envelope = work.envelope
         started = perf_counter()
-        work = DenoiseWork(*encoded)
         self.denoise.check(work)
         job = self.denoise.start(work)
         while job.step < job.steps:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
-from diffsplat_client.contract import RECONSTRUCT, RECONSTRUCTION, STAGES
+from diffsplat_client.contract import MODELS, RECONSTRUCT, RECONSTRUCTION
 
 from diffsplat.bundle import Bundle
 from diffsplat.weights import holds_network
@@ -21,4 +21,4 @@ class ExportError(ValueError):
 def served_stages(bundle: Bundle) -> tuple[str, ...]:
     """The models that a bundle is served by: all, but those for views only where it has a GSRecon."""
     left_out = () if holds_network(bundle.files, "gsrecon") else (RECONSTRUCT, RECONSTRUCTION)
-    return tuple(stage for stage in STAGES if stage not in left_out)
+    return tuple(stage for stage in MODELS if stage not in left_out)

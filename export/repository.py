@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, RECONSTRUCT, STAGES
+from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, MODELS, RECONSTRUCT
 
 from diffsplat.bundle import Bundle, check_replaceable, open_bundle, replace_folder
 from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
@@ -123,14 +123,14 @@ def _describe_service(bundle: Bundle, staging: Path, graphs: dict[str, dict[str,
 
 
 def _check_templates(templates: Path) -> None:
-    for stage in STAGES:
+    for stage in MODELS:
         model = () if stage in ENSEMBLES else (f"{VERSION}/model.py",)
         for name in ("config.pbtxt", *model):
             if not (templates / stage / name).is_file():
                 raise ExportError(f"{templates / stage / name}: template missing")
 
 
-def _template_files(templates: Path, stages: Iterable[str] = STAGES) -> list[Path]:
+def _template_files(templates: Path, stages: Iterable[str] = MODELS) -> list[Path]:
     files = (path for stage in stages for path in _files_below(templates / stage))
     return sorted(path for path in files if path.suffix in (".pbtxt", ".py"))
 
@@ -175,7 +175,7 @@ def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:
 
 
 def _read_graphs(out: Path) -> dict[str, GraphRecord]:
-    folders = [out / stage / VERSION for stage in STAGES if (out / stage).is_dir()]
+    folders = [out / stage / VERSION for stage in MODELS if (out / stage).is_dir()]
     return {name: graph for folder in folders for name, graph in ExportRecord.read(folder).graphs.items()}
 
 

@@ -8,8 +8,9 @@ from diffsplat.backbones import BackboneSpec
 from diffsplat.backends.eager import TorchGraph
 from diffsplat.denoisers.graph_inputs import STEP, request_graphs
 from diffsplat.networks import build_graph_module
-from diffsplat.stages.denoise import DenoiseStage, DenoiseWork
+from diffsplat.stages.denoise import DenoiseStage
 from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.work import DenoiseWork
 from diffsplat.text.features import PromptEncoder
 from diffsplat.text.tokenizer import Tokenizer
 

@@ -21,7 +21,6 @@ from diffsplat.geometry.cameras import generated_view_cameras
 from diffsplat.geometry.gaussians import from_array
 from diffsplat.pipeline import Pipeline
 from diffsplat.splats.render import render
-from diffsplat.stages.denoise import DenoiseWork
 
 _BATCH = 8
 _MIN_ALPHA = 1e-3  # below it a pixel has no colour of its own
@@ -50,7 +49,7 @@ def generate_objects(
     """Generate every request's object and render its views at `size` pixels; calls `advance` after each."""
     views, visible = [], []
     for start in range(0, len(requests), _BATCH):
-        works = [DenoiseWork(*pipeline.encode.run(request)) for request in requests[start : start + _BATCH]]
+        works = [pipeline.encode.run(request) for request in requests[start : start + _BATCH]]
         jobs = [pipeline.denoise.start(work) for work in works]
         while unfinished := [job for job in jobs if job.step < job.steps]:
             pipeline.denoise.step(unfinished)

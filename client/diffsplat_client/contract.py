@@ -56,7 +56,7 @@ class TensorSpec(NamedTuple):
     optional: bool = True
 
 
-class StageSpec(NamedTuple):
+class ModelSpec(NamedTuple):
     """Inputs and outputs of one Triton model."""
 
     inputs: tuple[TensorSpec, ...]
@@ -156,22 +156,22 @@ STOP = TensorSpec("STOP", "BOOL", (1,))  # sent straight to `denoise` under the 
 
 IMAGE_TENSORS = (CONDITION_LATENTS, HINT, START_MOMENTS)  # each left out where a request has none
 TEXT_TENSORS = (TEXT_EMBEDDINGS, TEXT_MASK, POOLED_TEXT)
-STAGES = {
-    "encode": StageSpec(REQUEST_TENSORS, (REQUEST, *TEXT_TENSORS, *IMAGE_TENSORS)),
-    "denoise": StageSpec(
+MODELS = {
+    "encode": ModelSpec(REQUEST_TENSORS, (REQUEST, *TEXT_TENSORS, *IMAGE_TENSORS)),
+    "denoise": ModelSpec(
         (REQUEST, *TEXT_TENSORS, *IMAGE_TENSORS, STOP),
         (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS),
         decoupled=True,
     ),
     # behind `denoise` every input is optional: each progress message runs these stages with nothing in it
-    "decode": StageSpec(
+    "decode": ModelSpec(
         (LATENTS, RESOLVED_REQUEST), (SPLATS, RAW_SPLATS, DECODED_REQUEST, DECODE_TIMINGS, DECODE_EARLY_END)
     ),
-    "rasterize": StageSpec((SPLATS, DECODED_REQUEST), (FRAMES, RASTERIZE_TIMINGS, RASTERIZE_EARLY_END)),
-    "package": StageSpec((SPLATS, RAW_SPLATS, DECODED_REQUEST), (GAUSSIANS, ASSET, PACKAGE_TIMINGS, PACKAGE_EARLY_END)),
-    ENSEMBLE: StageSpec(REQUEST_TENSORS, RESPONSE_TENSORS, decoupled=True),
-    RECONSTRUCT: StageSpec(RECONSTRUCTION_TENSORS, (SPLATS, RAW_SPLATS, DECODED_REQUEST, RECONSTRUCT_TIMINGS)),
-    RECONSTRUCTION: StageSpec(
+    "rasterize": ModelSpec((SPLATS, DECODED_REQUEST), (FRAMES, RASTERIZE_TIMINGS, RASTERIZE_EARLY_END)),
+    "package": ModelSpec((SPLATS, RAW_SPLATS, DECODED_REQUEST), (GAUSSIANS, ASSET, PACKAGE_TIMINGS, PACKAGE_EARLY_END)),
+    ENSEMBLE: ModelSpec(REQUEST_TENSORS, RESPONSE_TENSORS, decoupled=True),
+    RECONSTRUCT: ModelSpec(RECONSTRUCTION_TENSORS, (SPLATS, RAW_SPLATS, DECODED_REQUEST, RECONSTRUCT_TIMINGS)),
+    RECONSTRUCTION: ModelSpec(
         RECONSTRUCTION_TENSORS, (GAUSSIANS, FRAMES, ASSET, *RECONSTRUCTION_TIMINGS, *RECONSTRUCTION_EARLY_ENDS)
     ),
 }

@@ -6,7 +6,7 @@ message; the others refuse it, and a refusal is a sign of life as well.
 
 from typing import NamedTuple
 
-from diffsplat_client.contract import ENSEMBLES, RECONSTRUCT, RECONSTRUCTION, STAGES
+from diffsplat_client.contract import ENSEMBLES, MODELS, RECONSTRUCT, RECONSTRUCTION
 from diffsplat_client.transport import ResponseStream, Transport, TransportError
 
 PROBE_ID = "probe"
@@ -23,7 +23,7 @@ class ModelStatus(NamedTuple):
 
 def probe_models(transport: Transport, timeout_s: float, *, reconstruction: bool) -> list[ModelStatus]:
     """State of every model; `reconstruction`: whether the server has the models for reconstructions."""
-    names = [name for name in STAGES if reconstruction or name not in (RECONSTRUCT, RECONSTRUCTION)]
+    names = [name for name in MODELS if reconstruction or name not in (RECONSTRUCT, RECONSTRUCTION)]
     # all at once: a dead stage takes a second to say so
     probes = {name: Probe(transport, name, timeout_s) for name in names if name not in ENSEMBLES}
     return [_model_status(transport, name, probes.get(name), timeout_s) for name in names]

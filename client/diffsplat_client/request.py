@@ -106,11 +106,15 @@ class GenerationRequest(OutputOptions):
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> "GenerationRequest":
-        """Inverse of `to_tensors`; raises InvalidRequestError for text that is not UTF-8 or a bad value."""
+        """Inverse of `to_tensors`; `validate` holds the checks of values.
+
+        Raises:
+            InvalidRequestError: nothing to generate from, a wrong shape, or text that is too long or not UTF-8.
+        """
         values = decode_options(tensors, REQUEST_TENSORS, FILES)
         if not {"prompt", *FILES} & set(values):
             raise InvalidRequestError("prompt is missing")
-        return cls(**values).validate()
+        return cls(**values)
 
 
 OPTIONS = option_fields(GenerationRequest)

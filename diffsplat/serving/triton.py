@@ -44,7 +44,8 @@ from diffsplat.stages.envelope import Envelope, OutputEnvelope
 if TYPE_CHECKING:
     from diffsplat.backbones import BackboneSpec
     from diffsplat.stages.decode import DecodeResult
-    from diffsplat.stages.denoise import DenoiseJob, DenoiseWork
+    from diffsplat.stages.denoise import DenoiseJob
+    from diffsplat.stages.work import DenoiseWork
 
 _log = logging.getLogger("diffsplat.serving")
 _TINY_PROMPT = "warm up"
@@ -152,8 +153,8 @@ class DenoiseModel(StageModel):
         return True
 
     def _read_work(self, request: Any) -> "DenoiseWork":
-        from diffsplat.stages.denoise import DenoiseWork
         from diffsplat.stages.image_features import ImageFeatures
+        from diffsplat.stages.work import DenoiseWork
         from diffsplat.text.features import TextFeatures
 
         envelope = Envelope.from_json(required_text(request, "REQUEST"))

@@ -40,15 +40,8 @@ from diffsplat.stages.checks import check_range, check_shape
 from diffsplat.stages.encode import check_request
 from diffsplat.stages.envelope import Envelope
 from diffsplat.stages.image_features import ImageFeatures
+from diffsplat.stages.work import DenoiseWork
 from diffsplat.text.features import TextFeatures
-
-
-class DenoiseWork(NamedTuple):
-    """One request as it comes from `encode`."""
-
-    envelope: Envelope
-    text: TextFeatures  # two rows: prompt, negative prompt
-    images: ImageFeatures = ImageFeatures()
 
 
 @dataclass(eq=False)

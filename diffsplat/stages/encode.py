@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
 
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
@@ -21,20 +20,12 @@ from diffsplat.integrity import BundleError
 from diffsplat.runtime import bundle_graphs, load_graphs
 from diffsplat.sampling.blob_start import kept_steps
 from diffsplat.stages.envelope import Deadlines, Envelope
-from diffsplat.stages.image_features import ImageFeatures
 from diffsplat.stages.images import ImageEncoderStage
-from diffsplat.text.features import PromptEncoder, TextFeatures
+from diffsplat.stages.work import DenoiseWork
+from diffsplat.text.features import PromptEncoder
 from diffsplat.text.tokenizer import Tokenizer
 
 DRAWN_SEED_LIMIT = 2**32  # short enough to be typed again
-
-
-class EncodeResult(NamedTuple):
-    """What `denoise` needs."""
-
-    envelope: Envelope
-    text: TextFeatures  # two rows: prompt, negative prompt
-    images: ImageFeatures
 
 
 class EncodeStage:
@@ -60,7 +51,7 @@ class EncodeStage:
         graphs = bundle_graphs(bundle, encode_graphs(bundle.spec))
         return cls(bundle.spec, graphs, _tokenizers(bundle.spec, bundle.root))
 
-    def run(self, request: GenerationRequest) -> EncodeResult:
+    def run(self, request: GenerationRequest) -> DenoiseWork:
         """Encode one request. InvalidRequestError names the bad field, its value and what is allowed."""
         started, arrived_s = perf_counter(), time.monotonic()
         looked_at = self.images.run(request.validate())
@@ -75,7 +66,7 @@ class EncodeStage:
         deadlines = Deadlines.of(request, arrived_s)
         envelope = Envelope(request, (*looked_at.warnings, *warnings), deadlines=deadlines)
         timed = envelope.with_timing("encode", (perf_counter() - started) * 1e3)
-        return EncodeResult(timed, features, looked_at.features)
+        return DenoiseWork(timed, features, looked_at.features)
 
     def warm_up(self) -> None:
         """Run every graph once."""
@@ -83,10 +74,11 @@ class EncodeStage:
         self.images.warm_up()
 
     def resolve(self, request: GenerationRequest) -> GenerationRequest:
-        """The request with every open field filled from the bundle, and a seed drawn if it names none."""
-        request = request.validate().with_defaults(
-            **self.spec.request_defaults, seed=secrets.randbelow(DRAWN_SEED_LIMIT)
-        )
+        """The request with every open field filled from the bundle, and a seed drawn if it names none.
+
+        InvalidRequestError for options that the bundle does not have; the fields must have been validated.
+        """
+        request = request.with_defaults(**self.spec.request_defaults, seed=secrets.randbelow(DRAWN_SEED_LIMIT))
         check_request(request, self.spec)
         return request
 

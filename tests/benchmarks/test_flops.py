@@ -21,7 +21,6 @@ from diffsplat.denoisers.graph_inputs import CONTEXT, MODULATIONS, STEP
 from diffsplat.denoisers.view_inputs import network_input, stack_views
 from diffsplat.networks import build_graph_module
 from diffsplat.pipeline import Pipeline
-from diffsplat.stages.denoise import DenoiseWork
 from export.graphs import graph_specs
 from tests.families import family_spec, write_family_bundle
 
@@ -165,7 +164,7 @@ def test_a_step_of_sd35_has_neither_modulations_nor_context() -> None:
 def test_no_step_of_a_served_request_repeats_the_work_of_its_start(name: str, tmp_path: Path) -> None:
     """The stage itself, a small backbone: one counter while a request starts, one for each of its steps."""
     pipeline = Pipeline.from_bundle(write_family_bundle(tmp_path / name, name))
-    work = DenoiseWork(*pipeline.encode.run(GenerationRequest("a red cube", seed=1)))
+    work = pipeline.encode.run(GenerationRequest("a red cube", seed=1))
     with WorkCounter() as start:
         job = pipeline.denoise.start(work)
     steps = []

@@ -237,7 +237,7 @@ def test_options_that_do_not_go_together_are_named(fields: dict, message: str) -
     with pytest.raises(InvalidRequestError, match=f"^{message}"):
         request.validate()
     with pytest.raises(InvalidRequestError, match=f"^{message}"):
-        GenerationRequest.from_tensors(request.to_tensors())
+        GenerationRequest.from_tensors(request.to_tensors()).validate()
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_poses_of_the_client_are_valid() -> None:
 )
 def test_bad_tensors_are_named(tensors: dict, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
-        GenerationRequest.from_tensors(tensors)
+        GenerationRequest.from_tensors(tensors).validate()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, RECONSTRUCT, RECONSTRUCTION, STAGES
+from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, MODELS, RECONSTRUCT, RECONSTRUCTION
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
@@ -119,7 +119,7 @@ def damaged_bundle(tiny_bundle: Bundle, tmp_path: Path) -> Path:
 
 
 def test_every_stage_is_there_and_tells_what_it_serves(exported_repository: Path, tiny_bundle: Bundle) -> None:
-    for stage in STAGES:
+    for stage in MODELS:
         folder = exported_repository / stage
         template = (TEMPLATES / stage / "config.pbtxt").read_text()
         config = (folder / "config.pbtxt").read_text()
@@ -154,7 +154,7 @@ def test_a_bundle_without_gsrecon_serves_no_reconstructions(tiny_bundle: Bundle,
     result = export_repository(root, tmp_path / "repository", "torch")
     assert "gsrecon" not in result.graphs and "decoder" in result.graphs
     folders = {path.name for path in result.folder.iterdir() if path.is_dir()}
-    assert folders == set(STAGES) - {RECONSTRUCT, RECONSTRUCTION}
+    assert folders == set(MODELS) - {RECONSTRUCT, RECONSTRUCTION}
     assert "reconstruction" not in (result.folder / ENSEMBLE / "config.pbtxt").read_text().split("# written by")[1]
     assert not export_repository(root, tmp_path / "repository", "torch").changed
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, RECONSTRUCTION, STAGES, TensorSpec
+from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, MODELS, RECONSTRUCTION, TensorSpec
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from diffsplat.serving.engine import EnginePolicy
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "model_repository"
-COMPOSING = [stage for stage in STAGES if stage not in ENSEMBLES]
+COMPOSING = [stage for stage in MODELS if stage not in ENSEMBLES]
 BEHIND_DENOISE = ("decode", "rasterize", "package")
 
 
@@ -35,16 +35,16 @@ def expected(tensors: tuple[TensorSpec, ...], with_optional: bool) -> list[tuple
 
 
 def test_the_repository_holds_just_the_models_of_the_contract() -> None:
-    assert {path.name for path in TEMPLATES.iterdir() if path.is_dir()} == set(STAGES)
+    assert {path.name for path in TEMPLATES.iterdir() if path.is_dir()} == set(MODELS)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", MODELS)
 def test_tensors_are_those_of_the_contract(stage: str) -> None:
     config = read_config(stage)
     assert config.name == stage
-    assert described(config.input, True) == expected(STAGES[stage].inputs, True)
-    assert described(config.output, False) == expected(STAGES[stage].outputs, False)
-    assert config.model_transaction_policy.decoupled == STAGES[stage].decoupled
+    assert described(config.input, True) == expected(MODELS[stage].inputs, True)
+    assert described(config.output, False) == expected(MODELS[stage].outputs, False)
+    assert config.model_transaction_policy.decoupled == MODELS[stage].decoupled
     assert config.max_batch_size == 0
 
 
@@ -103,11 +103,11 @@ class TestWiring:
     def test_every_input_is_fed_by_a_tensor_of_its_type_and_every_output_goes_somewhere(
         self, config, ensemble: str
     ) -> None:
-        carried = {tensor.name: tensor for tensor in STAGES[ensemble].inputs}  # ensemble tensor -> what it carries
+        carried = {tensor.name: tensor for tensor in MODELS[ensemble].inputs}  # ensemble tensor -> what it carries
         consumed = set()
         for step in config.ensemble_scheduling.step:
-            inputs = {tensor.name: tensor for tensor in STAGES[step.model_name].inputs}
-            outputs = {tensor.name: tensor for tensor in STAGES[step.model_name].outputs}
+            inputs = {tensor.name: tensor for tensor in MODELS[step.model_name].inputs}
+            outputs = {tensor.name: tensor for tensor in MODELS[step.model_name].outputs}
             assert set(step.input_map) == set(inputs) - {"STOP"}  # STOP never comes through the ensemble
             assert set(step.output_map) == set(outputs)
             for name, source in step.input_map.items():
@@ -116,7 +116,7 @@ class TestWiring:
             for name, target in step.output_map.items():
                 assert target not in carried, f"{target} is written twice"
                 carried[target] = outputs[name]
-        asked_for = {tensor.name for tensor in STAGES[ensemble].outputs}
+        asked_for = {tensor.name for tensor in MODELS[ensemble].outputs}
         assert asked_for <= set(carried)
         assert set(carried) == consumed | asked_for, "a tensor goes nowhere"
 

@@ -15,7 +15,8 @@ from diffsplat.images.decode_file import DecodedImage, read_image
 from diffsplat.images.prepare import elevation_input, prepare_control_map, prepare_image
 from diffsplat.pipeline import Pipeline
 from diffsplat.stages import denoise, images
-from diffsplat.stages.denoise import DenoiseJob, DenoiseWork
+from diffsplat.stages.denoise import DenoiseJob
+from diffsplat.stages.work import DenoiseWork
 from tests.families import GRID, LATENT, write_family_bundle
 from tests.image_files import image
 
@@ -39,7 +40,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipeline]:
 
 
 def start(pipeline: Pipeline, request: GenerationRequest) -> DenoiseJob:
-    work = DenoiseWork(*pipeline.encode.run(request))
+    work = pipeline.encode.run(request)
     pipeline.denoise.check(work)
     return pipeline.denoise.start(work)
 

@@ -11,7 +11,7 @@ from diffsplat.backends.eager import TorchGraph
 from diffsplat.bundle import Bundle
 from diffsplat.denoisers.graph_inputs import STEP
 from diffsplat.pipeline import Pipeline
-from diffsplat.stages.denoise import DenoiseJob, DenoiseWork
+from diffsplat.stages.denoise import DenoiseJob
 from export.repository import export_repository
 from tests.families import write_family_bundle
 
@@ -32,7 +32,7 @@ def pipeline(bundle: Bundle) -> Pipeline:
 
 
 def started(pipeline: Pipeline, request: GenerationRequest) -> DenoiseJob:
-    work = DenoiseWork(*pipeline.encode.run(request))
+    work = pipeline.encode.run(request)
     pipeline.denoise.check(work)
     return pipeline.denoise.start(work)
 

@@ -20,14 +20,15 @@ from diffsplat.denoisers.graph_inputs import STEP
 from diffsplat.integrity import BundleError
 from diffsplat.pipeline import Pipeline
 from diffsplat.stages.decode import DecodeStage
-from diffsplat.stages.denoise import DenoiseJob, DenoiseStage, DenoiseWork
+from diffsplat.stages.denoise import DenoiseJob, DenoiseStage
 from diffsplat.stages.encode import EncodeStage
 from diffsplat.stages.envelope import Deadlines, Envelope
+from diffsplat.stages.work import DenoiseWork
 from diffsplat.text.features import TextFeatures
 
 
 def run_job(pipeline: Pipeline, request: GenerationRequest) -> DenoiseJob:
-    job = pipeline.denoise.start(DenoiseWork(*pipeline.encode.run(request)))
+    job = pipeline.denoise.start(pipeline.encode.run(request))
     while job.step < job.steps:
         pipeline.denoise.step([job])
     return job
@@ -109,7 +110,7 @@ def test_deadlines_count_from_the_arrival(pipeline: Pipeline) -> None:
 def test_noise_comes_from_the_requests_own_generator_in_the_references_order(pipeline: Pipeline) -> None:
     """First the latents, then one draw of the same shape per stochastic step."""
     request = GenerationRequest("a red cube", seed=11, steps=3, scheduler="sde-dpmsolver++")
-    job = pipeline.denoise.start(DenoiseWork(*pipeline.encode.run(request)))
+    job = pipeline.denoise.start(pipeline.encode.run(request))
     generator = torch.Generator().manual_seed(11)
     first = torch.randn(job.latents.shape, generator=generator)
     assert torch.equal(job.latents, first * job.sampler.init_sigma)
@@ -128,7 +129,7 @@ def test_a_request_does_not_depend_on_its_neighbours(pipeline: Pipeline, schedul
         GenerationRequest("a blue cone", seed=5, steps=2, scheduler="edm", guidance_scale=9.0, triangle_guidance=True),
     ]
     alone = run_job(pipeline, request).latents
-    jobs = [pipeline.denoise.start(DenoiseWork(*pipeline.encode.run(r))) for r in (others[0], request, others[1])]
+    jobs = [pipeline.denoise.start(pipeline.encode.run(r)) for r in (others[0], request, others[1])]
     pipeline.denoise.step(jobs[:1])  # one is ahead
     while active := [job for job in jobs if job.step < job.steps]:
         pipeline.denoise.step(active)
@@ -139,14 +140,14 @@ def test_a_request_does_not_depend_on_its_neighbours(pipeline: Pipeline, schedul
 
 def test_guidance_of_one_costs_no_unconditional_row(pipeline: Pipeline) -> None:
     encoded = [pipeline.encode.run(GenerationRequest("x", guidance_scale=g)) for g in (1.0, 3.0)]
-    assert [pipeline.denoise.start(DenoiseWork(*e)).rows for e in encoded] == [1, 2]
+    assert [pipeline.denoise.start(e).rows for e in encoded] == [1, 2]
 
 
 def test_a_failed_step_changes_nothing(pipeline: Pipeline) -> None:
     """So the engine can try the requests of a failed batch one by one."""
     stage = DenoiseStage(pipeline.denoise.spec, pipeline.denoise.graphs)
     request = GenerationRequest("a red cube", seed=3, steps=2, scheduler="sde-dpmsolver++")
-    job = stage.start(DenoiseWork(*pipeline.encode.run(request)))
+    job = stage.start(pipeline.encode.run(request))
     denoiser = stage.graphs[STEP]
 
     def broken(*inputs: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ from diffsplat_client.request import GenerationRequest
 
 from diffsplat.networks import bundle_network
 from diffsplat.pipeline import Pipeline
-from diffsplat.stages.denoise import DenoiseWork
 from diffsplat.text.tokenizer import Tokenizer
 from tests.families import CAPTIONS, write_family_bundle
 from training.sampling import generate_latents
@@ -26,7 +25,7 @@ def test_latents_are_those_of_requests(device, tmp_path):
     seeds = torch.randint(2**32, (len(CAPTIONS),), generator=torch.Generator().manual_seed(5)).tolist()
     pipeline = Pipeline.from_bundle(bundle)
     for prompt, seed, mine in zip(CAPTIONS, seeds, latents, strict=True):
-        work = DenoiseWork(*pipeline.encode.run(GenerationRequest(prompt, seed=seed, steps=2)))
+        work = pipeline.encode.run(GenerationRequest(prompt, seed=seed, steps=2))
         job = pipeline.denoise.start(work)
         while job.step < job.steps:
             pipeline.denoise.step([job])
