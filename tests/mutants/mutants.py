@@ -1,0 +1,449 @@
+"""One-line mutants of the code, each with the fast test that must fail on it.
+
+Every entry changes a number of what is served or trained without breaking a type or a shape. Add one for a fact whose
+loss would go unnoticed; `old` must stand exactly once in its file.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """A change of one file that a test must notice."""
+
+    name: str
+    file: str  # from the root of the repository
+    old: str
+    new: str
+    test: str  # of pytest, such as tests/x/test_y.py::test_z
+
+
+_PIPES = "tests/golden/test_golden_pipes.py::test_every_run_alone"
+_BATCH = "tests/golden/test_golden_pipes.py::test_all_runs_at_once"
+_BLOB = "tests/golden/test_golden_blob_start.py"
+_DENOISE = "diffsplat/stages/denoise.py"
+_SCHEDULERS, _STEPS = "diffsplat/sampling/schedulers.py", "diffsplat/sampling/steps.py"
+_CAMERAS, _GAUSSIANS = "diffsplat/geometry/cameras.py", "diffsplat/geometry/gaussians.py"
+_ENGINE = "diffsplat/serving/engine.py"
+_PLY = "client/diffsplat_client/formats/ply.py"
+
+LOOP = [
+    Mutant(
+        "prompt and negative rows swapped",
+        _DENOISE,
+        "rows = [1, 0] if guided else [0]",
+        "rows = [0, 1] if guided else [0]",
+        f"{_PIPES}[pipe_sd3_text]",
+    ),
+    Mutant(
+        "condition image on the unconditional row",
+        "diffsplat/denoisers/graph_inputs.py",
+        "rows[-1] = condition_latents",
+        "rows[0] = condition_latents",
+        f"{_PIPES}[pipe_sd3_image]",
+    ),
+    Mutant(
+        "x0_previous never kept",
+        _DENOISE,
+        "job.x0_previous, job.noise = latents[i], x0[i], None",
+        "job.x0_previous, job.noise = latents[i], job.x0_previous, None",
+        f"{_PIPES}[pipe_sd3_text]",
+    ),
+    Mutant(
+        "init_sigma dropped",
+        _DENOISE,
+        "noise.draw(shape) * sampler.init_sigma",
+        "noise.draw(shape)",
+        f"{_PIPES}[pipe_sd_text]",
+    ),
+    Mutant(
+        "c_in dropped",
+        _DENOISE,
+        '"latents": model_input(latents, coeffs).float()',
+        '"latents": latents.float()',
+        f"{_PIPES}[pipe_sd_text]",
+    ),
+    Mutant(
+        "guess mode's residuals on the unconditional row",
+        "diffsplat/denoisers/control_inputs.py",
+        "range(end - (1 if control.guess_mode else count), end)",
+        "range(end - count, end - (1 if control.guess_mode else 0))",
+        f"{_PIPES}[pipe_controlnet]",
+    ),
+    Mutant(
+        "guess mode's residuals all of full weight",
+        "diffsplat/denoisers/control_inputs.py",
+        "torch.logspace(-1, 0, residuals) * scale",
+        "torch.logspace(0, 0, residuals) * scale",
+        f"{_PIPES}[pipe_controlnet]",
+    ),
+    Mutant(
+        "hints of the other views black",
+        "diffsplat/denoisers/controlnet.py",
+        "torch.cat([hint, torch.ones_like(hint[:1])])",
+        "torch.cat([hint, torch.zeros_like(hint[:1])])",
+        f"{_PIPES}[pipe_controlnet]",
+    ),
+    Mutant(
+        "noise of a step drawn anew for its neighbours",
+        _DENOISE,
+        "self.step]):\n                self.noise = self.noise_source.draw(self.latents.shape)",
+        "self.step]):\n                self.noise = torch.randn(self.latents.shape)",
+        f"{_BATCH}[pipe_sd3_text]",
+    ),
+    Mutant(
+        "timestep of the first job for the whole batch",
+        _DENOISE,
+        "torch.stack([job.sampler.timesteps[job.step] for job in jobs])",
+        "torch.stack([job.sampler.timesteps[jobs[0].step] for job in jobs])",
+        f"{_BATCH}[pipe_sd_text]",
+    ),
+    Mutant(
+        "Instant3D's latents not shifted",
+        "diffsplat/stages/images.py",
+        "stack([mean - self.spec.scaled_shift, std])",
+        "stack([mean, std])",
+        f"{_BLOB}::test_first_state_of_every_family[pipe_sd3_text-pipe_sd3_image]",
+    ),
+    Mutant(
+        "condition image's latents shifted",
+        "diffsplat/images/vae_encoder.py",
+        "return self.scaling_factor * mean, ",
+        "return self.scaling_factor * (mean - 0.0609), ",
+        f"{_PIPES}[pipe_sd3_image]",
+    ),
+]
+
+SAMPLERS = [
+    Mutant(
+        "DPM-Solver's ratio of steps inverted",
+        _SCHEDULERS,
+        "h[1:] / (2 * h[:-1])",
+        "h[:-1] / (2 * h[1:])",
+        f"{_PIPES}[pipe_sd3_text]",
+    ),
+    Mutant(
+        "DDIM's previous timestep from the grid",
+        _SCHEDULERS,
+        "previous = t - schedule.num_train_timesteps // steps",
+        "previous = np.append(t[1:], -1)",
+        "tests/library/test_samplers.py::test_ddim_previous_timestep_is_by_integer_division",
+    ),
+    Mutant(
+        "PixArt's DDIM without clipping",
+        _SCHEDULERS,
+        "clipped = alpha_previous if schedule.ddim_clip_x0 else 0.0",
+        "clipped = 0.0",
+        f"{_PIPES}[pipe_pixart_sigma_text]",
+    ),
+    Mutant(
+        "SD3's grid shifted once",
+        _SCHEDULERS,
+        "np.linspace(1.0, _shift(np.array(1 / n), schedule.shift), steps)",
+        "np.linspace(1.0, np.array(1 / n), steps)",
+        f"{_PIPES}[pipe_sd3_text]",
+    ),
+    Mutant(
+        "flow's times of the DPM-Solvers not cut",
+        _SCHEDULERS,
+        "t = np.floor(sigma[:-1] * n)",
+        "t = sigma[:-1] * n",
+        f"{_PIPES}[pipe_sd3_text]",
+    ),
+    Mutant(
+        "a late start's first step of second order",
+        "diffsplat/sampling/blob_start.py",
+        "coeffs[0, c_0] += coeffs[0, c_1]",
+        "coeffs[0, c_0] += 0.0",
+        f"{_PIPES}[pipe_sd_instant3d_init]",
+    ),
+    Mutant(
+        "linear time grid without its rounding",
+        _SCHEDULERS,
+        "np.linspace(0, n - 1, steps + 1).round()",
+        "np.linspace(0, n - 1, steps + 1)",
+        "tests/library/test_samplers.py::test_linspace_is_for_the_dpm_solvers_of_a_vp_process_alone",
+    ),
+    Mutant(
+        "the update forgets the earlier estimate",
+        _STEPS,
+        "result = result + c[_C_1] * x0_previous",
+        "result = result + 0.0 * x0_previous",
+        f"{_PIPES}[pipe_sd3_text]",
+    ),
+]
+
+GUIDANCE_AND_TEXT = [
+    Mutant(
+        "guidance counted from the prompt",
+        "diffsplat/sampling/guidance.py",
+        "return uncond + scales",
+        "return cond + scales",
+        f"{_PIPES}[pipe_sd3_text]",
+    ),
+    Mutant(
+        "triangle falls to its end point",
+        "diffsplat/sampling/guidance.py",
+        "np.linspace(guidance_scale, min_guidance_scale, views - rising + 2)[1:-1]",
+        "np.linspace(guidance_scale, min_guidance_scale, views - rising + 1)[1:]",
+        f"{_PIPES}[pipe_sd3_image]",
+    ),
+    Mutant(
+        "padding of a shorter text kept",
+        "diffsplat/text/features.py",
+        "(torch.arange(tokens.shape[1]) < lengths[:, None])",
+        "(torch.arange(tokens.shape[1]) <= lengths[:, None])",
+        f"{_PIPES}[pipe_pixart_alpha_text]",
+    ),
+    Mutant(
+        "masked tokens dropped from the wrong end",
+        "diffsplat/text/features.py",
+        "return Text(text_embeddings[:, used], kept[:, used])",
+        "return Text(text_embeddings[:, used.flip(0)], kept[:, used])",
+        f"{_PIPES}[pipe_pixart_sigma_text]",
+    ),
+    Mutant(
+        "mask channel one on the condition view",
+        "diffsplat/denoisers/view_inputs.py",
+        "torch.zeros_like(mask[:, :1])",
+        "torch.ones_like(mask[:, :1])",
+        f"{_PIPES}[pipe_sd3_image]",
+    ),
+    Mutant(
+        "SDXL told another size",
+        "diffsplat/denoisers/graph_inputs.py",
+        "[size, size, 0.0, 0.0, size, size]",
+        "[size, size, 0.0, 0.0, 2 * size, 2 * size]",
+        f"{_PIPES}[pipe_sdxl_text]",
+    ),
+]
+
+IMAGES = [
+    Mutant(
+        "canny's thresholds halved",
+        "diffsplat/images/prepare.py",
+        "CANNY_THRESHOLDS = (100, 200)",
+        "CANNY_THRESHOLDS = (50, 100)",
+        "tests/library/test_images.py::test_canny_is_opencvs_black_on_white",
+    ),
+    Mutant(
+        "canny at half its working size",
+        "diffsplat/images/prepare.py",
+        "CANNY_SIZE = 512",
+        "CANNY_SIZE = 256",
+        "tests/library/test_images.py::test_edges_are_found_at_512_pixels",
+    ),
+    Mutant(
+        "transparent pixels black",
+        "diffsplat/images/prepare.py",
+        "values * alpha + (1 - alpha)",
+        "values * alpha",
+        "tests/library/test_images.py::test_transparent_pixels_are_white_whatever_their_colour",
+    ),
+    Mutant(
+        "elevation of the network's sign",
+        "diffsplat/images/elevest.py",
+        "return -self.network.internal_elevation_deg(",
+        "return self.network.internal_elevation_deg(",
+        "tests/library/test_elevest.py::test_the_served_sign_is_the_users",
+    ),
+]
+
+GEOMETRY = [
+    Mutant(
+        "cameras below the horizon",
+        _CAMERAS,
+        "elevation, azimuth = torch.deg2rad(elevation), torch.deg2rad(azimuth)",
+        "elevation, azimuth = -torch.deg2rad(elevation), torch.deg2rad(azimuth)",
+        "tests/golden/test_golden_cameras.py::test_orbits",
+    ),
+    Mutant(
+        "legacy rays not shifted",
+        _CAMERAS,
+        'shift = 0.5 if pixel_rule == "legacy" else 0.0',
+        "shift = 0.0",
+        "tests/library/test_cameras.py::test_legacy_rays_start_on_the_optical_axis",
+    ),
+    Mutant(
+        "rays antialiased on their way to the latents",
+        _CAMERAS,
+        'mode="bilinear", align_corners=False)',
+        'mode="bilinear", align_corners=False, antialias=True)',
+        f"{_PIPES}[pipe_sd3_text]",
+    ),
+    Mutant(
+        "unprojection at pixel centres",
+        _CAMERAS,
+        "return torch.linspace(0.0, 1.0, size, dtype=like.dtype, device=like.device)",
+        "return (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) / size",
+        "tests/golden/test_golden_cameras.py::test_unprojection",
+    ),
+    Mutant(
+        "scales not inverted",
+        _GAUSSIANS,
+        "geometry.scale_min * t + geometry.scale_max * (1.0 - t)",
+        "geometry.scale_max * t + geometry.scale_min * (1.0 - t)",
+        "tests/library/test_gaussians.py::test_grid_activation",
+    ),
+    Mutant(
+        "opacity threshold not strict",
+        _GAUSSIANS,
+        "torch.where(opacity > opacity_threshold,",
+        "torch.where(opacity >= opacity_threshold - 1e-6,",
+        "tests/library/test_gaussians.py::test_grid_activation",
+    ),
+    Mutant(
+        "a reflection for a rotation",
+        _GAUSSIANS,
+        "torch.where(torch.linalg.det(axes) < 0, -1.0, 1.0)",
+        "torch.where(torch.linalg.det(axes) < 0, 1.0, 1.0)",
+        "tests/library/test_gaussians.py::test_canonical_form_keeps_the_covariance",
+    ),
+    Mutant(
+        "latents decoded without their shift",
+        "diffsplat/splats/gsvae.py",
+        "unscaled = latents / self.scaling_factor + self.shift_factor",
+        "unscaled = latents / self.scaling_factor",
+        "tests/golden/test_golden_gsvae.py::test_both_directions[gsvae_sd3]",
+    ),
+    Mutant(
+        "opacity factor without its slope limit",
+        "diffsplat/splats/render.py",
+        "limit_x, limit_y = 1.3 * 0.5 * width / focal_x,",
+        "limit_x, limit_y = 99.0 * 0.5 * width / focal_x,",
+        "tests/library/test_render.py::test_opacity_factor_beside_the_image",
+    ),
+    Mutant(
+        "opacity factor without its clamp",
+        "diffsplat/splats/render.py",
+        "clamped = determinant.clamp_min(MIN_DETERMINANT)",
+        "clamped = determinant",
+        "tests/library/test_render.py::test_opacity_factor_of_flat_splats_has_a_gradient",
+    ),
+    Mutant(
+        "rasterizer's backward: one sign of the position",
+        "diffsplat/rasterize/kernels_project_backward.py",
+        "d2 = -rz * (g_xz * xz + g_yz * yz + scale_terms)",
+        "d2 = -rz * (g_xz * xz - g_yz * yz + scale_terms)",
+        "tests/library/test_rasterize_gradients.py::test_gradients_of_other_modes_match_the_oracle",
+    ),
+    Mutant(
+        "rasterizer's backward: a gradient through a clamped alpha",
+        "diffsplat/rasterize/kernels_backward.py",
+        "live & (a > F(0)) & (raw <= ALPHA_MAX)",
+        "live & (a > F(0))",
+        "tests/library/test_rasterize_gradients.py::test_gradients_match_the_oracle",
+    ),
+]
+
+FILES_AND_SERVICE = [
+    Mutant(
+        ".ply in our own axes",
+        _PLY,
+        "stored(to_frame(cloud, frame))",
+        "stored(cloud)",
+        "tests/client/test_cloud_and_ply.py::test_files_are_in_the_axes_of_3dgs_tools_unless_asked_otherwise",
+    ),
+    Mutant(
+        ".ply's positions turned, its rotations not",
+        "client/diffsplat_client/formats/axes.py",
+        "np.stack((-x, w, -z, y), axis=1)",
+        "np.stack((w, x, y, z), axis=1)",
+        "tests/client/test_cloud_and_ply.py::test_files_are_in_the_axes_of_3dgs_tools_unless_asked_otherwise",
+    ),
+    Mutant(
+        ".ply's opacities not as logits",
+        _PLY,
+        "nearest_log(clamped / (1 - clamped))",
+        "nearest_log(clamped)",
+        "tests/client/test_cloud_and_ply.py::test_ply_holds_what_viewers_expect",
+    ),
+    Mutant(
+        "the engine never drops a stopped request",
+        _ENGINE,
+        "if job.stopped or self._asked_to_cancel(job)",
+        "if self._asked_to_cancel(job)",
+        "tests/serving/test_engine.py::test_an_ended_request_leaves_within_one_step_and_others_go_on",
+    ),
+    Mutant(
+        "the engine admits one request too many",
+        _ENGINE,
+        "free = self.policy.max_batch - len(self._active)\n            admitted",
+        "free = self.policy.max_batch - len(self._active) + 1\n            admitted",
+        "tests/serving/test_engine.py::test_waiting_requests_are_admitted_in_order_and_told_their_place",
+    ),
+    Mutant(
+        "a failed step fails the whole batch",
+        _ENGINE,
+        "return [failure for job in jobs for failure in self._step([job])]",
+        "return [(job, error) for job in jobs]",
+        "tests/serving/test_engine.py::test_failures_stay_with_their_request",
+    ),
+    Mutant(
+        "a time-out is taken for a missing server",
+        "client/diffsplat_client/failures.py",
+        "return RequestTimeoutError(f",
+        "return ServerUnavailableError(f",
+        "tests/client/test_client.py::test_errors_are_typed",
+    ),
+    Mutant(
+        "the client mistakes a queued request for progress",
+        "client/diffsplat_client/events.py",
+        'if status.phase == "queued":',
+        'if status.phase == "waiting":',
+        "tests/client/test_client.py::test_a_generation_from_first_event_to_result",
+    ),
+]
+
+TRAINING = [
+    Mutant(
+        "SSIM with windows of 5 pixels",
+        "training/losses.py",
+        "_SSIM_WINDOW = 7",
+        "_SSIM_WINDOW = 5",
+        "tests/training/test_losses.py::test_ssim_takes_every_window_of_seven_pixels",
+    ),
+    Mutant(
+        "a channel's weight in the grid error",
+        "training/stages/vae.py",
+        '"depth": 10.0',
+        '"depth": 1.0',
+        "tests/training/test_stage_losses.py::test_a_grids_error_counts_by_channel_and_opacity",
+    ),
+    Mutant(
+        "no KL",
+        "training/stages/vae.py",
+        "config.kl_weight * kl",
+        "0.0 * kl",
+        "tests/training/test_stage_losses.py::test_gsvae_minimises_the_weighted_sum_of_its_terms",
+    ),
+    Mutant(
+        "grid error without its weight",
+        "training/stages/vae.py",
+        "total = config.grid_weight * grid_error",
+        "total = grid_error",
+        "tests/training/test_stage_losses.py::test_gsvae_minimises_the_weighted_sum_of_its_terms",
+    ),
+    Mutant(
+        "no position loss",
+        "training/stages/recon.py",
+        "total = total + config.position_weight * position + ",
+        "total = total + ",
+        "tests/training/test_stage_losses.py::test_gsrecon_minimises_the_weighted_sum_of_its_terms",
+    ),
+    Mutant(
+        "position loss against coordinates as stored",
+        "training/stages/recon.py",
+        "2.0 * batch.coords[:, :views] - 1.0",
+        "batch.coords[:, :views]",
+        "tests/training/test_stage_losses.py::test_gsrecons_terms_on_the_grid_compare_with_the_true_surface",
+    ),
+    Mutant(
+        "average without its floor",
+        "training/ema.py",
+        "return max(min(decay, max_decay), min_decay)",
+        "return min(decay, max_decay)",
+        "tests/training/test_optim.py::test_ema_decay_has_a_floor_and_a_late_start",
+    ),
+]
+
+MUTANTS = (*LOOP, *SAMPLERS, *GUIDANCE_AND_TEXT, *IMAGES, *GEOMETRY, *FILES_AND_SERVICE, *TRAINING)
