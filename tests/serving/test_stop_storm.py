@@ -37,7 +37,7 @@ class TritonPythonModel(RasterizeModel):
 @pytest.fixture(scope="module")
 def own_server(pico_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """Tells progress after every step: there are always messages in the later stages."""
-    repository = chatty_repository(pico_repository, tmp_path_factory.mktemp("chatty"), max_answer_mb="4")
+    repository = chatty_repository(pico_repository, tmp_path_factory.mktemp("chatty"), max_answer_mb="20")
     model = repository / "rasterize" / "1" / "model.py"
     model.unlink()  # a link
     model.write_text(FAILING_RASTERIZE.format(original=str(pico_repository / "rasterize" / "1")))
@@ -61,15 +61,15 @@ def test_a_storm_of_stops_and_failures(own_server: TritonServer, tmp_path: Path)
 
 def test_answers_in_flight_are_limited(own_server: TritonServer) -> None:
     """By their bytes, until the last stage has made them."""
-    large = {"steps": 200, "frame_poses": four_views(), "frame_size": 500}  # 3 MB of frames
+    large = {"steps": 200, "frame_poses": four_views(), "frame_size": 1000}  # 12 MB of frames
     with Client(own_server.grpc_url, timeout_s=60) as client:
         with client.stream("a red cube", **large) as running:
             next(running)
-            with pytest.raises(ServerUnavailableError, match=r"answer of 3.2 MB does not fit .* at most 4.0 MB"):
+            with pytest.raises(ServerUnavailableError, match=r"answer of 12.2 MB does not fit .* at most 20.0 MB"):
                 client.generate("a red cube", **large)
             assert len(client.generate("a red cube", steps=1).cloud) > 0
-            with pytest.raises(InvalidRequestError, match=r"would have 12.2 MB, this server makes at most 4.0 MB"):
-                client.generate("a red cube", **{**large, "frame_size": 1000})
+            with pytest.raises(InvalidRequestError, match=r"would have 48.2 MB, this server makes at most 20.0 MB"):
+                client.generate("a red cube", **{**large, "frame_size": 2000})
         wait_until_idle(own_server)
         for _ in range(3):  # shares come back from stopped and from finished requests
             assert client.generate("a red cube", **{**large, "steps": 1}).frames is not None
