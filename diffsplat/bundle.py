@@ -1,4 +1,4 @@
-"""The artifact: a folder that describes itself.
+"""Bundles: self-describing folders of trained networks.
 
     bundles/pico/
       bundle.json                 spec, files with sha256 and size, lineage, and the sha256 of all these
@@ -29,7 +29,7 @@ from diffsplat.weights import MAX_SHARD_BYTES, write_weights
 FORMAT = "diffsplat-bundle"
 FORMAT_VERSION = 2  # 2: the manifest carries the hash of its own content
 MANIFEST = "bundle.json"
-TOKENIZER = "tokenizer"  # .json; the second one of several is tokenizer_2.json
+TOKENIZER = "tokenizer"  # .json; a second one is tokenizer_2.json
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """One hash that changes whenever a weight, the tokenizer or the spec does."""
+        """Hash of the spec and of all files; lineage does not change it."""
         content = json.dumps([self.spec.to_dict(), self.files], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -59,7 +59,7 @@ def tokenizer_files(spec: BackboneSpec) -> tuple[str, ...]:
 
 
 def open_bundle(root: str | os.PathLike[str]) -> Bundle:
-    """Read and verify a bundle. Raises BundleError naming the file that is missing, truncated or tampered with."""
+    """Read and verify a bundle. Raises BundleError naming the file that is missing, truncated or edited."""
     bundle = read_manifest(root)
     for name, expected in bundle.files.items():
         verify_file(bundle.root, MANIFEST, name, expected)
@@ -131,19 +131,19 @@ def write_bundle(
     dtype: torch.dtype = torch.float16,
     max_file_bytes: int = MAX_SHARD_BYTES,
 ) -> Bundle:
-    """Write a bundle next to its final place, then move it there, so that a half-written one is never seen.
+    """Write a bundle beside its final place, then move it there, so that no half-written bundle is ever visible.
 
     Args:
-        root: folder to write; replaced when a bundle stands there, refused when something else does.
+        root: folder to write. An existing bundle is replaced, any other content is refused.
         spec: what the networks were built from.
         networks: network name -> module.
-        tokenizers: of the text encoders, in their order: texts in the format of the `tokenizers` library.
+        tokenizers: one for each text encoder, in order: JSON text of the `tokenizers` library.
         lineage: where the weights come from, plain JSON.
-        dtype: floating-point weights are stored in it.
-        max_file_bytes: networks are split into files of at most this size; a single larger tensor goes alone.
+        dtype: type in which floating-point weights are stored.
+        max_file_bytes: networks are split into files of at most this size; a larger tensor gets a file of its own.
 
     Raises:
-        BundleError: `root` is not ours to replace.
+        BundleError: `root` exists and is not a bundle.
         ValueError: `max_file_bytes` is not positive.
     """
     root = Path(root)
@@ -166,7 +166,7 @@ def assemble_bundle(
     lineage: dict[str, Any],
     known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Bundle:
-    """Make a bundle of the files that lie in a folder, which then takes the place of `root`.
+    """Turn a folder of files into a bundle and move it to `root`.
 
     Args:
         staging: holds tokenizers and weights, under their names in a bundle, and nothing else; on the same file system
@@ -174,7 +174,7 @@ def assemble_bundle(
         root: as in `write_bundle`, checked by the caller.
         spec: what the networks were built from.
         lineage: where the weights come from, plain JSON.
-        known: what `describe_file` said of some of the files; they are not read again for it.
+        known: results of `describe_file` for files that need not be hashed again.
     """
     known = known or {}
     names = sorted(path.name for path in staging.iterdir() if path.name != MANIFEST)
@@ -192,13 +192,13 @@ def assemble_bundle(
 
 
 def check_replaceable(target: Path, marker: str) -> None:
-    """Refuse to replace what this code did not write: `target` must be absent, empty, or hold the file `marker`."""
+    """Raise BundleError unless `target` is absent, empty, or contains the file `marker`."""
     if target.exists() and not (target / marker).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise BundleError(f"{target}: exists and holds no {marker}; refusing to replace it")
+        raise BundleError(f"{target}: exists and contains no {marker}; refusing to replace it")
 
 
 def replace_folder(staging: Path, target: Path) -> None:
-    """Put a finished folder in the place of `target`; what stood there is removed only once the new one is in place."""
+    """Move a finished folder to `target`; a folder that was there is removed only after the move succeeded."""
     if not target.exists():
         staging.rename(target)
         return
@@ -206,7 +206,7 @@ def replace_folder(staging: Path, target: Path) -> None:
     try:
         target.rename(old)
         staging.rename(target)
-    except BaseException:  # Ctrl-C between the two must not cost the old folder either
+    except BaseException:  # even Ctrl-C between the two must not lose the old folder
         if old.exists() and not target.exists():
             old.rename(target)
         raise

@@ -1,4 +1,4 @@
-"""`diffsplat models FOLDER...`: the bundles and served repositories below some folders, and under which licence."""
+"""`diffsplat models FOLDER...`: list the bundles and served repositories below some folders, with their licences."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from diffsplat.bundle import MANIFEST, Bundle, read_manifest
 from diffsplat.export_record import RECORD, ExportRecord
 from diffsplat.integrity import BundleError
 
-# What the base models' own pages name; the terms may change, and DiffSplat's weights have terms of their own.
+# From the base models' own pages. The terms may change, and DiffSplat's weights have terms of their own.
 _LICENCES = {
     "sd15": "CreativeML OpenRAIL-M",
     "sd21": "CreativeML Open RAIL++-M",
@@ -23,7 +23,7 @@ _LICENCES = {
     "sd35": "Stability AI Community License",
 }
 _OTHER_LICENCE = "see the base model"
-_OWN = ("pico", "nano")  # trained here from nothing
+_OWN = ("pico", "nano")  # trained here from scratch
 _MAX_DEPTH = 3
 _PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
 
@@ -42,7 +42,7 @@ class ModelEntry:
 
 
 def licence_note(backbone: str) -> str:
-    """Licence of a backbone's base model, as far as it is known here."""
+    """Licence of a backbone's base model, if known."""
     name = backbone.removesuffix("_image")
     if name in _OWN:
         return "-"
@@ -50,12 +50,12 @@ def licence_note(backbone: str) -> str:
 
 
 def conditions(spec: BackboneSpec) -> tuple[str, ...]:
-    """What steers a generation."""
+    """Inputs that can condition a generation."""
     return ("text", *(["image"] * spec.is_image_conditioned), *spec.controls)
 
 
 def describe_bundle(bundle: Bundle) -> ModelEntry:
-    """The line of a bundle; only headers of its files are read."""
+    """Describe a bundle from its manifest and the headers of its files."""
     return ModelEntry(
         bundle.root,
         "bundle",
@@ -68,7 +68,7 @@ def describe_bundle(bundle: Bundle) -> ModelEntry:
 
 
 def _precisions(bundle: Bundle) -> Iterable[str]:
-    """Precisions of the weights, the one with most bytes first."""
+    """Precisions of the weights, by decreasing number of bytes."""
     held: dict[str, int] = {}
     for name in bundle.files:
         path = bundle.root / name
@@ -92,10 +92,13 @@ def _describe_repository(root: Path) -> ModelEntry:
 
 
 def list_models(folders: Sequence[str | Path]) -> tuple[list[ModelEntry], list[str]]:
-    """All bundles and exported repositories in some folders or a little below them, and what could not be read.
+    """Find bundles and exported repositories in folders, up to three levels deep.
+
+    Returns:
+        Their descriptions, and messages on those that cannot be read.
 
     Raises:
-        NotADirectoryError: one of the folders is none.
+        NotADirectoryError: a folder does not exist.
     """
     entries, problems = [], []
     for folder in map(Path, folders):
@@ -111,7 +114,7 @@ def list_models(folders: Sequence[str | Path]) -> tuple[list[ModelEntry], list[s
 
 
 def _candidates(folder: Path, depth: int) -> list[Path]:
-    """Folders that hold a manifest of a bundle, or the stages of an exported repository."""
+    """Folders that look like a bundle or an exported repository."""
     if (folder / MANIFEST).is_file() or ((folder / RECORD).is_file() and any(folder.glob(f"*/*/{RECORD}"))):
         return [folder]
     if depth == 0:
@@ -148,7 +151,7 @@ def models_command(subparsers: Any) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command, and what runs it."""
+    """Add the arguments of the command and the function that runs it."""
     parser.add_argument("folders", nargs="*", default=["."], metavar="FOLDER", help="default: this folder")
     parser.set_defaults(run=_models)
 

@@ -16,10 +16,10 @@ RECORD = "export.json"
 
 @dataclass(frozen=True)
 class GraphRecord:
-    """What `export` found out about one graph."""
+    """Files, back end and measurements of one exported graph."""
 
     file: str  # in the version folder: <graph>.onnx, or the network's weights (their index, if split) for torch
-    files: dict[str, dict[str, Any]]  # that file, and what it refers to -> {"sha256", "bytes"}
+    files: dict[str, dict[str, Any]]  # that file and the files that it refers to -> {"sha256", "bytes"}
     backend: Backend
     parity: float | None  # ONNX against torch: largest error / largest value; None when ONNX was not written
     ms: dict[Backend, float]  # median milliseconds of a call for one request; empty when the back end was forced
@@ -34,7 +34,7 @@ class ExportRecord:
     spec: BackboneSpec
     contract_version: int
     graphs: dict[str, GraphRecord]
-    files: dict[str, dict[str, Any]]  # of no graph: model.py, tokenizers -> {"sha256", "bytes"}
+    files: dict[str, dict[str, Any]]  # not of a graph, such as model.py and tokenizers -> {"sha256", "bytes"}
 
     def write(self, folder: Path) -> None:
         """Write the record, with the hash of its own content, into a version folder."""

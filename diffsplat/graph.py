@@ -1,4 +1,4 @@
-"""What every exported network looks like to a stage, whichever back end runs it."""
+"""The interface through which a stage calls an exported network, whichever back end runs it."""
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -9,7 +9,7 @@ Backend = Literal["onnxruntime", "torch"]
 
 
 class Graph(Protocol):
-    """One network of a stage, ready to run."""
+    """One loaded graph."""
 
     @property
     def name(self) -> str:
@@ -17,7 +17,7 @@ class Graph(Protocol):
 
     @property
     def backend(self) -> Backend:
-        """What runs it."""
+        """The back end that runs it."""
 
     def __call__(self, *inputs: "Tensor") -> Any:
-        """Inputs by position, as the table in `export/graphs.py` lists them -> its output, or a tuple of several."""
+        """Run on positional inputs, in the order of `export/graphs.py`; returns a tensor, or a tuple of several."""

@@ -1,7 +1,7 @@
-"""Where numba keeps compiled kernels, so that an update never runs beside stale ones.
+"""A cache folder for numba's compiled kernels that stale kernels cannot survive in.
 
-numba's cache knows a function by its own file alone, but kernels inline others of their folder. The place therefore
-carries a digest of all sources of the folder: when one of them changes, all are compiled anew.
+numba's cache watches the file of a function only, but kernels inline functions from other files of their folder. The
+cache's name therefore contains a hash of all sources of the folder: when one changes, all are compiled again.
 """
 
 import functools
@@ -16,11 +16,11 @@ import numba
 
 @contextmanager
 def kernel_cache(folder: Path) -> Iterator[None]:
-    """While decorating, make numba look first for a place in a folder of this version of the kernels in `folder`.
+    """Decorate functions of `folder` within this context to cache them for the present version of its sources.
 
-    It lies below ``NUMBA_CACHE_DIR`` where that is set, else below the folder's ``__pycache__``.
+    The cache lies below ``NUMBA_CACHE_DIR`` if that is set, else below the folder's ``__pycache__``.
     """
-    config: Any = numba.config  # its settings appear at run time
+    config: Any = numba.config  # its attributes are created at run time
     before = config.CACHE_DIR
     config.CACHE_DIR = str(Path(before or folder / "__pycache__") / f"kernels-{_digest(folder)}")
     try:

@@ -1,6 +1,6 @@
-"""Every network of a bundle and every graph made of one, by name.
+"""Every network of a bundle, and every graph made from a network, by name.
 
-Pulls in diffusers or transformers when a network is built that needs them, and not before: each takes seconds, and
+diffusers and transformers are imported only when a network that needs them is built: each import takes seconds, and
 every stage of a server is a process of its own.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def network_builders(spec: BackboneSpec) -> dict[str, Callable[[], nn.Module]]:
-    """Network name -> how to build it, without weights. The order is that in which a request meets them."""
+    """Network name -> function that builds it without weights, in the order in which a request uses the networks."""
     texts = zip(spec.text.numbered(TEXT_ENCODER), spec.text.encoders, strict=True)
     return {
         **{
@@ -53,10 +53,12 @@ def network_builders(spec: BackboneSpec) -> dict[str, Callable[[], nn.Module]]:
 
 
 def _built_by(module: str, name: str, *arguments: Any) -> Callable[..., nn.Module]:
-    """Calls the function or class `name` of a module that is imported only then; `arguments` come first."""
+    """Import a module on call and call its function or class `name`, with `arguments` before those of the call."""
 
     def build(*more: Any) -> nn.Module:
-        with torch.device("cpu"):  # a caller may build on the meta device: what an import makes must not lie there
+        with torch.device(
+            "cpu"
+        ):  # the caller may build on the meta device, but tensors made by an import must not lie there
             function = getattr(import_module(module), name)
         return function(*arguments, *more)  # type: ignore[no-any-return]
 
@@ -78,9 +80,9 @@ def load_network(folder: Path, listed: Collection[str], network: str, spec: Back
         spec: what to build.
 
     Raises:
-        BundleError: the weights are not there, damaged, or do not fit the spec; the message names the file.
+        BundleError: the weights are missing, damaged, or do not fit the spec; the message names the file.
     """
-    weight_files(folder, listed, network)  # before a large module is built for nothing
+    weight_files(folder, listed, network)  # fails before a large module is built
     module = network_builders(spec)[network]()
     load_weights(module, folder, listed, network)
     return module.eval().requires_grad_(False)
@@ -100,14 +102,14 @@ class SplatDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class GraphModule:
-    """How a graph is made of a network of the bundle."""
+    """How a graph is made from a network of the bundle."""
 
     network: str
     wrap: Callable[[Any], nn.Module]
 
 
 def graph_modules(spec: BackboneSpec) -> dict[str, GraphModule]:
-    """Graph name -> how it is made."""
+    """Graph name -> its network and wrapper."""
     moments = _built_by("diffsplat.images.vae_encoder", "ImageMoments")
     return {
         **{name: GraphModule(name, lambda network: network) for name in spec.text.numbered(TEXT_ENCODER)},
@@ -143,5 +145,5 @@ def _control_modules(spec: BackboneSpec, kind: str) -> dict[str, GraphModule]:
 
 
 def build_graph_module(name: str, spec: BackboneSpec, network: nn.Module) -> nn.Module:
-    """The torch module behind a graph, around a network that the caller holds (trained, or loaded from a bundle)."""
+    """The torch module of a graph, wrapped around the caller's network (trained, or loaded from a bundle)."""
     return graph_modules(spec)[name].wrap(network).eval()

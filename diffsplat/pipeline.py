@@ -1,10 +1,10 @@
-"""The whole line in one process: what the served ensemble must equal, and what training looks at its own results with.
+"""All stages in one process: the yardstick of the served ensemble, also used by training to look at its results.
 
-    pipeline = Pipeline.load("build/pico")            # an exported repository: the very graphs that are served
-    pipeline = Pipeline.from_bundle(open_bundle(...)) # torch networks of a bundle, nothing exported
+    pipeline = Pipeline.load("build/pico")            # an exported repository, with the graphs that are served
+    pipeline = Pipeline.from_bundle(open_bundle(...)) # torch networks of a bundle, without an export
     result = pipeline.generate(GenerationRequest("a red cube"))
 
-The stage classes are those that Triton loads, so the two cannot drift.
+Triton loads the same stage classes, so the two cannot drift apart.
 """
 
 import os
@@ -37,7 +37,7 @@ class PipelineResult(NamedTuple):
 
     @property
     def seed(self) -> int:
-        """The seed that repeats this result."""
+        """The seed that reproduces this result."""
         assert self.request.seed is not None
         return self.request.seed
 
@@ -91,11 +91,11 @@ class Pipeline:
         """Generate one object.
 
         Args:
-            request: what the ensemble takes.
+            request: as for the ensemble.
             on_progress: called with (steps done, steps in all) after every step.
 
         Raises:
-            InvalidRequestError: naming the bad field, its value and what is allowed.
+            InvalidRequestError: names the bad field, its value and the allowed range.
         """
         work = self.encode.run(request)
         envelope = work.envelope

@@ -1,4 +1,4 @@
-"""Views of an object -> its splats, in one process: what the service of reconstructions must equal.
+"""Views of an object -> its splats, in one process: the yardstick of the served reconstructions.
 
 result = ReconstructionPipeline.load("build/pico").run(ReconstructionRequest(images, camera_to_world, ...))
 """
@@ -19,7 +19,7 @@ from diffsplat.stages.reconstruct import ReconstructStage
 
 
 class ReconstructionResult(NamedTuple):
-    """One object; fields as of PipelineResult."""
+    """One object; fields as in PipelineResult."""
 
     splats: np.ndarray  # [N, 14]
     gaussians: np.ndarray | None  # [N', 14]

@@ -1,9 +1,8 @@
 """Run an exported graph: one signature, several back ends.
 
-`python -m export` writes, beside every graph of a stage, which back end was measured to be the faster one. A stage
-calls `load_graph(version_folder, "denoiser")` and gets something callable; the choice stands in `export.json` and in
-the log, never in the stage. Graphs take tensors by position, float32 (token ids: int64), and return one or a few, all
-on the CPU.
+`python -m export` measures the back ends and records the faster one for every graph in `export.json`. A stage calls
+`load_graph(version_folder, "denoiser")` and gets a callable; the choice is logged, and the stage does not depend on it.
+Graphs take positional tensors, float32 (token ids: int64), and return one or several, all on the CPU.
 """
 
 import logging
@@ -25,12 +24,12 @@ _log = logging.getLogger(__name__)
 
 
 def available_cores() -> int:
-    """Cores this process may run on: the threads of a graph unless a caller says otherwise."""
+    """Cores on which this process may run, the default number of threads of a graph."""
     return len(os.sched_getaffinity(0))
 
 
 def bundle_graph(bundle: Bundle, name: str) -> Graph:
-    """A graph straight from a bundle, run by torch: nothing needs to be exported."""
+    """A graph of a bundle, run by torch, without an export."""
     return bundle_graphs(bundle, [name])[name]
 
 
@@ -49,15 +48,15 @@ def load_graph(folder: str | os.PathLike[str], name: str, threads: int | None = 
 
 
 def load_graphs(folder: str | os.PathLike[str], names: Iterable[str], threads: int | None = None) -> dict[str, Graph]:
-    """Load graphs of a version folder with the back ends that `export` chose; torch graphs of one network share it.
+    """Load graphs of a version folder with the back ends that `export` chose; torch graphs share their network.
 
     Args:
         folder: version folder with `export.json`.
-        names: of the graphs, keys of `networks.graph_modules`.
-        threads: threads of one call, by default the available cores. For torch this sets the count of the process.
+        names: of graphs, keys of `networks.graph_modules`.
+        threads: threads of one call, by default the available cores. For torch this sets the number for the process.
 
     Raises:
-        BundleError: the record or a graph's file is missing, truncated or tampered with; the message names the file.
+        BundleError: the record or a graph's file is missing, truncated or edited; the message names the file.
     """
     folder = Path(folder)
     record = ExportRecord.read(folder)
@@ -73,7 +72,7 @@ def load_graphs(folder: str | os.PathLike[str], names: Iterable[str], threads: i
         why = ", ".join(f"{backend} {ms:.2f} ms" for backend, ms in graph.ms.items()) or "forced"
         _log.info("graph %s of %s: %s, %d threads (at export: %s)", name, record.bundle, graph.backend, threads, why)
         if graph.backend == "onnxruntime":
-            from diffsplat.backends.onnx_runtime import OnnxGraph  # back ends are imported only when chosen
+            from diffsplat.backends.onnx_runtime import OnnxGraph  # imported only when chosen
 
             graphs[name] = OnnxGraph(name, folder / graph.file, threads)
             continue

@@ -1,11 +1,11 @@
-"""Weights of a network in a folder: one file, or several and an index when one would be too large.
+"""Weights of a network in a folder: one file, or shards and an index when one file would be too large.
 
-    denoiser.safetensors                    all of it, where that fits
-    denoiser-00001-of-00003.safetensors     or shards, in the layout that diffusers and transformers read and write
+    denoiser.safetensors                    a single file,
+    denoiser-00001-of-00003.safetensors     or shards in the layout of diffusers and transformers
     denoiser.safetensors.index.json         {"metadata": {"total_size": bytes}, "weight_map": {key: shard}}
 
-Shards are read one after the other and tensor by tensor into the module's own memory, so that loading takes no more
-than the module and one mapped file.
+Shards are read one after the other and tensor by tensor into the module's own memory, so that loading needs no more
+memory than the module and one mapped file.
 """
 
 import json
@@ -22,25 +22,25 @@ from torch import Tensor, nn
 
 from diffsplat.integrity import BundleError
 
-MAX_SHARD_BYTES = 16_000_000  # bundles that are committed stay friendly to git hosts and to reviews
+MAX_SHARD_BYTES = 16_000_000  # keeps committed bundles within the limits of git hosts
 
 
 def write_weights(
     folder: Path, network: str, module: nn.Module, dtype: torch.dtype, max_file_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write the weights of a module; only the part that goes into one file is ever copied.
+    """Write the weights of a module; at most one file's share of them is copied at a time.
 
     Args:
         folder: where to write.
-        network: name of the network, which the files' names start with.
-        module: its weights are written in the order of its state dict.
-        dtype: floating-point tensors are cast to it.
-        max_file_bytes: no file is larger, header included, except one that holds a single larger tensor.
+        network: name of the network and prefix of the file names.
+        module: source of the weights, written in the order of its state dict.
+        dtype: type to which floating-point tensors are cast.
+        max_file_bytes: limit of a file, header included; only a file with a single larger tensor exceeds it.
 
     Raises:
         ValueError: `max_file_bytes` is not positive.
     """
-    from huggingface_hub import split_torch_state_dict_into_shards  # here: what serves does not need it
+    from huggingface_hub import split_torch_state_dict_into_shards  # imported here: serving does not need it
 
     if max_file_bytes < 1:
         raise ValueError(f"max_file_bytes: {max_file_bytes} given, must be at least 1")
@@ -69,13 +69,13 @@ def write_index(folder: Path, network: str, weight_map: Mapping[str, str], total
 
 
 def _header_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """At least the header of a safetensors file that holds `tensors` or a part of them."""
+    """Upper bound for the header of a safetensors file with `tensors` or a part of them."""
     total = sum(tensor.nbytes for tensor in tensors.values())
     header = {
         key: {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [total, total]}
         for key, tensor in tensors.items()
     }
-    return len(json.dumps(header)) + 16  # its length before it, and padding to eight bytes
+    return len(json.dumps(header)) + 16  # plus its length, and padding to eight bytes
 
 
 def holds_network(listed: Iterable[str], network: str) -> bool:
@@ -85,20 +85,20 @@ def holds_network(listed: Iterable[str], network: str) -> bool:
 
 
 def weight_files(folder: Path, listed: Collection[str], network: str) -> tuple[str, ...]:
-    """Names of the files that hold a network: the only one, or the index and then its shards.
+    """Names of a network's files: the single file, or the index followed by its shards.
 
     Args:
         folder: folder of the files.
-        listed: names of the folder's files that were verified; nothing else is ever opened.
+        listed: names of the folder's verified files; no other file is opened.
         network: name of the network.
 
     Raises:
-        BundleError: there are none, or the index and the listed shards disagree; the message names the file.
+        BundleError: the network has no files, or index and shards disagree; the message names the file.
     """
     single, index = f"{network}.safetensors", _index_name(network)
     shards = {name for name in listed if re.fullmatch(rf"{re.escape(network)}-\d+-of-\d+\.safetensors", name)}
     if single in listed and (index in listed or shards):
-        raise BundleError(f"{folder / single}: stands beside shards of the same network, one of them is wrong")
+        raise BundleError(f"{folder / single}: lies beside shards of the same network; remove one of the two")
     if single in listed:
         return (single,)
     if index not in listed:
@@ -114,10 +114,10 @@ def weight_files(folder: Path, listed: Collection[str], network: str) -> tuple[s
 
 
 def load_weights(module: nn.Module, folder: Path, listed: Collection[str], network: str) -> None:
-    """Copy a network's weights into a module, cast to its types; files and module must hold exactly the same.
+    """Copy a network's weights into a module, cast to its types; keys and shapes must match exactly.
 
     Args:
-        module: what to fill; untouched unless everything fits.
+        module: target; unchanged unless everything fits.
         folder: folder of the files.
         listed: names of the folder's files that were verified.
         network: name of the network.
@@ -127,7 +127,7 @@ def load_weights(module: nn.Module, folder: Path, listed: Collection[str], netwo
             another shape; the message names the file and the keys.
     """
     first, *shards = weight_files(folder, listed, network)
-    state = module.state_dict()  # views of the module's own memory
+    state = module.state_dict()  # shares the module's memory
     holders: dict[str, str] = {}  # key -> the file that holds it
     problems = []
     for name in shards or [first]:
@@ -165,7 +165,7 @@ def _read_weight_map(path: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, index: str, holders: Mapping[str, str]) -> None:
-    """Every key must be where the index says, and nowhere else."""
+    """Raise BundleError unless every key is in the shard that the index names."""
     weight_map = _read_weight_map(folder / index)
     for key in sorted(weight_map.keys() | holders.keys()):
         said, found = weight_map.get(key), holders.get(key)
@@ -177,7 +177,7 @@ def _check_index(folder: Path, index: str, holders: Mapping[str, str]) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A file of weights, mapped; SafetensorError becomes a BundleError that names it."""
+    """Open a memory-mapped file of weights; its errors become a BundleError that names the file."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -2,8 +2,8 @@
 
 python -m export BUNDLE --out DIR                          bundle -> served repository
 python -m export import --backbone sd15 SOURCE OUT         official checkpoints -> bundle
-python -m export models FOLDER ...                         what was imported and exported
-python -m export upgrade BUNDLE                            a bundle of an older version -> the present version
+python -m export models FOLDER ...                         list bundles and served repositories
+python -m export upgrade BUNDLE                            bring a bundle of an older version up to date
 """
 
 import argparse
@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["import"]:
         try:
-            from export.importing.command import import_command  # here: an export that is up to date loads no network
-        except KeyboardInterrupt:  # it takes seconds
+            from export.importing.command import import_command  # here, because it imports networks
+        except KeyboardInterrupt:  # the import takes seconds
             return 130
         return import_command(arguments[1:])
     if arguments[:1] == ["models"]:
@@ -60,7 +60,7 @@ def _upgrade(arguments: list[str]) -> int:
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{options.bundle}: {'upgraded' if changed else 'is of the present version, nothing to do'}")
+    print(f"{options.bundle}: {'upgraded' if changed else 'is up to date, nothing to do'}")
     return 0
 
 
@@ -69,8 +69,8 @@ def _export(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Bundle -> served Triton model repository.",
-        epilog="Other commands: `import --help`, official checkpoints -> bundle; `models --help`, what there is; "
-        "`upgrade --help`, a bundle of an older version.",
+        epilog="Other commands: `import --help`, official checkpoints -> bundle; `models --help`, list models; "
+        "`upgrade --help`, bring an older bundle up to date.",
     )
     parser.add_argument("bundle", help="folder of the bundle, such as bundles/pico")
     parser.add_argument("--out", required=True, help="folder of the model repository to write")
@@ -78,19 +78,19 @@ def _export(arguments: list[str]) -> int:
         "--runtime",
         choices=("auto", "onnxruntime", "torch"),
         default="auto",
-        help="back end of every graph; auto (default) measures both and takes the faster one, graph by graph",
+        help="back end of all graphs; auto (default) measures both and takes the faster one for each graph",
     )
     parser.add_argument("--force", action="store_true", help="export even if DIR is up to date")
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        with leave_on_sigterm():  # a terminated export cleans up as an interrupted one does
+        with leave_on_sigterm():  # SIGTERM cleans up like Ctrl-C
             result = _export_with_progress(options, console)
     except (BundleError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: nothing half-written is left", file=sys.stderr)
+        print("interrupted; partial output was removed", file=sys.stderr)
         return 130
     console.print(_table(result.graphs))
     console.print(f"{result.folder}: {'written' if result.changed else 'up to date, nothing to do'}", soft_wrap=True)

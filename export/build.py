@@ -1,6 +1,6 @@
-"""The graphs of a bundle into their version folders: write, compare, time, choose.
+"""Export the graphs of a bundle into their version folders: write, compare, time, choose a back end.
 
-Everything heavy of an export is imported here; an export that is up to date already never gets this far.
+All heavy imports of an export are here, so that an export that is up to date never pays for them.
 """
 
 import shutil
@@ -27,7 +27,7 @@ STEPS_PER_GRAPH = 4
 def export_graphs(
     bundle: Bundle, staging: Path, runtime: RuntimeChoice, progress: ProgressCallback
 ) -> dict[str, dict[str, GraphRecord]]:
-    """All graphs into their version folders; stage -> graph -> record."""
+    """Export all graphs into their version folders; returns stage -> graph -> record."""
     records: dict[str, dict[str, GraphRecord]] = {stage: {} for stage in served_stages(bundle)}
     specs = [graph for graph in graph_specs(bundle.spec) if graph.stage in records]
     for index, graph in enumerate(specs):

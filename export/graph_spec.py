@@ -1,4 +1,4 @@
-"""What one exported graph is: inputs, outputs, free axes, sample inputs, and the module behind it."""
+"""Specification of an exported graph: inputs, outputs, free axes, sample inputs, and its module."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from diffsplat.networks import build_graph_module, bundle_network, graph_modules
 
 
 class TensorAxes(NamedTuple):
-    """One tensor of a graph: its name and its axes, where a word stands for a free axis."""
+    """Name and axes of one tensor of a graph; a string is a free axis."""
 
     name: str
     axes: tuple[int | str, ...]
@@ -29,18 +29,18 @@ class GraphSpec:
     stage: str
     inputs: tuple[TensorAxes, ...]
     outputs: tuple[TensorAxes, ...]
-    serving_sizes: dict[str, int]  # of the free axes while one request is served; the first one is the batch
-    token_range: int = 1  # token ids lie below this
+    serving_sizes: dict[str, int]  # sizes of the free axes for one request; the first axis is the batch
+    token_range: int = 1  # token ids are below this
     timestep_range: int = 1
 
     @property
     def batch_axis(self) -> str:
-        """Name of the first axis, the batch."""
+        """Name of the batch axis."""
         return next(iter(self.serving_sizes))
 
     @property
     def free_axes(self) -> dict[str, dict[int, str]]:
-        """Tensor name -> {axis: its name}, as exporters want it."""
+        """Tensor name -> {axis: name}, in the form that torch's exporter takes."""
         return {
             tensor.name: {i: axis for i, axis in enumerate(tensor.axes) if isinstance(axis, str)}
             for tensor in (*self.inputs, *self.outputs)
@@ -48,21 +48,21 @@ class GraphSpec:
 
     @property
     def parity_sizes(self) -> tuple[dict[str, int], ...]:
-        """Sizes of the free axes at which exported and original graph are compared; none is the traced one."""
+        """Sizes of the free axes for comparing the exported with the original graph; none is the traced size."""
         served = self.serving_sizes
         sizes = [{**served, self.batch_axis: 1}, {**served, self.batch_axis: 3}]
         others = {axis: max(size // 2, 1) for axis, size in served.items() if axis != self.batch_axis}
         return (*sizes, {self.batch_axis: 3, **others}) if others else tuple(sizes)
 
     def sample_inputs(self, sizes: Mapping[str, int], seed: int = 0) -> tuple[Tensor, ...]:
-        """Inputs of the kind that serving sees, for given sizes of the free axes."""
+        """Random inputs in the ranges that serving uses, for given sizes of the free axes."""
         generator = torch.Generator().manual_seed(seed)
         samples = []
         for tensor in self.inputs:
             shape = [axis if isinstance(axis, int) else sizes[axis] for axis in tensor.axes]
             if tensor.sample == "token":
                 samples.append(torch.randint(self.token_range, shape, generator=generator))
-            elif tensor.sample == "mask":  # the first token counts always, the last one seldom
+            elif tensor.sample == "mask":  # always keeps the first token, rarely the last one
                 ranks = torch.rand(shape, generator=generator) * shape[1]
                 samples.append((torch.arange(shape[1]) <= ranks).to(torch.int64))
             elif tensor.sample == "colour":
@@ -76,7 +76,7 @@ class GraphSpec:
         return tuple(samples)
 
     def network(self, spec: BackboneSpec) -> str:
-        """The network of a bundle that it is made of."""
+        """Name of the network from which the graph is made."""
         return graph_modules(spec)[self.name].network
 
     def build(self, bundle: Bundle) -> nn.Module:
@@ -85,7 +85,7 @@ class GraphSpec:
 
 
 def _rays(shape: list[int], generator: torch.Generator) -> Tensor:
-    """Pluecker rays [..., V, 6, H, W] of cameras around the object, each on its own orbit."""
+    """Pluecker rays [..., V, 6, H, W] of cameras at random places around the object."""
     elevation_deg = 60 * torch.rand(shape[:-3], generator=generator) - 30
     azimuth_deg = 360 * torch.rand(shape[:-3], generator=generator)
     return plucker_rays(*orbit_cameras(elevation_deg, azimuth_deg, 1.4), shape[-2], shape[-1], "pixel_centers")

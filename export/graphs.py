@@ -1,4 +1,4 @@
-"""The graphs that are exported, in the order in which a request meets them.
+"""The exported graphs, in the order in which a request runs them.
 
     stage    graph                   inputs                                          outputs
     encode   text_encoder (_2, _3)   input_ids [rows, tokens] (, mask)               embeddings [.., D] (, pooled)
@@ -12,8 +12,8 @@
     decode   decoder                 latents [objects, V, C, h, w]                   grid [objects, V, 12, H, W]
     reconstruct  gsrecon             images [.., V, C, H, W], rays [.., V, 6, H, W]  grid [objects, V, 12, H, W]
 
-A row is one (request, guidance branch). Graphs in front of the denoiser: once per request; the denoiser: every step;
-the decoder: once per object. `gsrecon` stands alone: reconstructions run no other graph.
+A row is one (request, guidance branch). Graphs before the denoiser run once per request, the denoiser at every step,
+the decoder once per object. `gsrecon` stands alone: reconstructions run no other graph.
 """
 
 from collections.abc import Mapping
@@ -32,11 +32,11 @@ from diffsplat.splats.gsrecon import GSRECON, gsrecon_config
 from export.graph_spec import GraphSpec, TensorAxes
 from export.image_graphs import controlnet_graphs, image_graphs
 
-_MANY_STEPS = 5  # sample length of a schedule; any other does as well
+_MANY_STEPS = 5  # length of a sample schedule; arbitrary
 
 
 def graph_specs(spec: BackboneSpec) -> tuple[GraphSpec, ...]:
-    """The graphs of a backbone, in the order in which a request meets them."""
+    """The graphs of a backbone, in the order in which a request runs them."""
     views, grid = spec.geometry.views, spec.geometry.grid_size
     latents = (views, spec.latent_channels, spec.latent_size, spec.latent_size)
     texts = [
@@ -55,7 +55,7 @@ def graph_specs(spec: BackboneSpec) -> tuple[GraphSpec, ...]:
 
 
 def _gsrecon(spec: BackboneSpec) -> GraphSpec:
-    """GSRecon; rays come from outside, where geometry keeps its precision whatever the graph's is."""
+    """GSRecon. Rays are computed outside the graph, so that geometry keeps float32 whatever the graph's precision."""
     views, grid, channels = spec.geometry.views, spec.geometry.grid_size, gsrecon_config(spec).image_channels
     inputs = (
         TensorAxes("images", ("objects", views, channels, grid, grid), "colour"),

@@ -1,4 +1,4 @@
-"""The graphs of images: condition image, elevation, ControlNets."""
+"""Graphs that process images: condition image, elevation, ControlNets."""
 
 import torch
 
@@ -11,7 +11,7 @@ from export.graph_spec import GraphSpec, TensorAxes
 
 
 def image_graphs(spec: BackboneSpec) -> list[GraphSpec]:
-    """What `encode` makes of a user's image."""
+    """Graphs of `encode` for a user's image."""
     graphs, grid, latent = [], spec.geometry.grid_size, spec.latent_size
     moments = ("objects", spec.latent_channels, latent, latent)
     if spec.image_encoder:
@@ -28,7 +28,7 @@ def image_graphs(spec: BackboneSpec) -> list[GraphSpec]:
 
 
 def controlnet_graphs(spec: BackboneSpec, kind: str) -> list[GraphSpec]:
-    """A ControlNet: once per request, then its step."""
+    """Graphs of a ControlNet: those that run once per request, then its step."""
     views, size = spec.geometry.views, spec.latent_size
     names = control_graphs(spec, kind)
     with torch.device("meta"):

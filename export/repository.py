@@ -1,6 +1,6 @@
 """Assemble the served repository: templates of `model_repository/` + the graphs of a bundle.
 
-    DIR/export.json                         what it was made from, and the hash of every file below
+    DIR/export.json                         origin of the export, and the hash of every file below
     DIR/diffsplat/  config.pbtxt  1/        the ensemble
     DIR/encode/     config.pbtxt  1/        model.py export.json text_encoder.* tokenizer.json
     DIR/denoise/    config.pbtxt  1/        model.py export.json denoiser_context.* denoiser.*
@@ -8,8 +8,8 @@
     DIR/rasterize/  DIR/package/            model.py export.json
     DIR/diffsplat_reconstruct/  DIR/reconstruct/   the same for views, where the bundle has a GSRecon; gsrecon.*
 
-It is built beside DIR and moved into its place when it is complete. A second export of the same bundle by the same
-code with the same options does nothing.
+The export is built beside DIR and moved there when complete. Repeating it with the same bundle, code and options does
+nothing.
 """
 
 import hashlib
@@ -34,16 +34,16 @@ from export.sources import ROOT, code_hash
 
 TEMPLATES = ROOT / "model_repository"
 
-# besides our own code, see `sources`: another version of these exports again
+# a change of version exports again, as does a change of our own code (see `sources`)
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class RepositoryExport:
-    """What `export_repository` did."""
+    """Result of `export_repository`."""
 
     folder: Path
-    changed: bool  # False: it was up to date already
+    changed: bool  # False: it was up to date
     graphs: dict[str, GraphRecord]
 
 
@@ -59,14 +59,14 @@ def export_repository(
 
     Args:
         bundle_root: folder of the bundle; every file is verified.
-        out: folder to write; replaced when an older export stands there, refused when something else does.
+        out: folder to write. An older export is replaced, any other content is refused.
         runtime: "auto" measures both back ends and takes the faster one, per graph.
         force: export even if `out` is up to date.
         progress: called at every step.
         templates: folder of the templates.
 
     Raises:
-        BundleError: the bundle is missing, truncated or tampered with, or `out` is not ours to replace.
+        BundleError: the bundle is missing, truncated or edited, or `out` exists and is not an export.
         ExportError: a template is missing, or a graph differs from torch by more than the allowed error.
     """
     bundle = open_bundle(bundle_root)
@@ -105,7 +105,7 @@ def _write_records(bundle: Bundle, staging: Path, graphs: dict[str, dict[str, Gr
 
 
 def _describe_service(bundle: Bundle, staging: Path, graphs: dict[str, dict[str, GraphRecord]]) -> None:
-    """Say in the ensemble's parameters, which clients can read, what is served and what runs it."""
+    """Append the bundle and the back ends to the ensemble's parameters, which clients can read."""
     backends = {name: graph.backend for records in graphs.values() for name, graph in records.items()}
     parameters = {
         "bundle": bundle.spec.name,
@@ -143,7 +143,7 @@ def _copy_templates(templates: Path, staging: Path, stages: tuple[str, ...]) -> 
 
 
 def _made_from(bundle: Bundle, runtime: RuntimeChoice, templates: Path) -> dict[str, Any]:
-    """Everything that decides what an export looks like."""
+    """Everything that determines an export."""
     drawn = hashlib.sha256()
     for path in _template_files(templates):
         drawn.update(hashlib.sha256(str(path.relative_to(templates)).encode()).digest())
@@ -155,12 +155,12 @@ def _made_from(bundle: Bundle, runtime: RuntimeChoice, templates: Path) -> dict[
         "templates": drawn.hexdigest(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "runtime": runtime,
-        "cores": available_cores(),  # the faster back end depends on them
+        "cores": available_cores(),  # the choice of back ends depends on them
     }
 
 
 def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:
-    """Whether `out` was made from just this, and all of it is still there."""
+    """Whether `out` was made from exactly this and is still intact."""
     try:
         record = read_json(out / RECORD)
         check_seal(out / RECORD, record)
@@ -169,7 +169,7 @@ def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:
         for name, expected in record["files"].items():
             path = out / name
             verify_file(path.parent, RECORD, path.name, expected)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent or damaged: export again
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged: export again
         return False
     return True
 

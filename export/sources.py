@@ -24,7 +24,7 @@ def export_sources(root: Path = ROOT) -> dict[str, Path]:
             continue
         reached[module] = files[module]
         waiting.extend(_named_modules(files[module]))
-    # Importing a module runs its package's __init__.py; what that gathers for others is of no matter here.
+    # Importing a module runs its package's __init__.py; what that imports for others does not affect an export.
     packages = {module.rpartition(".")[0] for module in reached}
     return dict(sorted({**{package: files[package] for package in packages if package in files}, **reached}.items()))
 
@@ -48,7 +48,7 @@ def _modules(root: Path) -> dict[str, Path]:
 
 
 def _named_modules(path: Path) -> set[str]:
-    """What a file imports, and every string in it; names of no module are for the caller to drop."""
+    """Names that a file imports, and every string in it; the caller drops those that are not modules."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):

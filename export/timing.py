@@ -1,4 +1,4 @@
-"""Time back ends against each other: calls interleaved, so that a busy machine is unfair to all alike; medians."""
+"""Time back ends by the median of interleaved calls, so that a busy machine slows all of them alike."""
 
 import statistics
 import time
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from diffsplat.graph import Backend, Graph
 
-CLEARLY_FASTER = 0.9  # torch must need less than this part of ONNX Runtime's time: its idle threads spin
+CLEARLY_FASTER = 0.9  # torch must take less than this fraction of ONNX Runtime's time, because its idle threads spin
 Key = TypeVar("Key")
 MIN_ROUNDS = 5
 MAX_ROUNDS = 25
-SECONDS = 1.0  # per graph, if MIN_ROUNDS allow
+SECONDS = 1.0  # per graph, after at least MIN_ROUNDS
 
 
 def median_ms(graphs: Mapping[Key, Graph], inputs: tuple[Tensor, ...], threads: int) -> dict[Key, float]:

@@ -1,8 +1,8 @@
 """A torch module -> a checked ONNX file.
 
-torch's tracing exporter is used (`dynamo=False`): measured equal to the newer one here (<= 2e-6) and fifteen times
-faster, 2.4 s against 37 s for a tiny UNet. It is deprecated in torch 2.9 and later but there up to 2.13; it warns of
-every Python number that it takes as constant, which `relative_error` at other batch sizes than the traced one covers.
+This uses torch's tracing exporter (`dynamo=False`): its results equal the newer exporter's (<= 2e-6), and it took
+2.4 s instead of 37 s for a tiny UNet. It is deprecated since torch 2.9, but exists up to 2.13. It warns of every Python
+number that it takes as a constant; comparing at other batch sizes than the traced one (`parity`) covers that risk.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ from export.graph_spec import GraphSpec
 OPSET = 18
 TRACED_ROWS = 2
 PARITY_LIMIT = 1e-4
-SINGLE_FILE_BYTES = 1_500_000_000  # protobuf ends at 2 GiB
+SINGLE_FILE_BYTES = 1_500_000_000  # protobuf is limited to 2 GiB
 
 
 def write_onnx(
@@ -33,14 +33,14 @@ def write_onnx(
         graph: names, axes and sample inputs.
         module: what to trace.
         path: the `.onnx` file to write.
-        single_file_bytes: with more weights than this they go into `<path>.data` beside it.
+        single_file_bytes: larger weights go into `<path>.data` beside the file.
 
     Returns:
         The files written, `path` first.
     """
     inputs = graph.sample_inputs({**graph.serving_sizes, graph.batch_axis: TRACED_ROWS})
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        traced = Path(temporary) / path.name  # a big model is traced into one file per weight
+        traced = Path(temporary) / path.name  # tracing writes one file per weight for a big model
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
@@ -54,7 +54,7 @@ def write_onnx(
                 dynamo=False,
             )
         model = onnx.load(str(traced))
-    # tracing loses the fixed sizes of the outputs; the runtime allocates them by these
+    # tracing loses the fixed sizes of outputs, from which the runtime allocates them
     for traced_output, output in zip(model.graph.output, graph.outputs, strict=True):
         for dim, axis in zip(traced_output.type.tensor_type.shape.dim, output.axes, strict=True):
             dim.Clear()
@@ -70,7 +70,7 @@ def write_onnx(
 
 
 def parity(graph: GraphSpec, module: nn.Module, path: Path, threads: int) -> float:
-    """Largest relative error of the exported graph at batch sizes (and token counts) other than the traced one.
+    """Largest relative error of the exported graph at batch sizes and token counts that were not traced.
 
     Raises:
         ExportError: it exceeds `PARITY_LIMIT`, or the graph does not run at one of the sizes.
@@ -79,7 +79,7 @@ def parity(graph: GraphSpec, module: nn.Module, path: Path, threads: int) -> flo
     worst = 0.0
     for seed, sizes in enumerate(graph.parity_sizes):
         error = relative_error(exported, module, graph, sizes, seed)
-        if not error <= PARITY_LIMIT:  # also when it is NaN
+        if not error <= PARITY_LIMIT:  # catches NaN too
             raise ExportError(
                 f"graph {graph.name!r} differs from torch by {error:.1e} of its largest value at {sizes}, "
                 f"allowed is {PARITY_LIMIT:.0e}"
@@ -89,7 +89,7 @@ def parity(graph: GraphSpec, module: nn.Module, path: Path, threads: int) -> flo
 
 
 def relative_error(exported: Graph, module: nn.Module, graph: GraphSpec, sizes: dict[str, int], seed: int) -> float:
-    """Largest |exported - torch| / largest |torch| on sample inputs; 0 where both are zero, as for a new ControlNet."""
+    """Largest |exported - torch| / largest |torch| on sample inputs; 0 if both are zero, as for a new ControlNet."""
     inputs = graph.sample_inputs(sizes, seed)
     with torch.no_grad():
         expected = module(*inputs)
@@ -101,7 +101,7 @@ def relative_error(exported: Graph, module: nn.Module, graph: GraphSpec, sizes: 
     for mine, right in zip(_outputs(actual), _outputs(expected), strict=True):
         error = (mine - right).abs().max()
         errors.append(error if error == 0 else error / right.abs().max())
-    return float(torch.stack(errors).max())  # NaN if any is
+    return float(torch.stack(errors).max())  # NaN if any error is NaN
 
 
 def _outputs(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 """Architecture facts of every backbone. A bundle carries a copy of its own entry (`bundle.json`).
 
-Nothing here is a deployment or a training choice: those stand in `config.pbtxt` and in the training presets.
+Deployment choices belong in `config.pbtxt`, training choices in the training presets.
 """
 
 from diffsplat.backbones.pixart import PIXART_ALPHA, PIXART_SIGMA

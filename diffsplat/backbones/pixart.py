@@ -34,7 +34,7 @@ _DENOISER: dict[str, Any] = {
     "use_additional_conditions": False,
 }
 
-# The base models' scheduler configs lack two of DDIM's keys, whose defaults then hold: final
+# The base models' scheduler configs leave two of DDIM's keys at their defaults: final
 # alpha-bar 1, and x0 clipped to [-1, 1].
 _SCHEDULE = NoiseSchedule(
     "vp", "epsilon", "linear", beta_start=0.0001, beta_end=0.02, ddim_final_alpha_one=True, ddim_clip_x0=True

@@ -96,7 +96,7 @@ NANO = BackboneSpec(
         8,
         block_out_channels=[96, 192],
         layers_per_block=1,
-        attention_head_dim=[3, 6],  # numbers of heads, whatever the name says
+        attention_head_dim=[3, 6],  # the number of heads, despite its name
         norm_num_groups=8,
         cross_attention_dim=192,
         down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
@@ -108,7 +108,7 @@ NANO = BackboneSpec(
         "up_block_types": ["UpDecoderBlock2D"] * 4,
         "layers_per_block": 1,
         "latent_channels": _NANO_LATENT,
-        "norm_num_groups": 1,  # groups hide from the decoder how bright a colour is; it learns them twice as fast so
+        "norm_num_groups": 1,  # more groups hide brightness from the decoder, which then learns half as fast
         "scaling_factor": 1.0,  # measured and written by training
         "sample_size": _NANO_GRID,
     },

@@ -24,7 +24,7 @@ class NoiseSchedule:
     beta_schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"  # vp only
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    ddim_final_alpha_one: bool = False  # alpha-bar behind the last DDIM step: 1, or that of timestep 0
+    ddim_final_alpha_one: bool = False  # alpha-bar after the last DDIM step: 1, or that of timestep 0
     ddim_clip_x0: bool = False
     shift: float = 1.0  # flow only
     num_train_timesteps: int = 1000
@@ -54,7 +54,7 @@ class SplatGeometry:
     views: int = 4
     scale_min: float = 0.0005  # world units
     scale_max: float = 0.02
-    ray_pixel_rule: PixelRule = "legacy"  # Pluecker rays
+    ray_pixel_rule: PixelRule = "legacy"  # of Pluecker rays
     unproject_pixel_rule: PixelRule = "legacy"
     unit_quats: bool = False  # False: the length of the decoded quaternion changes the splat's shape
     eps2d: float = 0.0  # dilation of the projected covariance, square pixels
@@ -99,7 +99,7 @@ class BackboneSpec:
 
     @property
     def scaled_shift(self) -> float:
-        """What the VAE's shift takes off latents that are already scaled; 0 but for SD3."""
+        """The VAE's shift in units of scaled latents, which encoding subtracts; 0 except for SD3."""
         return float(self.gsvae["scaling_factor"] * (self.gsvae.get("shift_factor") or 0.0))
 
     @property
@@ -109,12 +109,12 @@ class BackboneSpec:
 
     @property
     def request_defaults(self) -> dict[str, Any]:
-        """What a request leaves open."""
+        """Defaults of the fields that a request leaves open."""
         names = ("scheduler", "steps", "guidance_scale", "eta", "elevation_deg", "distance")
         return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "controls", tuple(self.controls))  # a spec that comes from JSON
+        object.__setattr__(self, "controls", tuple(self.controls))  # JSON gives a list
         if self.controls and (self.family != "unet" or self.is_image_conditioned):
             raise ValueError(f"controls = {self.controls}: ControlNets are for UNets without a condition view")
         if self.is_image_conditioned and not self.image_encoder:
@@ -145,7 +145,7 @@ def _from_dict(cls: Any, values: dict[str, Any]) -> Any:
 
 
 def image_conditioned(spec: BackboneSpec) -> BackboneSpec:
-    """A text backbone as trained with a condition view: a mask channel more, v-prediction, weaker guidance."""
+    """The image-conditioned variant of a text backbone: one more mask channel, v-prediction, weaker guidance."""
     prediction: Prediction = "v_prediction" if spec.schedule.process == "vp" else "velocity"
     return replace(
         spec,

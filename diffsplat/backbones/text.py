@@ -19,10 +19,10 @@ class TextEncoderSpec:
     kind: EncoderKind  # clip_projection: gives a pooled embedding too
     max_tokens: int
     config: dict[str, Any] = field(default_factory=dict)
-    layer: ClipLayer = "last"  # CLIP: the last state, behind the final norm, or the one before, which no norm has seen
-    pad_token_id: int | None = None  # None: as the tokenizer's file says, or else its end token
+    layer: ClipLayer = "last"  # CLIP: the last state after the final norm, or the one before it without the norm
+    pad_token_id: int | None = None  # None: the tokenizer file's own, or else its end token
     masked: bool = False  # T5: nothing attends to padding, here or in the denoiser
-    lower_case: bool = False  # prompts are stripped and lower-cased whatever the tokenizer does
+    lower_case: bool = False  # strip and lower-case prompts before the tokenizer sees them
 
     def __post_init__(self) -> None:
         if self.kind not in ("clip", "clip_projection", "t5"):
@@ -47,17 +47,17 @@ class TextEncoderSpec:
 class TextSpec:
     """All text encoders of a backbone and how their outputs are joined.
 
-    CLIPs stand side by side on the channels; a T5 adds its tokens behind theirs; the narrower part is filled up with
-    zero channels. Pooled embeddings stand side by side.
+    CLIP embeddings are concatenated along the channels; T5's tokens follow them; the narrower part is padded with zero
+    channels. Pooled embeddings are concatenated.
     """
 
     encoders: tuple[TextEncoderSpec, ...]
     min_width: int = 0  # embeddings have at least so many channels
-    zero_tokens: int = 0  # rows of zeros behind all
-    zero_negative: bool = False  # a negative prompt left out is zeros, pooled too; False: the empty text
+    zero_tokens: int = 0  # zero tokens appended at the end
+    zero_negative: bool = False  # an omitted negative prompt is all zeros, pooled too; False: the empty text
 
     def __post_init__(self) -> None:
-        # a spec that comes from JSON
+        # JSON gives dicts
         encoders = (e if isinstance(e, TextEncoderSpec) else TextEncoderSpec(**e) for e in self.encoders)
         object.__setattr__(self, "encoders", tuple(encoders))
         kinds = [encoder.kind for encoder in self.encoders]
@@ -76,9 +76,9 @@ class TextSpec:
 
     @property
     def tokens(self) -> int:
-        """Tokens of an embedding, L, as long as no padding is dropped."""
-        behind = sum(encoder.max_tokens for encoder in self.encoders if encoder.kind == "t5") + self.zero_tokens
-        return behind + (self.clips[0].max_tokens if self.clips else 0)
+        """Tokens of an embedding, L, before padding is dropped."""
+        appended = sum(encoder.max_tokens for encoder in self.encoders if encoder.kind == "t5") + self.zero_tokens
+        return appended + (self.clips[0].max_tokens if self.clips else 0)
 
     @property
     def width(self) -> int:
@@ -109,7 +109,7 @@ def _clip(width: int, layers: int, heads: int, activation: str) -> dict[str, Any
 
 
 CLIP_L = _clip(768, 12, 12, "quick_gelu")
-# SD2.1 reads the second-to-last state behind the final norm: its files lack the last layer, and the last state is read
+# SD2.1 reads the second-to-last state after the final norm: its files lack the last layer, so it is the last state here
 OPEN_CLIP_H = _clip(1024, 23, 16, "gelu")
 OPEN_CLIP_BIG_G = {**_clip(1280, 32, 20, "gelu"), "projection_dim": 1280}
 T5_XXL: dict[str, Any] = {  # T5 v1.1, encoder only
@@ -137,7 +137,7 @@ def _pixart(max_tokens: int) -> TextSpec:
 
 
 _SD3 = TextSpec((*_SD3_CLIPS, TextEncoderSpec("t5", 256, T5_XXL, pad_token_id=0)))
-# without T5 as many zero rows stand in as CLIP has tokens, not as T5 has
+# without T5, its place is taken by as many zero tokens as CLIP (not T5) has
 _SD3_NO_T5 = TextSpec(_SD3_CLIPS, min_width=_SD3.width, zero_tokens=77)
 
 # backbone -> its text

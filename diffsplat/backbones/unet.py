@@ -8,7 +8,7 @@ from diffsplat.backbones.text import TEXTS
 
 _LATENT_CHANNELS = 4
 
-# constructor arguments of AutoencoderKL and of GSRecon, the same for every full-size backbone but for what is named
+# constructor arguments of AutoencoderKL and of GSRecon, shared by all full-size backbones unless overridden
 SD_AUTOENCODER: dict[str, Any] = {
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -47,7 +47,7 @@ SD15 = BackboneSpec(
         32,
         block_out_channels=[320, 640, 1280, 1280],
         layers_per_block=2,
-        attention_head_dim=8,  # number of heads, whatever the name says
+        attention_head_dim=8,  # the number of heads, despite its name
         cross_attention_dim=768,
         down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
         up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
@@ -56,7 +56,7 @@ SD15 = BackboneSpec(
     gsrecon=GSRECON,
 )
 
-# Published as an option only: no weights exist, and the reference's own script stops at the tokenizer. The base is the
+# The reference offers it as an option, but published no weights, and its script fails at the tokenizer. The base is the
 # 768 px model, which predicts v; its text encoder is OpenCLIP-H without the last layer, its padding token has id 0.
 SD21 = dataclasses.replace(
     SD15,

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from diffsplat.graph import Backend
 
-_NUMPY_TYPES = {torch.float32: "float32", torch.int64: "int64"}  # as IOBinding wants them
+_NUMPY_TYPES = {torch.float32: "float32", torch.int64: "int64"}  # names that IOBinding takes
 
 
 class OnnxGraph:
-    """A graph run by ONNX Runtime on the CPU; reads torch's memory and writes into tensors of torch, without copies.
+    """A graph run by ONNX Runtime on the CPU; it reads and writes torch tensors without copying them.
 
     Args:
         name: name of the graph.
         path: the `.onnx` file. Every free dimension of its outputs must be one of its inputs' (by symbolic name).
-        threads: threads of one call. They spin between the operators of a call, which is a tenth faster, and sleep
-            as soon as it is over: the processes of a server share the cores.
+        threads: threads of one call. They spin between the operators of a call, which is 10 % faster, and sleep as
+            soon as it ends, because the processes of a server share the cores.
     """
 
     backend: Backend = "onnxruntime"
@@ -41,12 +41,12 @@ class OnnxGraph:
             assert all(isinstance(dim, int) or dim in known for dim in output.shape), (output.name, output.shape)
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Run; ValueError when an input's number, type or shape does not fit the graph."""
+        """Run. Raises ValueError if the number, a type or a shape of the inputs does not fit the graph."""
         if len(inputs) != len(self._inputs):
             raise ValueError(f"graph {self.name!r} takes {len(self._inputs)} inputs, not {len(inputs)}")
         binding = self._session.io_binding()
         sizes: dict[str, int] = {}
-        held = [tensor.detach().contiguous() for tensor in inputs]  # alive until the run is over
+        held = [tensor.detach().contiguous() for tensor in inputs]  # keeps the memory alive during the run
         for node, tensor in zip(self._inputs, held, strict=True):
             numpy_type = _NUMPY_TYPES.get(tensor.dtype, str(tensor.dtype))
             if node.type != _ONNX_TYPES.get(numpy_type) or not _shape_fits(node.shape, tensor.shape, sizes):
@@ -68,7 +68,7 @@ _ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
 def _shape_fits(expected: list[int | str], shape: torch.Size, sizes: dict[str, int]) -> bool:
-    """Whether `shape` fits; remembers what each symbolic dimension stands for in `sizes`."""
+    """Whether `shape` fits; records the size of each symbolic dimension in `sizes`."""
     return len(expected) == len(shape) and all(
         dim == size if isinstance(dim, int) else sizes.setdefault(dim, size) == size
         for dim, size in zip(expected, shape, strict=True)

@@ -1,7 +1,7 @@
-"""Cut an object out of its photo and put it in the middle: what the networks saw in training.
+"""Cut an object out of its photo and centre it, as in the images that the networks were trained on.
 
-Which of three ways is used is chosen by the file (its own alpha) and once at start (`load_background_remover`), and
-every result says it. Axes: H W pixels of the file, S pixels along the side of the result.
+A file's own alpha is used where it has one, else the remover that was chosen at start (`load_background_remover`);
+every result names the method. Axes: H W pixels of the file, S pixels along the side of the result.
 """
 
 import importlib.util
@@ -20,25 +20,25 @@ MIN_SHARE = 0.001  # of the image that an object must cover
 _GRABCUT_ROUNDS = 5
 _GRABCUT_SIZE = 192  # pixels along the longer side: time grows faster than the area
 _GRABCUT_DITHER = 2  # levels
-_GRABCUT_MARGIN = 0.03  # of each side: surely background
-_SPECK = 0.1  # regions smaller than this share of the largest one are no part of the object
+_GRABCUT_MARGIN = 0.03  # of each side: certain to be background
+_SPECK = 0.1  # regions smaller than this share of the largest one are dropped
 
 _log = logging.getLogger(__name__)
 
 
 class BackgroundRemover(Protocol):
-    """Something that tells an object from its background."""
+    """Separates an object from its background."""
 
     @property
     def name(self) -> str:
-        """What notes call it."""
+        """Its name in notes."""
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """[H, W, 3] uint8 -> alpha [H, W] uint8."""
 
 
 class GrabCut:
-    """OpenCV's GrabCut (Rother et al. 2004): what the colours of the image's margin say is background, is background.
+    """OpenCV's GrabCut (Rother et al. 2004), which takes the colours of the image's margin as background.
 
     Needs no weights and gives the same result every time; fails on objects that touch the margin.
     """
@@ -49,11 +49,11 @@ class GrabCut:
         """[H, W, 3] uint8 -> alpha [H, W] uint8, found at 192 pixels and enlarged smoothly."""
         small = fit_longer_side(rgb, _GRABCUT_SIZE)
         height, width = small.shape[:2]
-        # without it a plain white image, all of whose cuts are equal, takes minutes
+        # without it a uniform image, all of whose cuts cost the same, takes minutes
         dither = np.random.default_rng(0).integers(-_GRABCUT_DITHER, _GRABCUT_DITHER + 1, small.shape)
         x, y = max(1, round(_GRABCUT_MARGIN * width)), max(1, round(_GRABCUT_MARGIN * height))
         labels = np.zeros((height, width), np.uint8)
-        cv2.setRNGSeed(0)  # its clusters start from this thread's generator
+        cv2.setRNGSeed(0)  # GrabCut initialises its clusters from this thread's generator
         cv2.grabCut(
             np.ascontiguousarray((small + dither).clip(0, 255).astype(np.uint8)[..., ::-1]),
             labels,
@@ -80,10 +80,10 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
 
 
 class Rembg:
-    """A network of the `rembg` package, which fetches its weights when it is made."""
+    """A network of the `rembg` package, which downloads its weights on construction."""
 
     def __init__(self, model: str) -> None:
-        import rembg  # an extra
+        import rembg  # an optional dependency
 
         self._remove = rembg.remove
         self._session = rembg.new_session(model)
@@ -92,15 +92,15 @@ class Rembg:
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """[H, W, 3] uint8 -> alpha [H, W] uint8.
 
-        The mask alone: rembg's own cut-out multiplies the colours by it, and blending over white would do so again.
+        Uses the mask only: rembg's own cut-out premultiplies the colours, and blending over white would do so again.
         """
         return np.asarray(self._remove(np.ascontiguousarray(rgb), session=self._session, only_mask=True))
 
 
 def load_background_remover(model: str = "u2net") -> BackgroundRemover:
-    """The best remover of this installation: `rembg` where it is installed, GrabCut otherwise. Logs its choice.
+    """Load `rembg` if it is installed, else GrabCut. Logs the choice.
 
-    Whatever `rembg` raises when it cannot get its weights goes to the caller: a server should not start then.
+    Errors of `rembg` when it cannot get its weights propagate: a server should not start then.
     """
     remover: BackgroundRemover = Rembg(model) if importlib.util.find_spec("rembg") else GrabCut()
     _log.info("background removal by %s", remover.name)
@@ -117,13 +117,13 @@ class CutOut(NamedTuple):
 def cut_out(image: DecodedImage, remover: BackgroundRemover, size: int, border_ratio: float, field: str) -> CutOut:
     """Remove the background and centre what is left.
 
-    An image in which some pixel is wholly transparent is cut out already: its alpha is used as it is.
+    An image with a fully transparent pixel counts as cut out already, and its own alpha is used.
 
     Args:
         image: of any size.
-        remover: for all other images.
+        remover: used for all other images.
         size: side of the result, pixels.
-        border_ratio: share of the side that stays free, both borders together.
+        border_ratio: share of the side that stays empty, both borders together.
         field: what messages call the image.
 
     Raises:
@@ -141,7 +141,7 @@ def cut_out(image: DecodedImage, remover: BackgroundRemover, size: int, border_r
         rgba = np.concatenate([on_white, remover(on_white)[..., None]], axis=2)
     if (rgba[..., 3] > 0).mean() < MIN_SHARE:
         raise InvalidRequestError(
-            f"{field}: no object found by {method}: must show one that covers at least {MIN_SHARE:.1%} of the image"
+            f"{field}: {method} found no object: it must cover at least {MIN_SHARE:.1%} of the image"
         )
     centred = centre_object(rgba, size, border_ratio)
     return CutOut(DecodedImage(centred[..., :3], centred[..., 3], image.notes), method)
@@ -171,7 +171,7 @@ def centre_object(rgba: np.ndarray, size: int, border_ratio: float) -> np.ndarra
     """
     ys, xs = np.nonzero(rgba[..., 3])
     top, left = ys.min(), xs.min()
-    height, width = max(1, ys.max() - top), max(1, xs.max() - left)  # one pixel has a box too
+    height, width = max(1, ys.max() - top), max(1, xs.max() - left)  # a single pixel has a box too
     scale = int(size * (1 - border_ratio)) / max(height, width)
     box = _resize(rgba[top : top + height, left : left + width], int(height * scale), int(width * scale))
     result = np.zeros((size, size, 4), np.uint8)

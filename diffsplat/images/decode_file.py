@@ -1,6 +1,6 @@
-"""A user's image file to pixels: PNG, JPEG or WebP, from a stranger, so everything is checked before it is decoded.
+"""Decode a user's PNG, JPEG or WebP file. Files are untrusted, so that everything is checked before decoding.
 
-What comes out is upright RGB with straight alpha. Colour profiles are not applied, as in the reference.
+The result is upright RGB with straight alpha. Colour profiles are not applied, as in the reference.
 Every refusal is an `InvalidRequestError` (a ValueError) that names the field, its value and what is allowed.
 Axes: H W pixels of the file.
 """
@@ -20,13 +20,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 MAX_IMAGE_FILE_BYTES = 32 * 2**20
-MAX_PIXELS = 2**25  # 33.5 million, above what a phone's camera gives; decoded that is 134 MB
+MAX_PIXELS = 2**25  # 33.5 million, more than a phone's camera takes; 134 MB when decoded
 MIN_SIDE = 16  # pixels
 MAX_ASPECT = 16  # longer side / shorter side
 
 _EXIF_ORIENTATION = 0x0112
 _PNG_BIT_DEPTH = 24  # offset in the file: signature 8, chunk head 8, width 4, height 4
-# what Pillow's readers raise on damaged files; a warning only where a caller has turned warnings into errors
+# raised by Pillow's readers on damaged files; the warning only if a caller turned warnings into errors
 _DAMAGE = (
     OSError,  # UnidentifiedImageError too
     SyntaxError,
@@ -43,11 +43,11 @@ _DAMAGE = (
 
 
 class DecodedImage(NamedTuple):
-    """Pixels of a file. Whole numbers stand for 0 .. 1 by their type's range, floats for themselves."""
+    """Pixels of a file. Integers represent 0 .. 1 by the range of their type, floats represent themselves."""
 
     rgb: np.ndarray  # [H, W, 3] uint8, uint16 or float32, not multiplied by alpha
     alpha: np.ndarray | None  # [H, W] of the same type; None when every pixel is opaque
-    notes: tuple[str, ...] = ()  # what a user should know about how the file was read
+    notes: tuple[str, ...] = ()  # remarks for the user on how the file was read
 
 
 def read_image(data: bytes, field: str) -> DecodedImage:
@@ -60,8 +60,8 @@ def read_image(data: bytes, field: str) -> DecodedImage:
         field: what messages call it.
 
     Raises:
-        InvalidRequestError: empty, too large a file or too many pixels (told from its head, nothing is decoded), too
-            small or too narrow, of another format, damaged, animated, or with nothing opaque in it.
+        InvalidRequestError: empty, too large a file, too many pixels (by its header, before decoding), too small or too
+            narrow, of another format, damaged, animated, or fully transparent.
     """
     if not data:
         raise InvalidRequestError(f"{field} has 0 bytes: must be a PNG, JPEG or WebP file")
@@ -75,7 +75,7 @@ def read_image(data: bytes, field: str) -> DecodedImage:
         orientation, exif_notes = _orientation(image, field)
     except InvalidRequestError:
         raise
-    except _DAMAGE:  # the library's own words stay here
+    except _DAMAGE:  # the library's own message is not passed on
         raise InvalidRequestError(
             f"{field} ({len(data)} bytes) cannot be read: must be a complete PNG, JPEG or WebP file"
         ) from None
@@ -88,7 +88,7 @@ def read_image(data: bytes, field: str) -> DecodedImage:
 
 
 def _open(data: bytes, field: str) -> ImageFile:
-    """The reader of the format that the first bytes name. It reads the head only.
+    """Open the file with the reader that its first bytes select; only the header is read.
 
     Not `Image.open`: that has dozens of formats, and turns a photo with a second image (a gain map) into a sequence.
     """
@@ -98,13 +98,13 @@ def _open(data: bytes, field: str) -> ImageFile:
     if data.startswith(b"\xff\xd8\xff"):
         return JpegImageFile(stream)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        _check_size(_webp_size(data), field)  # its reader prepares a canvas at once
+        _check_size(_webp_size(data), field)  # its reader allocates a canvas at once
         return WebPImageFile(stream)
     raise InvalidRequestError(f"{field} begins with {data[:8]!r}: must be a PNG, JPEG or WebP file")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the first chunk's head (RFC 9649)."""
+    """Width and height from the header of the first chunk (RFC 9649)."""
     if data[12:16] == b"VP8X":
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
     if data[12:16] == b"VP8L":
@@ -139,7 +139,7 @@ def _decode(image: ImageFile, data: bytes, field: str) -> tuple[np.ndarray, np.n
     png_bits = data[_PNG_BIT_DEPTH] if isinstance(image, PngImageFile) else 8
     if png_bits == 16:
         return *_decode_16_bit(image, data), ()
-    if image.mode == "CMYK":  # Pillow has undone Adobe's inversion
+    if image.mode == "CMYK":  # Pillow has already undone Adobe's inversion
         note = f"{field}: a CMYK file, converted without its colour profile: colours may look different"
         return np.asarray(image.convert("RGB")), None, (note,)
     if image.mode == "P" and image.palette is None:
@@ -154,7 +154,7 @@ def _decode(image: ImageFile, data: bytes, field: str) -> tuple[np.ndarray, np.n
 
 
 def _decode_16_bit(image: ImageFile, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-    """By OpenCV: Pillow clips 16-bit grey to white and drops half of the bits of 16-bit colour."""
+    """Decode 16-bit files with OpenCV: Pillow clips 16-bit grey to white and halves the depth of 16-bit colour."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         raise UnidentifiedImageError
@@ -166,7 +166,7 @@ def _decode_16_bit(image: ImageFile, data: bytes) -> tuple[np.ndarray, np.ndarra
 
 
 def _orientation(image: ImageFile, field: str) -> tuple[int, tuple[str, ...]]:
-    """EXIF orientation 1 .. 8; damaged metadata do not spoil an image, but are told."""
+    """EXIF orientation 1 .. 8; damaged metadata are ignored with a note."""
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
     except _DAMAGE:
@@ -186,12 +186,12 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _white(values: np.ndarray) -> float:
-    """The number that stands for 1.0."""
+    """The number that represents 1.0."""
     return 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
 
 
 def unit_range(values: np.ndarray) -> np.ndarray:
-    """Pixels or alpha of a `Image` as float32 in 0 .. 1."""
+    """Pixels or alpha of a `DecodedImage` as float32 in 0 .. 1."""
     return values.astype(np.float32) / np.float32(_white(values))
 
 

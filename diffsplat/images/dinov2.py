@@ -1,4 +1,4 @@
-"""DINOv2 with registers (Oquab et al. 2023, Darcet et al. 2023), by the names of the official checkpoints.
+"""DINOv2 with registers (Oquab et al. 2023, Darcet et al. 2023), with the parameter names of the official checkpoints.
 
 Axes: B images, L patches, T tokens (class, registers, patches), D width.
 """
@@ -25,7 +25,7 @@ class DinoConfig:
 
 
 class DinoTokens(NamedTuple):
-    """What the backbone makes of images, after its last norm."""
+    """Features after the last norm."""
 
     class_token: Tensor  # [B, D]
     registers: Tensor  # [B, registers, D]
@@ -33,7 +33,7 @@ class DinoTokens(NamedTuple):
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens; only there to give the official parameter names."""
+    """Patches to tokens; a module of its own for the official parameter names."""
 
     def __init__(self, patch_size: int, dim: int) -> None:
         super().__init__()
@@ -111,7 +111,9 @@ class DinoV2(nn.Module):
         dim, side = config.dim, config.image_size // config.patch_size
         self.cls_token = nn.Parameter(1e-6 * torch.randn(1, 1, dim))
         self.register_tokens = nn.Parameter(1e-6 * torch.randn(1, config.num_registers, dim))
-        self.mask_token = nn.Parameter(torch.zeros(1, dim))  # of DINOv2's own training; part of its files
+        self.mask_token = nn.Parameter(
+            torch.zeros(1, dim)
+        )  # used by DINOv2's training only, but part of its checkpoint
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + side * side, dim))
         self.patch_embed = PatchEmbed(config.patch_size, dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
@@ -120,8 +122,8 @@ class DinoV2(nn.Module):
     def position_table(self, height: int, width: int) -> Tensor:
         """Positions of the class token and the patches of images of this size, in pixels: [1, 1 + L, D].
 
-        Bicubic with antialiasing, to a given number of patches rather than by a scale (offset 0), as the official
-        backbones with registers do.
+        Bicubic with antialiasing, to a given number of patches rather than by a scale factor (offset 0), as in the
+        official backbones with registers.
         """
         side = self.config.image_size // self.config.patch_size
         rows, columns = height // self.config.patch_size, width // self.config.patch_size
@@ -136,7 +138,7 @@ class DinoV2(nn.Module):
 
         Args:
             images: [B, 3, H, W] normalised by ImageNet's mean and deviation; sides are multiples of the patch size.
-            positions: `position_table` of their size, where the caller keeps it.
+            positions: `position_table` of their size, if the caller has it already.
         """
         if positions is None:
             positions = self.position_table(images.shape[-2], images.shape[-1])

@@ -1,7 +1,7 @@
-"""ElevEst: the elevation from which a photo looks at its object. DINOv2 with registers, and two small heads.
+"""ElevEst estimates the camera elevation of a photo: DINOv2 with registers and two small heads.
 
-The class token gives scores of 25 bins of 2 degrees and an offset within the bin. Inside the network elevation is
-negative above the horizon, as published; `ElevationEstimator`, the graph that is served, gives the user's sign.
+The heads read the class token and give scores of 25 bins of 2 degrees and an offset within the bin. Inside the network
+elevation is negative above the horizon, as published; `ElevationEstimator`, the exported graph, gives the user's sign.
 Axes: B images, L patches, D width, K bins.
 State-dict names are those of the official checkpoint.
 """
@@ -28,14 +28,14 @@ class ElevEstConfig:
     highest_deg: float = 10.0
 
     def __post_init__(self) -> None:
-        """Refuse what would only fail at the first image."""
+        """Check early what would otherwise fail at the first image."""
         for name, size in (("input_size", self.input_size), ("backbone.image_size", self.backbone.image_size)):
             if size % self.backbone.patch_size:
                 raise ValueError(f"{name} = {size}: must be a multiple of the patch size {self.backbone.patch_size}")
 
 
 class ElevationPrediction(NamedTuple):
-    """What the heads say; degrees of the network's sign."""
+    """Outputs of the heads, in degrees with the network's sign."""
 
     logits: Tensor  # [B, K] scores of the bins, lowest first
     offset_deg: Tensor  # [B] from the lower edge of the bin, not clamped
@@ -77,7 +77,7 @@ class ElevEst(nn.Module):
 
 
 class ElevationEstimator(nn.Module):
-    """The graph that is served: image to the user's elevation. The position table is resized once, here."""
+    """The exported graph: image -> elevation with the user's sign. Resizes the position table once, on construction."""
 
     positions: Tensor  # [1, 1 + L, D]
 
@@ -111,11 +111,10 @@ def elevation_losses(
     """Losses of predictions for images of known elevation.
 
     Args:
-        network: that made the prediction; its bins are used.
-        prediction: of B images.
+        network: the network that made the prediction, for its bins.
+        prediction: its output for B images.
         internal_elevation_deg: [B] truth, NEGATIVE above the horizon.
-        clamp_offset: the published loss looks at the clamped offset, which has no gradient outside the bin; False
-            takes it as it is.
+        clamp_offset: use the offset clamped to its bin, as published, which has no gradient outside the bin.
         offset_weight: published as `elevest_reg_weight`.
 
     Raises:
@@ -136,7 +135,7 @@ def elevation_losses(
 
 
 def elevest_config(values: Mapping[str, Any]) -> ElevEstConfig:
-    """From plain JSON types; `backbone` is a dict. ValueError names an unknown field."""
+    """Build from plain JSON types, `backbone` as a dict. ValueError names an unknown field."""
     try:
         backbone = DinoConfig(**values.get("backbone", {}))
         return ElevEstConfig(**{**values, "backbone": backbone})
@@ -145,6 +144,6 @@ def elevest_config(values: Mapping[str, Any]) -> ElevEstConfig:
 
 
 def build_elevest(config: ElevEstConfig | None = None) -> ElevEst:
-    """ElevEst, freshly initialised; the published architecture unless `config` names another."""
+    """Build an ElevEst with random weights, by default of the published architecture."""
     config = config or ElevEstConfig()
     return ElevEst(DinoV2(config.backbone), config.backbone.dim, config.num_bins, config.lowest_deg, config.highest_deg)

@@ -1,4 +1,4 @@
-"""From a user's file to what the networks take: the condition image, the control map, ElevEst's input.
+"""A user's file -> inputs of the networks: condition image, control map, ElevEst's input.
 
     bytes -> decode_file.read_image -> (background.cut_out) -> white background -> S x S
 
@@ -25,19 +25,19 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class PreparedImage(NamedTuple):
-    """An image as the networks take it."""
+    """An image, ready for the networks."""
 
     rgb: Tensor  # [3, S, S] float32 in [0, 1] on white
     alpha: Tensor  # [1, S, S] float32 in [0, 1]; all ones for an opaque image
-    notes: tuple[str, ...]  # what the user should know: a background removed, an image stretched
+    notes: tuple[str, ...]  # remarks for the user: background removed, image stretched
 
 
 class ControlMap(NamedTuple):
-    """The hint of view 0; the other views' is white (`controlnet.HintEncoder`)."""
+    """The hint of view 0; the other views get a white one (`controlnet.HintEncoder`)."""
 
     hint: Tensor  # [3, S, S] float32 in [0, 1], not [-1, 1]
     notes: tuple[str, ...]
-    prepared: PreparedImage  # the image that it was made from, at its working size
+    prepared: PreparedImage  # the image from which the map was made, at working size
 
 
 def prepare_image(
@@ -52,12 +52,12 @@ def prepare_image(
     Args:
         data: a PNG, JPEG or WebP file, its bytes or decoded by `read_image`.
         size: side of the result, pixels.
-        remover: cuts out and centres the object; without one the image is taken as it is.
+        remover: cuts out and centres the object; None leaves the image as it is.
         border_ratio: as in `cut_out`; used with a remover only.
-        field: what messages call the image.
+        field: name of the image in messages.
 
     Raises:
-        InvalidRequestError: (a ValueError) whatever `read_image` and `cut_out` refuse; field, value, range.
+        InvalidRequestError: as `read_image` and `cut_out`.
     """
     image = data if isinstance(data, DecodedImage) else read_image(data, field)
     if remover is None:
@@ -81,9 +81,9 @@ def prepare_control_map(
         data: as in `prepare_image`: a map with white background, or a photo.
         size: side of the result, pixels.
         extract_canny: the file is a photo, whose edges are the map.
-        remover: as in `prepare_image`. Maps are better given as they are; meant for photos.
+        remover: as in `prepare_image`; meant for photos, maps are better left as they are.
         border_ratio: as in `prepare_image`.
-        field: what messages call the image.
+        field: name of the image in messages.
 
     Raises:
         InvalidRequestError: as `prepare_image`.
@@ -96,7 +96,7 @@ def prepare_control_map(
 
 
 def on_white(image: DecodedImage, size: int, field: str) -> PreparedImage:
-    """Blend over white and resize to a square; an image that is none is stretched, as in the reference."""
+    """Blend over white and resize to a square; non-square images are stretched, as in the reference."""
     height, width = image.rgb.shape[:2]
     alpha = None if image.alpha is None else unit_range(image.alpha)  # [H, W]
 
@@ -104,7 +104,7 @@ def on_white(image: DecodedImage, size: int, field: str) -> PreparedImage:
         return resize_antialiased(torch.from_numpy(np.ascontiguousarray(values))[None, None], size)[0]  # [1, S, S]
 
     channels = []
-    for i in range(3):  # one by one: a large photo in float32 is the peak of this stage's memory
+    for i in range(3):  # one by one: a large photo in float32 dominates the peak memory of this stage
         values = unit_range(image.rgb[..., i])
         channels.append(resized(values if alpha is None else values * alpha + (1 - alpha)))
     notes = image.notes
@@ -123,7 +123,7 @@ def resize_antialiased(images: Tensor, size: int) -> Tensor:
 def canny_map(rgb: Tensor) -> Tensor:
     """Edges of an image on white, [3, H, W] in [0, 1] -> [3, H, W], black on white.
 
-    Grey values are cut, not rounded, to 8 bits, as the training maps' were.
+    Grey values are truncated, not rounded, to 8 bits, as for the training maps.
     """
     grey = cv2.cvtColor(np.ascontiguousarray(rgb.permute(1, 2, 0).numpy()), cv2.COLOR_RGB2GRAY)
     edges = cv2.Canny((grey * 255).astype(np.uint8), *CANNY_THRESHOLDS)  # [H, W] of 0 and 255
@@ -131,6 +131,6 @@ def canny_map(rgb: Tensor) -> Tensor:
 
 
 def elevation_input(rgb: Tensor, size: int = ELEVATION_INPUT_SIZE) -> Tensor:
-    """What ElevEst takes: images [B, 3, H, W] in [0, 1] -> [B, 3, size, size], by ImageNet's mean and deviation."""
+    """ElevEst's input: images [B, 3, H, W] in [0, 1] -> [B, 3, size, size], normalised by ImageNet's statistics."""
     mean, std = torch.tensor(_IMAGENET_MEAN)[:, None, None], torch.tensor(_IMAGENET_STD)[:, None, None]
     return (resize_antialiased(rgb, size) - mean) / std

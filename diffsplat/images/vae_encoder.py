@@ -1,6 +1,6 @@
-"""The base model's image VAE, encoder half: the condition image of an image model, and Instant3D's first latents.
+"""The encoder of the base model's image VAE, for condition images and for Instant3D's start.
 
-Not the GSVAE: three channels of colour instead of twelve of splats. Axes: B images, C latent channels.
+Unlike the GSVAE it takes three colour channels instead of twelve splat channels. Axes: B images, C latent channels.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from diffsplat.backbones import BackboneSpec
 
 
 class ImageEncoder(nn.Module):
-    """Images to latents, multiplied by the VAE's scaling factor. Layers are the stock AutoencoderKL's own.
+    """Images -> latents times the VAE's scaling factor, with the layers of the stock AutoencoderKL.
 
     The shift of SD3's VAE is not subtracted: the published pipelines leave it out, although training did subtract it.
     """
@@ -21,11 +21,11 @@ class ImageEncoder(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.encoder = vae.encoder
-        self.quant_conv = vae.quant_conv  # None in SD3's VAE
+        self.quant_conv = vae.quant_conv  # SD3's VAE has none
         self.scaling_factor = float(vae.config.scaling_factor)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Posterior mean, what a condition view is made of: [B, 3, H, W] in [0, 1] -> [B, C, h, w]."""
+        """Posterior mean, the latents of a condition view: [B, 3, H, W] in [0, 1] -> [B, C, h, w]."""
         return self.moments(images)[0]
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ class ImageEncoder(nn.Module):
 
 
 class ImageMoments(nn.Module):
-    """The exported graph: both moments of the posterior, since Instant3D's start is drawn from it."""
+    """The exported graph: mean and deviation of the posterior, from which Instant3D's start is sampled."""
 
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
@@ -48,6 +48,6 @@ class ImageMoments(nn.Module):
 
 
 def build_image_encoder(spec: BackboneSpec) -> ImageEncoder:
-    """The base image VAE's encoder: of the GSVAE's architecture, with three channels. Random weights."""
+    """Build the encoder with random weights; it has the GSVAE's architecture, but three input channels."""
     config = {name: value for name, value in spec.gsvae.items() if name != "tiny_decoder"}
     return ImageEncoder(AutoencoderKL(**config, in_channels=3, out_channels=3))

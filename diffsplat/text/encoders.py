@@ -53,7 +53,7 @@ class TextEncoder(_Encoder):
         model = self.text_model
         hidden = model.embeddings(input_ids=input_ids)
         length = input_ids.shape[1]
-        # transformers' own mask code does not trace; this is the same mask
+        # the same mask as transformers', whose code cannot be traced
         future = torch.full((length, length), float("-inf"), dtype=hidden.dtype, device=hidden.device).triu(1)
         mask = future[None, None]
         if self.layer == "last":
@@ -68,7 +68,7 @@ class TextEncoder(_Encoder):
                 last = last_layer(hidden, mask)
         if self.text_projection is None:
             return embeddings
-        # the end token has the largest id, and the first one counts where the padding is end tokens too
+        # the end token has the largest id; if it is also the padding, the first one counts
         end = input_ids.argmax(dim=1)
         at_end = last.gather(1, end[:, None, None].expand(-1, 1, last.shape[2]))[:, 0]
         pooled = self.text_projection(at_end if self.layer == "last" else model.final_layer_norm(at_end))
@@ -99,7 +99,7 @@ class T5TextEncoder(_Encoder):
         """
         assert (mask is not None) == self.masked, "a mask is for masked encoders"
         length = input_ids.shape[1]
-        # every layer adds the first one's bias; transformers' own mask code does not trace
+        # every layer adds the first layer's bias; transformers' mask code cannot be traced
         bias = self.encoder.block[0].layer[0].SelfAttention.compute_bias(length, length)  # [1, heads, L, L]
         if mask is not None:
             bias = bias.masked_fill(mask[:, None, None] == 0, torch.finfo(bias.dtype).min)
@@ -110,11 +110,11 @@ class T5TextEncoder(_Encoder):
 
 
 def build_encoder(encoder: TextEncoderSpec, name: str = "text_encoder") -> TextEncoder | T5TextEncoder:
-    """One text encoder, random weights.
+    """Build a text encoder with random weights.
 
     Args:
-        encoder: what to build.
-        name: what to call it in an error.
+        encoder: its specification.
+        name: its name in errors.
 
     Raises:
         ValueError: the spec leaves `vocab_size` open (training writes it from its tokenizer).
@@ -123,11 +123,11 @@ def build_encoder(encoder: TextEncoderSpec, name: str = "text_encoder") -> TextE
         raise ValueError(f"{name}: config has no vocab_size, the size of its tokenizer")
     config: Any
     if encoder.kind == "t5":
-        # nothing is generated; dropout is for training, and official encoders are never trained
+        # no generation and no dropout: official encoders are never trained
         config = T5Config(**{**encoder.config, "dropout_rate": 0.0, "use_cache": False, "is_encoder_decoder": False})
         config._attn_implementation = "sdpa"
         return T5TextEncoder(config, encoder.masked)
-    # start and end are the last ids, in CLIP's vocabulary and in ours; transformers' defaults are CLIP's numbers
+    # start and end tokens are the last ids, in CLIP's vocabulary and in ours
     end = encoder.config["vocab_size"] - 1
     marks = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
     config = CLIPTextConfig(**{**marks, **encoder.config})

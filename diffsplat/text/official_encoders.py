@@ -24,19 +24,19 @@ def load_official_encoder(
     """Build a text encoder in float32 and evaluation mode with the weights of an official folder, strictly.
 
     Args:
-        folder: folder of the hub, `text_encoder` or one of its numbered neighbours.
-        encoder: what to build; the folder's `config.json` must say the same.
-        variant: which files, "fp16" or by default those without a variant.
+        folder: official folder, `text_encoder` or a numbered one.
+        encoder: specification, which must agree with the folder's `config.json`.
+        variant: "fp16", or None for the files without a variant.
 
     Raises:
-        ValueError: a file is missing, damaged, of another model, or does not hold exactly the network's tensors; the
-            message names it.
+        ValueError: a file is missing, damaged, of another model, or its tensors differ from the network's; the message
+            names it.
     """
-    from transformers.initialization import no_init_weights  # here: what serves exported graphs does not need it
+    from transformers.initialization import no_init_weights  # imported here: serving does not need it
 
     folder = Path(folder)
     check_official_config(folder, encoder)
-    files = official_weight_files(folder, variant)  # before a large module is built for nothing
+    files = official_weight_files(folder, variant)  # fails before a large module is built
     with no_init_weights():
         module = build_encoder(encoder, folder.name)
     _fill(module, folder, files)
@@ -44,7 +44,7 @@ def load_official_encoder(
 
 
 def official_weight_files(folder: Path, variant: str | None = None) -> tuple[str, ...]:
-    """Names of the files that hold the weights of an official folder. ValueError when they are not there."""
+    """Names of the weight files of an official folder. Raises ValueError if there are none."""
     infix = f".{variant}" if variant else ""
     single, index = f"model{infix}.safetensors", f"model.safetensors.index{infix}.json"
     if (folder / single).is_file():
@@ -56,9 +56,9 @@ def official_weight_files(folder: Path, variant: str | None = None) -> tuple[str
 
 
 def _fill(module: nn.Module, folder: Path, files: Iterable[str]) -> None:
-    """Copy weights, file by file and tensor by tensor, into the module's own memory."""
+    """Copy weights into the module, tensor by tensor."""
     state = module.state_dict()
-    filled: dict[str, str] = {}  # our name -> the file it came from
+    filled: dict[str, str] = {}  # our name -> its file
     problems = []
     for file in files:
         try:
@@ -86,7 +86,7 @@ def _fill(module: nn.Module, folder: Path, files: Iterable[str]) -> None:
 
 
 def check_official_config(folder: Path, encoder: TextEncoderSpec) -> None:
-    """What shapes do not show, such as heads and activations, must be the same; absent keys mean the defaults."""
+    """Raise ValueError if settings that shapes do not show, such as heads or activations, differ from `config.json`."""
     from transformers import CLIPTextConfig, T5Config
 
     official: Any = (T5Config if encoder.kind == "t5" else CLIPTextConfig).from_dict(read_json(folder / "config.json"))

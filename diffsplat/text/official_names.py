@@ -1,7 +1,6 @@
-"""Names of text encoders' tensors: ours are those of official checkpoint files.
+"""Names of text encoders' tensors. Ours are those of official checkpoint files.
 
-transformers 5 itself has others: it drops `text_model.` from CLIP models without a projection and lists T5's embedding
-twice.
+transformers 5 uses others: it drops `text_model.` from CLIP models without a projection and lists T5's embedding twice.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ _EMBEDDING, _TIED = "shared.weight", "encoder.embed_tokens.weight"  # T5
 
 def our_name(name: str) -> str | None:
     """Our name of a tensor of a text encoder, official or transformers 5's; None if it is not a weight."""
-    if name.endswith("embeddings.position_ids"):  # a constant that old files hold
+    if name.endswith("embeddings.position_ids"):  # a constant in old files
         return None
     if name == _TIED:
         return _EMBEDDING
@@ -27,7 +26,7 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A text encoder's state dict under our names, in the order given.
 
     Raises:
-        ValueError: two tensors have the same name of ours and are not equal; the message names both.
+        ValueError: two different tensors map to the same name; the message names both.
     """
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():

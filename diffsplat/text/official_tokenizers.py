@@ -21,10 +21,10 @@ _T5_SENTINELS = [f"<extra_id_{index}>" for index in reversed(range(100))]  # num
 
 
 def official_tokenizer_json(folder: str | os.PathLike[str], kind: EncoderKind) -> str:
-    """The text of a `tokenizer.json` for an official folder, which may hold only the older files.
+    """The text of a `tokenizer.json` for an official folder, which may contain only older formats.
 
     Raises:
-        ValueError: it holds no files of this kind of encoder, or damaged ones; the message names them.
+        ValueError: files are missing or damaged; the message names them.
     """
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
@@ -42,7 +42,7 @@ def official_tokenizer_json(folder: str | os.PathLike[str], kind: EncoderKind) -
 
 
 def _t5_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """T5's unigrams as its own `tokenizer.json` has them: its character map, words marked by a leading bar, `</s>`."""
+    """T5's unigram tokenizer as in its own `tokenizer.json`: character map, words with a leading bar, `</s>`."""
     try:
         pieces = _read_sentencepiece(path.read_bytes())
     except (ValueError, IndexError, KeyError, struct.error) as error:

@@ -1,4 +1,4 @@
-"""Does a checkpoint fit a spec? Every key, every shape, and what shapes do not show; no weight is read or made."""
+"""Check that a checkpoint fits a spec: keys, shapes, and configs. No weights are read."""
 
 import inspect
 import json
@@ -16,11 +16,11 @@ from diffsplat.denoisers.view_inputs import stock_config
 from diffsplat.integrity import read_json
 from export.importing.layout import SourceError
 
-SHOWN = 20  # keys of a kind
+SHOWN = 20  # keys named for each kind of problem
 FLOATS = ("F64", "F32", "F16", "BF16")
 Shape = tuple[int, ...]
 
-# set anew by whoever loads a checkpoint: the reference overrides them, here the shapes of the weights decide
+# ignored: the reference overrides them when it loads a checkpoint, and here the shapes of the weights decide
 _OPEN_KEYS = {"self", "sample_size", "in_channels", "out_channels", "dropout", "conditioning_embedding_out_channels"}
 
 
@@ -37,7 +37,7 @@ class SourceTensor:
 
 @dataclass(frozen=True)
 class KeyReport:
-    """What is wrong with the keys of a network."""
+    """Differences between the keys of a checkpoint and of a network."""
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class KeyReport:
         return bool(self.missing or self.unexpected or self.misshaped)
 
     def lines(self) -> list[str]:
-        """One line for every kind of problem, with all of its keys counted and the first ones named."""
+        """One line for each kind of problem, with the number of keys and the first of them."""
         lines = []
         for title, entries in zip(("missing", "unexpected", "mis-shaped"), self._kinds(), strict=True):
             if entries:
@@ -60,7 +60,7 @@ class KeyReport:
 
 
 def compare_keys(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> KeyReport:
-    """Hold the tensors of a checkpoint against those of a network, name -> shape both."""
+    """Compare the tensors of a checkpoint with those of a network, both name -> shape."""
     common = (name for name in expected if name in found)
     return KeyReport(
         tuple(name for name in expected if name not in found),
@@ -74,19 +74,19 @@ def compare_keys(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequ
 
 
 def read_header(path: Path) -> list[SourceTensor]:
-    """Tensors of a safetensors file as they lie in it.
+    """Tensors of a safetensors file, in file order.
 
     Raises:
-        SourceError: it is truncated, or none.
+        SourceError: the file is truncated, or not a safetensors file.
     """
     try:
-        with safe_open(path, framework="pt"):  # checks that header and size agree, without reading on
+        with safe_open(path, framework="pt"):  # checks header and size without reading tensors
             pass
         with path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8))
     except (OSError, ValueError, SafetensorError) as error:
-        raise SourceError(f"{path}: truncated, damaged or no safetensors file ({error})") from None
+        raise SourceError(f"{path}: truncated, damaged or not a safetensors file ({error})") from None
     tensors = [
         SourceTensor(name, entry["dtype"], tuple(entry["shape"]), *(start + at for at in entry["data_offsets"]))
         for name, entry in header.items()
@@ -96,22 +96,22 @@ def read_header(path: Path) -> list[SourceTensor]:
 
 
 def check_index(path: Path, holders: Mapping[str, str]) -> None:
-    """Shards must hold what their index says: `holders` are key -> name of the file that holds it."""
+    """Raise SourceError unless shards agree with their index; `holders` maps key -> file that has it."""
     try:
         weight_map = dict(read_json(path)["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{path}: not a valid index ({type(error).__name__}: {error})") from None
     for key in sorted(weight_map.keys() | holders.keys()):
         if weight_map.get(key) != holders.get(key):
-            said, found = weight_map.get(key, "no file"), holders.get(key, "none of the shards")
+            said, found = weight_map.get(key, "no file"), holders.get(key, "no shard")
             raise SourceError(f"{path}: places {key} in {said}, but {found} holds it")
 
 
 def check_denoiser_config(spec: BackboneSpec, path: Path) -> None:
-    """A denoiser's `config.json` must describe the backbone asked for.
+    """Check that a denoiser's `config.json` describes the requested backbone.
 
     Raises:
-        SourceError: it describes another one; the message names both.
+        SourceError: it describes another backbone; the message names both.
     """
     config = _read_config(path)
     problems = _contradictions(spec, config)
@@ -138,7 +138,7 @@ def _contradictions(spec: BackboneSpec, config: Mapping[str, Any]) -> list[str]:
 
 
 def differing_arguments(stock: Any, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Constructor arguments of a stock class in which two configs differ; what one leaves out has its default."""
+    """Constructor arguments of a stock class in which two configs differ; omitted ones have their defaults."""
     problems = []
     for name, parameter in inspect.signature(stock.__init__).parameters.items():
         if name in _OPEN_KEYS:
@@ -150,7 +150,7 @@ def differing_arguments(stock: Any, ours: Mapping[str, Any], theirs: Mapping[str
 
 
 def _plain(value: Any) -> Any:
-    """One form for what means the same: null and false, and a number for all blocks."""
+    """Normalise equivalent values: null and false, and lists of one repeated value."""
     if isinstance(value, list | tuple):
         entries = list(value)
         if not entries:
@@ -160,7 +160,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_vae_config(spec: BackboneSpec, path: Path) -> None:
-    """The base image VAE must scale its latents as the spec says, which no shape shows."""
+    """Check that the base image VAE scales its latents as in the spec, which shapes cannot show."""
     import diffusers
 
     ours = {name: value for name, value in spec.gsvae.items() if name != "tiny_decoder"}

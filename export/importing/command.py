@@ -22,7 +22,7 @@ from export.importing.network import PRECISIONS
 
 _CONTROLS: tuple[str, ...] = get_args(ControlType)
 _NETWORKS = ("denoiser", "gsvae", "gsrecon", "elevest", *(f"controlnet_{kind}" for kind in _CONTROLS))
-_NO_T5 = "_no_t5"  # behind the name of a text recipe
+_NO_T5 = "_no_t5"  # suffix of a text recipe's name
 
 
 def import_command(arguments: list[str]) -> int:
@@ -37,7 +37,7 @@ def import_command(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: the same command continues with the first network that is not finished", file=sys.stderr)
+        print("interrupted: repeat the command to continue with the first unfinished network", file=sys.stderr)
         return 130
     console.print(table_of([describe_bundle(bundle)]))
     console.print(
@@ -48,7 +48,9 @@ def import_command(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export import", description="Official checkpoints -> a bundle.")
-    parser.add_argument("source", metavar="SOURCE", help=f"folder in the hub's layout, or its repository: {REPOSITORY}")
+    parser.add_argument(
+        "source", metavar="SOURCE", help=f"folder in the hub's layout or cache, or a repository such as {REPOSITORY}"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of the bundle to write")
     parser.add_argument("--backbone", choices=PUBLISHED, required=True)
     parser.add_argument("--image", action="store_true", help="the image-conditioned model")
@@ -66,12 +68,17 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=PRECISIONS,
         default="fp32",
-        help="of text encoders, denoiser and ControlNets (default fp32; what is published narrower stays as it is); "
-        "GSVAE, GSRecon, image encoder and elevation estimator are not narrowed",
+        help="precision of text encoders, denoiser and ControlNets (default fp32; weights published in half precision "
+        "stay so); GSVAE, GSRecon, image encoder and elevation estimator are never reduced",
     )
     parser.add_argument("--base", help="folder or repository of the base model (default: the backbone's on the hub)")
     parser.add_argument(
-        "--tag", action="append", type=_pair, default=[], metavar="NETWORK=TAG", help="folder of a network; repeatable"
+        "--tag",
+        action="append",
+        type=_pair,
+        default=[],
+        metavar="NETWORK=TAG",
+        help="folder name of a network's checkpoint; repeatable",
     )
     parser.add_argument(
         "--iteration",
@@ -85,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _spread(arguments: list[str]) -> list[str]:
-    """`--control depth normal SOURCE` with the option before every type: argparse would take SOURCE for another one."""
+    """Repeat `--control` before every type of `--control depth normal SOURCE`; argparse would take SOURCE as a type."""
     spread: list[str] = []
     for argument in arguments:
         if argument in _CONTROLS and len(spread) > 1 and spread[-2] == "--control" and spread[-1] in _CONTROLS:
@@ -135,7 +142,8 @@ def _spec(name: str, options: argparse.Namespace) -> BackboneSpec:
         changes["image_encoder"] = True
     if options.no_t5:
         if f"{options.backbone}{_NO_T5}" not in TEXTS:
-            raise SourceError(f"--no-t5: {options.backbone} has no other text encoder to fall back on")
+            possible = ", ".join(name.removesuffix(_NO_T5) for name in TEXTS if name.endswith(_NO_T5))
+            raise SourceError(f"--no-t5: must be given for one of {possible}, not for {options.backbone}")
         changes["text"] = TEXTS[f"{options.backbone}{_NO_T5}"]
     try:
         return dataclasses.replace(BACKBONES[name], **changes)

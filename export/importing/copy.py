@@ -1,7 +1,7 @@
-"""Weights from safetensors files to those of a bundle, cast on the way, a piece of a tensor at a time.
+"""Copy weights from safetensors files to those of a bundle in small pieces, cast on the way.
 
-Neither side is ever in memory: sources are read once, from front to end, and hashed as they are read; targets have
-their headers first and are then filled in.
+No file is ever held in memory: sources are read once, from start to end, and hashed while they are read; targets get
+their headers first and are then filled.
 """
 
 import hashlib
@@ -38,12 +38,12 @@ TORCH_TYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class CopiedTensor:
-    """A tensor that goes into a bundle."""
+    """A tensor to copy into a bundle."""
 
-    key: str  # its name there
-    file: str  # where it comes from
+    key: str  # its name in the bundle
+    file: str  # source file
     source: SourceTensor
-    dtype: str  # that it is stored in, safetensors' name
+    dtype: str  # stored type, safetensors' name
 
     @property
     def nbytes(self) -> int:
@@ -54,7 +54,7 @@ class CopiedTensor:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor goes."""
+    """Position of a tensor in the target files."""
 
     shard: int
     offset: int  # bytes from the start of the file
@@ -73,23 +73,23 @@ def copy_network(
 
     Args:
         folder: where to write, in the layout of `diffsplat.weights`.
-        network: name of the network, which the files' names start with.
-        tensors: what to write; two with the same key must be equal, and the first one is written.
-        sources: all files that are read, name -> path.
-        max_file_bytes: no file is larger, header included, except one that holds a single larger tensor.
-        on_bytes: called with numbers of bytes as they are read.
+        network: name of the network and prefix of the file names.
+        tensors: tensors to write; those with the same key must be equal, and the first is written.
+        sources: all source files, name -> path.
+        max_file_bytes: limit of a file, header included; only a file with a single larger tensor exceeds it.
+        on_bytes: called with the size of each piece that was read.
 
     Returns:
         Names of the files written, and sha256 of every source.
 
     Raises:
-        SourceError: a source changed or holds what is not a number, a number does not fit the precision, or
-            tensors of the same key differ.
+        SourceError: a source changed or has values that are not finite, a value does not fit the precision, or tensors
+            with the same key differ.
     """
     unique: dict[str, CopiedTensor] = {}
     for tensor in tensors:
         unique.setdefault(tensor.key, tensor)
-    # the widest types first: every tensor is then aligned to its own
+    # widest types first, so that every tensor is aligned
     ordered = sorted(unique.values(), key=lambda tensor: -TORCH_TYPES[tensor.dtype].itemsize)
     shards = _split(ordered, max_file_bytes)
     width = "" if len(shards) == 1 else f"-of-{len(shards):05d}"
@@ -113,7 +113,7 @@ def copy_network(
         }
     for first, second in twins.items():
         if digests[first] != digests[second]:
-            raise SourceError(f"{first[1]} in {first[0]}: differs from {second[1]}, which is the same tensor")
+            raise SourceError(f"{first[1]} in {first[0]}: differs from {second[1]}, but must be the same tensor")
     written = list(names)
     if len(shards) > 1:
         weight_map = {tensor.key: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
@@ -122,8 +122,8 @@ def copy_network(
 
 
 def _split(tensors: Sequence[CopiedTensor], max_file_bytes: int) -> list[list[CopiedTensor]]:
-    """In the order given, as many as fit in every file."""
-    header = len(_header(tensors))  # at least that of any part
+    """Fill files in the given order."""
+    header = len(_header(tensors))  # upper bound for any part
     shards: list[list[CopiedTensor]] = [[]]
     used = header
     for tensor in tensors:
@@ -136,7 +136,7 @@ def _split(tensors: Sequence[CopiedTensor], max_file_bytes: int) -> list[list[Co
 
 
 def _header(tensors: Sequence[CopiedTensor]) -> bytes:
-    """What a safetensors file starts with: length, then JSON, padded to eight bytes."""
+    """Start of a safetensors file: length, then JSON padded to eight bytes."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for tensor in tensors:
@@ -149,7 +149,7 @@ def _header(tensors: Sequence[CopiedTensor]) -> bytes:
 
 
 def _twins(tensors: Sequence[CopiedTensor]) -> dict[tuple[str, str], tuple[str, str]]:
-    """(file, name) of every tensor whose key was seen before -> that of the first with the key."""
+    """(file, name) of every repeated key -> (file, name) of its first occurrence."""
     first: dict[str, tuple[str, str]] = {}
     twins = {}
     for tensor in tensors:
@@ -173,7 +173,7 @@ def _copy_file(
     twins: Mapping[tuple[str, str], tuple[str, str]],
     on_bytes: Callable[[int], None],
 ) -> str:
-    """Read one source to its end, write what belongs into the bundle; returns the sha256 of the source."""
+    """Read one source to its end and copy its tensors into the bundle; returns the sha256 of the source."""
     whole = hashlib.sha256()
     buffer = bytearray(PIECE_BYTES)
     compared = {*twins, *twins.values()}
@@ -182,7 +182,9 @@ def _copy_file(
         size = os.fstat(file.fileno()).st_size
         at = 0
         for tensor in [*ordered, None]:
-            for length in _pieces(size if tensor is None else tensor.source.begin, at):  # what is between is hashed
+            for length in _pieces(
+                size if tensor is None else tensor.source.begin, at
+            ):  # hash what lies between tensors
                 whole.update(_read(file, buffer, length, path))
                 on_bytes(length)
                 at += length
@@ -217,7 +219,7 @@ def _read(file: Any, buffer: bytearray, length: int, path: Path) -> memoryview:
     while done < length:
         count = file.readinto(piece[done:])
         if not count:
-            raise SourceError(f"{path}: became shorter while it was read")
+            raise SourceError(f"{path}: was truncated while it was read")
         done += count
     return piece
 
@@ -229,9 +231,9 @@ def _cast(piece: memoryview, tensor: CopiedTensor, path: Path) -> memoryview:
     cast = values.to(TORCH_TYPES[tensor.dtype])
     if not bool(torch.isfinite(cast).all()):
         if not bool(torch.isfinite(values).all()):
-            raise SourceError(f"{path}: {tensor.source.name} holds infinities or what is not a number")
+            raise SourceError(f"{path}: {tensor.source.name} contains infinite or NaN values")
         raise SourceError(
-            f"{path}: {tensor.source.name} holds {float(values.abs().max()):g}, too large for {tensor.dtype}: "
+            f"{path}: {tensor.source.name} contains {float(values.abs().max()):g}, too large for {tensor.dtype}: "
             "import with --precision bf16 or fp32"
         )
     return piece if cast is values else cast.view(torch.uint8).numpy().data

@@ -18,20 +18,20 @@ _MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffus
 
 
 class Origin(Protocol):
-    """Where files come from."""
+    """A source of files."""
 
-    label: str  # what to call it in errors and in the lineage
+    label: str  # its name in errors
 
     def names(self) -> frozenset[str]:
-        """All files, with forward slashes."""
+        """Names of all files, with forward slashes."""
         ...
 
     def fetch(self, names: Collection[str]) -> Path:
-        """Folder below which these files now are."""
+        """Make these files available; returns the folder that contains them."""
         ...
 
     def describe(self) -> dict[str, str]:
-        """For the lineage; names no folder of this machine."""
+        """Entry for the lineage, without paths of this machine."""
         ...
 
 
@@ -43,7 +43,7 @@ class LocalFolder:
         self.label = str(root)
 
     def names(self) -> frozenset[str]:
-        """All files below it; hidden folders, such as a download's bookkeeping, are passed over."""
+        """All files below the folder except those in hidden folders, such as a download's bookkeeping."""
         found = []
         for folder, below, files in os.walk(self.root, followlinks=True):
             below[:] = [name for name in below if not name.startswith(".")]
@@ -57,7 +57,7 @@ class LocalFolder:
         return self.root
 
     def describe(self) -> dict[str, str]:
-        """Its own name, not where it lies."""
+        """The name of the folder without its path."""
         return {"folder": self.root.resolve().name}
 
 
@@ -108,7 +108,7 @@ def _open_cache(root: Path) -> CachedRepository:
 
 
 class HubRepository:
-    """A repository of the hub, pinned to the revision that is newest when it is first asked."""
+    """A repository of the hub, pinned to the newest revision at the first request."""
 
     def __init__(self, repo_id: str, option: str) -> None:
         self.repo_id = self.label = repo_id
@@ -116,16 +116,16 @@ class HubRepository:
         self._found: Any = None
 
     def names(self) -> frozenset[str]:
-        """What the hub lists. SourceError when it does not answer."""
+        """Files that the hub lists. Raises SourceError if it cannot be reached."""
         return frozenset(entry.rfilename for entry in self._info().siblings or ())
 
     def fetch(self, names: Collection[str]) -> Path:
-        """Download what is not in the cache yet. SourceError when that fails; the next try continues."""
+        """Download files that are not in the cache. Raises SourceError on failure; the next attempt continues."""
         from huggingface_hub import snapshot_download
 
         try:
             return Path(snapshot_download(self.repo_id, revision=self._info().sha, allow_patterns=sorted(names)))
-        except Exception as error:  # the hub's client lets errors of three libraries through
+        except Exception as error:  # the hub's client raises errors of three libraries
             raise self._unreachable(error) from error
 
     def describe(self) -> dict[str, str]:
@@ -172,7 +172,7 @@ def open_origin(source: str, option: str = "SOURCE") -> Origin:
         option: argument of the command line that gave it, for errors.
 
     Raises:
-        SourceError: it is none of these.
+        SourceError: the source does not exist or is of another kind.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -186,4 +186,4 @@ def open_origin(source: str, option: str = "SOURCE") -> Origin:
         raise SourceError(f"{source}: is a file; give the folder that holds TAG/checkpoints/ITERATION")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
         return HubRepository(source, option)
-    raise SourceError(f"{source}: no such folder, and not the name OWNER/REPOSITORY of a repository of the hub")
+    raise SourceError(f"{source}: no such folder, and not of the form OWNER/REPOSITORY")

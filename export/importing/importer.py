@@ -1,8 +1,7 @@
-"""Official checkpoints -> a bundle: find, check everything, copy, assemble.
+"""Official checkpoints -> a bundle: find, check, copy, assemble.
 
-Nothing is copied before every network of the bundle was found and its keys and shapes held against the spec. What is
-copied stands beside the bundle's place until all of it is there, so that an import that was broken off continues with
-the first network that it had not finished.
+Copying starts only after every network was found and its keys and shapes were checked. Copies wait beside the bundle's
+place until all are complete, so that an interrupted import continues with the first unfinished network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,15 +30,15 @@ from export.importing.resume import STAGING, NetworkRecord, check_space, copy_ne
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What to import, and how."""
+    """Options of an import."""
 
     spec: BackboneSpec
-    source: str  # folder in the hub's layout, or repository of the hub
-    base: str  # likewise, of the base model
+    source: str  # folder in the hub's layout or cache, or repository of the hub
+    base: str  # the same for the base model
     out: Path
     precision: str = "fp32"
     tags: Mapping[str, str] = field(default_factory=dict)  # network -> tag
-    iterations: Mapping[str, int] = field(default_factory=dict)  # network -> iteration; else the newest
+    iterations: Mapping[str, int] = field(default_factory=dict)  # network -> iteration; default: the newest
     max_file_bytes: int = MAX_WEIGHTS_FILE_BYTES
 
 
@@ -47,13 +46,13 @@ def import_bundle(options: ImportOptions, progress: ProgressCallback = lambda te
     """Import official checkpoints.
 
     Args:
-        options: what to import.
-        progress: called with what is done now, bytes read and bytes to read.
+        options: sources, target and precision.
+        progress: called with the present step, bytes read and total bytes.
 
     Raises:
-        SourceError: a part is missing, damaged, of another backbone, or does not fit; all problems of keys and
-            shapes come in one message.
-        BundleError: `out` is not ours to replace.
+        SourceError: a part is missing, damaged, of another backbone, or does not fit; one message lists all problems of
+            keys and shapes.
+        BundleError: `out` exists and is not a bundle.
     """
     out = Path(options.out).absolute()
     check_replaceable(out, MANIFEST)
@@ -109,7 +108,7 @@ def _fetch(
 def _check(
     options: ImportOptions, located: Mapping[str, WeightFiles], roots: Mapping[str, Path]
 ) -> dict[str, FoundNetwork]:
-    """Configs first, since they say more plainly what is wrong; then the keys of all networks."""
+    """Check configs first, since their errors are clearer, then the keys of all networks."""
     for name, files in located.items():
         if files.config is not None:
             check_config(options.spec, name, roots[files.origin] / files.config)
@@ -132,7 +131,7 @@ def _tokenizers(spec: BackboneSpec, root: Path) -> list[str]:
         try:
             text = official_tokenizer_json(folder, encoder.kind)
             size = Tokenizer.for_encoder(text, encoder).vocab_size
-        except Exception as error:  # the library raises plain Exception for a file that it cannot read
+        except Exception as error:  # the library raises plain Exception for unreadable files
             raise SourceError(f"{folder}: no tokenizer of {spec.name}: {error}") from error
         if size > encoder.config["vocab_size"]:
             raise SourceError(

@@ -1,4 +1,4 @@
-"""Where the parts of a published model lie in the hub's layout. Names alone: a folder and a listing of the hub alike.
+"""Locate the parts of a published model by file names alone, so that folders and listings of the hub work alike.
 
     <tag>/checkpoints/<iteration>/          of DiffSplat
         unet_ema/{config.json, diffusion_pytorch_model*.safetensors}      denoiser; of transformers in transformer_ema
@@ -6,7 +6,7 @@
         model.safetensors                                                 GSVAE, GSRecon, ElevEst
     text_encoder*/{config.json, model*.safetensors}  tokenizer*/  vae/    of the base model
 
-Every file of weights may be shards with an index, and those of a base model may have an fp16 variant.
+Weights may be sharded with an index, and those of a base model may have an fp16 variant.
 """
 
 import re
@@ -25,7 +25,7 @@ NEWEST = -1  # iteration
 _CONTROLNET = "controlnet_"  # networks, one for every type
 
 _SD, _SDXL, _SD3 = (f"gsvae_gobj265k_{latents}" for latents in ("sd", "sdxl_fp16", "sd3"))
-# backbone -> base model on the hub, GSVAE of its latents, start of the denoiser's tag where one is published
+# backbone -> base model on the hub, tag of the GSVAE, start of the denoiser's tag if one was published
 PUBLISHED: Mapping[str, tuple[str, str, str | None]] = {
     "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", _SD, "gsdiff_gobj83k_sd15"),
     "sd21": ("stabilityai/stable-diffusion-2-1", _SD, None),
@@ -39,29 +39,29 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class SourceError(ExportError):
-    """A checkpoint is incomplete, damaged, or not of the backbone asked for; the message names file and keys."""
+    """A checkpoint is incomplete, damaged, or of another backbone than requested; the message names file and keys."""
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Where the weights of one network are."""
+    """Files of one network's weights."""
 
     origin: Literal["checkpoint", "base"]
-    files: tuple[str, ...]  # the only one, or all shards in order
-    config: str | None = None  # config.json, where its folder has one
-    index: str | None = None  # of the shards, where there is one
+    files: tuple[str, ...]  # a single file, or all shards in order
+    config: str | None = None  # config.json, if there is one
+    index: str | None = None  # of the shards, if there is one
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that is read."""
+        """Names of all files that are read."""
         return (*self.files, *(name for name in (self.config, self.index) if name is not None))
 
 
 def default_tags(backbone: str) -> dict[str, str]:
-    """Network -> tag of its published checkpoint; what was not published is left out.
+    """Network -> tag of its published checkpoint; unpublished networks are left out.
 
     Args:
-        backbone: a name of the table of backbones, `_image` behind it for an image model.
+        backbone: a key of BACKBONES, with the suffix `_image` for an image model.
     """
     text_backbone = backbone.removesuffix("_image")
     if text_backbone not in PUBLISHED:
@@ -87,14 +87,14 @@ def locate_checkpoints(
 
     Args:
         spec: the backbone asked for.
-        networks: names of networks; those of the base model are passed over.
+        networks: names of networks; those of the base model are skipped.
         names: all files of the source, with forward slashes.
-        label: what to call the source in an error.
+        label: name of the source in errors.
         tags: network -> tag.
-        iterations: network -> iteration; the newest where none is named.
+        iterations: network -> iteration; default: the newest.
 
     Raises:
-        SourceError: a part is not there, or only as a pickle.
+        SourceError: a part is missing, or exists only as a pickle.
     """
     located = {}
     for network in networks:
@@ -115,7 +115,7 @@ def locate_checkpoints(
 
 
 def locate_base_parts(networks: Collection[str], names: Collection[str], label: str) -> dict[str, WeightFiles]:
-    """Text encoders and the image VAE, of which the fp16 variant is taken where there is one, as the reference does."""
+    """Locate text encoders, preferring the fp16 variant as the reference does, and the image VAE."""
     located = {}
     for network in networks:
         if network.startswith(TEXT_ENCODER):
@@ -166,19 +166,19 @@ def _weights(
     origin: Literal["checkpoint", "base"],
     variants: tuple[str, ...] = ("", "fp16"),
 ) -> WeightFiles:
-    """The first variant that a folder holds; shards must be complete."""
+    """Files of the first variant in a folder; shards must be complete."""
     here = {name.rpartition("/")[2] for name in names if name.rpartition("/")[0] == folder}
     for variant in variants:
         dotted = f".{variant}" if variant else ""
         index = f"{stem}.safetensors.index{dotted}.json"
-        # the variant stands before the numbers in transformers' files, behind them in older ones of diffusers
+        # the variant comes before the shard numbers in transformers' files, after them in older files of diffusers
         numbered = re.compile(
             rf"{re.escape(stem)}(?:{re.escape(dotted)}-(\d+)-of-(\d+)|-(\d+)-of-(\d+){re.escape(dotted)})\.safetensors"
         )
         shards = {name: match for name in here if (match := numbered.fullmatch(name))}
         single = f"{stem}{dotted}.safetensors"
         if single in here and shards:
-            raise SourceError(f"{label}/{folder}: holds {single} beside {min(shards)}: one of them is stale")
+            raise SourceError(f"{label}/{folder}: contains both {single} and {min(shards)}; remove the stale one")
         if single not in here and not shards:
             continue
         _check_complete({name: match.groups() for name, match in shards.items()}, f"{label}/{folder}")
@@ -196,7 +196,7 @@ def _check_complete(shards: Mapping[str, tuple[str | None, ...]], folder: str) -
     pairs = {tuple(int(number) for number in groups if number is not None) for groups in shards.values()}
     totals = {total for _, total in pairs}
     if len(totals) > 1:
-        raise SourceError(f"{folder}: shards of several savings lie together: {', '.join(sorted(shards))}")
+        raise SourceError(f"{folder}: contains shards of different checkpoints: {', '.join(sorted(shards))}")
     missing = [number for number in range(1, max(totals, default=0) + 1) if number not in {first for first, _ in pairs}]
     if missing:
         raise SourceError(f"{folder}: lacks shard {', '.join(map(str, missing))} of {max(totals)}")
@@ -208,7 +208,7 @@ def _why_absent(names: Collection[str], label: str, folder: str, stem: str, here
     if pickles or "zero_to_fp32.py" in here:
         held = pickles[0] if pickles else "a DeepSpeed state"
         return (
-            f"{wanted}, only {held}: a pickle, which runs code of whoever wrote it when it is read, so it is refused. "
+            f"{wanted}, only {held}: a pickle, which can run arbitrary code when it is read and is refused. "
             "Convert it where you trust it: `zero_to_fp32.py --safe_serialization` for DeepSpeed, or "
             "`safetensors.torch.save_file(torch.load(..., weights_only=True), ...)`"
         )

@@ -1,4 +1,4 @@
-"""One network of an official checkpoint: what it must hold, what it holds, and in which precision it is kept."""
+"""One network of an official checkpoint: expected tensors, found tensors, and the precision to store them in."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,18 +26,18 @@ from export.importing.copy import TORCH_TYPES, CopiedTensor
 from export.importing.layout import SourceError, WeightFiles
 
 PRECISIONS: Mapping[str, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-# Rounding their weights to 16 bits moves what they compute by more than the official numbers' tolerance: see
-# tests/export/test_importing_precision.py. They are small, and what decides how a splat looks.
+# Rounding their weights to 16 bits changes their outputs by more than the tolerance: see
+# tests/export/test_importing_precision.py. They are small and determine how splats look.
 _ALWAYS_FP32 = ("gsvae", "gsrecon", "image_encoder", "elevest")
 
 
 @dataclass(frozen=True)
 class FoundNetwork:
-    """A network that was found; what is wrong with it stands in its report."""
+    """A network that was found, with a report on its problems."""
 
     tensors: tuple[CopiedTensor, ...]
-    sources: dict[str, Path]  # name within its origin -> path
-    precision: str  # that its floating-point weights are stored in
+    sources: dict[str, Path]  # name in its origin -> path
+    precision: str  # in which floating-point weights are stored
     report: KeyReport
 
     @property
@@ -47,18 +47,18 @@ class FoundNetwork:
 
     @property
     def source_bytes(self) -> int:
-        """Bytes of the files that are read."""
+        """Bytes of the source files."""
         return sum(path.stat().st_size for path in self.sources.values())
 
 
 def expected_tensors(spec: BackboneSpec, network: str) -> dict[str, torch.Tensor]:
-    """State dict of a network on the meta device: names, shapes and types, no numbers."""
+    """State dict of a network on the meta device: names, shapes and types without values."""
     with torch.device("meta"):
         return dict(network_builders(spec)[network]().state_dict())
 
 
 def renaming(network: str) -> Callable[[str], str | None]:
-    """Official name of a tensor -> ours; None for what the network does not use."""
+    """Function from official names of tensors to ours; None for tensors that the network does not use."""
     if network.startswith(TEXT_ENCODER):
         return our_name
     return _image_encoder_name if network == "image_encoder" else lambda name: name
@@ -69,7 +69,7 @@ _ATTENTION_NAMES = {
     "key": "to_k",
     "value": "to_v",
     "proj_attn": "to_out.0",
-}  # SD1.5's file has the old
+}  # SD1.5's file has these old names
 
 
 def _image_encoder_name(name: str) -> str | None:
@@ -83,7 +83,7 @@ def _image_encoder_name(name: str) -> str | None:
 
 
 def check_config(spec: BackboneSpec, network: str, path: Path) -> None:
-    """What shapes do not show must be as in the spec. SourceError names both."""
+    """Check settings that shapes do not show against the spec. SourceError names both values."""
     if network == "denoiser":
         check_denoiser_config(spec, path)
     elif network == "image_encoder":
@@ -97,14 +97,14 @@ def check_config(spec: BackboneSpec, network: str, path: Path) -> None:
 
 
 def find_network(spec: BackboneSpec, name: str, files: WeightFiles, root: Path, precision: str) -> FoundNetwork:
-    """Read the headers of a network's files and hold them against the spec.
+    """Read the headers of a network's files and compare them with the spec.
 
     Args:
-        spec: the backbone asked for.
-        name: of the network.
-        files: where its weights are.
-        root: folder that their names start from.
-        precision: asked for, a key of PRECISIONS.
+        spec: the requested backbone.
+        name: name of the network.
+        files: files of its weights.
+        root: folder to which their names are relative.
+        precision: the requested one, a key of PRECISIONS.
 
     Raises:
         SourceError: a file is damaged, or shards disagree with each other or with their index.
@@ -145,7 +145,7 @@ def _fits_type(tensor: SourceTensor, expected: torch.Tensor) -> bool:
 
 
 def _stored_precision(network: str, asked: str, held: Sequence[str]) -> str:
-    """The precision asked for, or that of the source where it is narrower: the same numbers in half the room."""
+    """The requested precision, or that of the source if it is lower: the same values in less space."""
     wanted = "fp32" if network in _ALWAYS_FP32 else asked
     types = {dtype for dtype in held if dtype in FLOATS}
     if wanted == "fp32" and len(types) == 1:

@@ -1,4 +1,4 @@
-"""An import under way: what is finished waits beside the bundle's place, and is found again by the next try."""
+"""Interrupted imports: finished networks wait beside the bundle's place, where the next attempt finds them."""
 
 import fcntl
 import hashlib
@@ -15,7 +15,7 @@ from export.importing.copy import copy_network
 from export.importing.layout import SourceError
 from export.importing.network import FoundNetwork
 
-STAGING = "bundle"  # folder of the files of the bundle to be
+STAGING = "bundle"  # folder of the unfinished bundle
 _RECORD = "record.json"
 _RECORD_VERSION = 1
 NetworkRecord = dict[str, Any]  # of a finished network: made_from, files, sources
@@ -23,7 +23,7 @@ NetworkRecord = dict[str, Any]  # of a finished network: made_from, files, sourc
 
 @contextmanager
 def working_folder(out: Path) -> Iterator[Path]:
-    """Where networks wait until the bundle is complete; stays when that fails, and is gone when it is done."""
+    """Folder for networks until the bundle is complete; it is kept on failure and removed on success."""
     working = out.parent / f".{out.name}-import"
     (working / STAGING).mkdir(parents=True, exist_ok=True)
     with (working / "lock").open("w") as lock:
@@ -33,16 +33,16 @@ def working_folder(out: Path) -> Iterator[Path]:
             raise SourceError(f"{working}: another import to {out} is running") from None
         try:
             yield working
-        except BaseException:  # Ctrl-C too
+        except BaseException:  # includes Ctrl-C
             _drop_unfinished(working)
             raise
         shutil.rmtree(working)
 
 
 def _drop_unfinished(working: Path) -> None:
-    """Remove files of no finished network; all of the folder when there is none."""
+    """Remove files of unfinished networks, or the whole folder if no network is finished."""
     finished = {file for record in _read_records(working).values() for file in record["files"]}
-    if not finished or not (working / STAGING).is_dir():  # or the bundle is in its place already
+    if not finished or not (working / STAGING).is_dir():  # or the bundle has been moved already
         shutil.rmtree(working)
         return
     for path in (working / STAGING).iterdir():
@@ -53,12 +53,12 @@ def _drop_unfinished(working: Path) -> None:
 def _read_records(working: Path) -> dict[str, NetworkRecord]:
     try:
         return {name: record for name, record in json.loads((working / _RECORD).read_text()).items() if record["files"]}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # absent or damaged: nothing is finished
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing or damaged: nothing is finished
         return {}
 
 
 def kept_networks(working: Path, networks: Mapping[str, FoundNetwork], max_file_bytes: int) -> dict[str, NetworkRecord]:
-    """Records of the networks that an import before this one finished; every other file is removed."""
+    """Records of the networks that an earlier import finished; all other files are removed."""
     records = _read_records(working)
     kept = {}
     for name, network in networks.items():
@@ -79,7 +79,7 @@ def kept_networks(working: Path, networks: Mapping[str, FoundNetwork], max_file_
 
 
 def check_space(out: Path, networks: Mapping[str, FoundNetwork]) -> None:
-    """SourceError unless there is room beside `out` for networks that are still to be copied."""
+    """Raise SourceError unless the disk of `out` has space for the networks that are still to be copied."""
     needed, free = sum(network.nbytes for network in networks.values()), shutil.disk_usage(out.parent).free
     if needed > free:
         raise SourceError(f"{out.parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
@@ -92,7 +92,7 @@ def copy_networks(
     max_file_bytes: int,
     progress: ProgressCallback,
 ) -> None:
-    """Copy what no record tells of, and record it."""
+    """Copy and record networks not copied yet."""
     total = sum(network.source_bytes for name, network in networks.items() if name not in records)
     done = 0
     for name, network in networks.items():
@@ -122,7 +122,7 @@ def copy_networks(
 
 
 def _made_from(network: FoundNetwork, max_file_bytes: int) -> dict[str, Any]:
-    """Changes whenever another copy would come out."""
+    """Everything that determines the copy of a network."""
     keys = [[tensor.key, tensor.dtype, tensor.source.shape] for tensor in network.tensors]
     stats = {name: path.stat() for name, path in network.sources.items()}
     return {

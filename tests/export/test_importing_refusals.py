@@ -73,9 +73,9 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
     ),
     "not a number": (
         lambda o: edit(gsvae(o), lambda state: state[KEY].fill_(float("nan"))),
-        [KEY, "not a number"],
+        [KEY, "infinite or NaN"],
     ),
-    "a pickle": (lambda o: as_pickle(gsvae(o)), ["pytorch_model.bin", "runs code", "refused"]),
+    "a pickle": (lambda o: as_pickle(gsvae(o)), ["pytorch_model.bin", "arbitrary code", "refused"]),
     "no GSVAE": (
         lambda o: shutil.rmtree(Path(o.source) / TAGS["gsvae"]),
         ["no folder gsvae_gobj265k_sd", "holds the gsvae", TAGS["denoiser"]],
@@ -86,7 +86,7 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
     "a missing shard": (lambda o: last_shard(o).unlink(), ["lacks shard"]),
     "a stale file beside shards": (
         lambda o: shutil.copyfile(last_shard(o), unet(o) / "diffusion_pytorch_model.safetensors") and None,
-        ["diffusion_pytorch_model.safetensors beside", "stale"],
+        ["contains both diffusion_pytorch_model.safetensors and", "stale"],
     ),
     "an index that says otherwise": (
         lambda o: edit_config(unet(o) / "diffusion_pytorch_model.safetensors.index.json", weight_map={"a": "b"}),

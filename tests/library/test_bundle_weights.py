@@ -155,7 +155,7 @@ FIRST_KEY = "conv_in.bias"  # lies in the first shard
         (
             lambda root: shutil.copy(root / SHARDS[0], root / "denoiser.safetensors"),
             "denoiser.safetensors",
-            "stands beside shards",
+            "lies beside shards",
         ),
         (
             lambda root: (root / SHARDS[2]).write_bytes((root / SHARDS[2]).read_bytes()[:-100]),

@@ -111,7 +111,7 @@ def test_an_image_without_object_is_refused() -> None:
     class Nothing(Fixed):
         name = "a blind one"
 
-    with pytest.raises(InvalidRequestError, match=r"IMAGE: no object found by a blind one: must show one .* 0\.1%"):
+    with pytest.raises(InvalidRequestError, match=r"IMAGE: a blind one found no object: it must cover .* 0\.1%"):
         cut(DecodedImage(white, None), Nothing(0, 0, 0, 0))
 
 
@@ -122,7 +122,7 @@ def test_grabcut_survives_one_colour_and_narrow_images(value: int, shape: tuple[
     try:
         alpha, method = cut(DecodedImage(np.full((*shape, 3), value, np.uint8), None), GrabCut())
     except InvalidRequestError as error:
-        assert str(error).startswith("IMAGE: no object found by GrabCut")
+        assert str(error).startswith("IMAGE: GrabCut found no object")
     else:
         assert method == "GrabCut" and alpha.shape == (256, 256) and alpha.any()
 
