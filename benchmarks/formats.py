@@ -17,7 +17,7 @@ REPEATS = 15
 
 
 def random_cloud(count: int) -> SplatCloud:
-    """Splats with the ranges of decoded ones; the opacity threshold drops none of them."""
+    """Splats with the ranges of decoded ones; the opacity threshold keeps all of them."""
     rng = np.random.default_rng(0)
     array = rng.normal(size=(count, 14)).astype(np.float32)
     array[:, 3:6] = rng.uniform(0, 1, (count, 3))

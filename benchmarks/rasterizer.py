@@ -1,8 +1,8 @@
 """`python -m benchmarks.rasterizer [--size 256] [--json PATH]`: the CPU rasterizer against torch and a scalar loop.
 
-Candidates take turns inside one process and medians are compared, because a shared machine drifts. Rows with one thread
-count CPU time, which neighbours hardly lengthen. Rows with two count wall time and mean something only where two cores
-are free: that is measured right before; where they are not, the row says so and torch is left out.
+Candidates take turns in one process and their medians are compared, because the speed of a shared machine drifts. Rows
+with one thread measure CPU time, which other processes hardly change. Rows with two threads measure wall time, which is
+meaningful only if two cores are free: that is checked right before; if they are not, the row says so and omits torch.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def compare(name: str, threads: int, kernels: Work, yardstick_name: str = "", ya
         yardstick = None
     ours, theirs = [], []
     for _ in range(turns):
-        # The kernels are short: a few calls per turn, the best of which is theirs on a machine that is not quiet.
+        # The kernels are short: several calls per turn, of which the median counts.
         ours.append(statistics.median(timed_ms(kernels, threads) for _ in range(3)) / per)
         if yardstick is not None:
             theirs.append(timed_ms(yardstick, threads) / per)
@@ -96,7 +96,7 @@ def compare(name: str, threads: int, kernels: Work, yardstick_name: str = "", ya
         free,
     )
     compared = f"{row.yardstick:>12} {row.yardstick_ms:10.1f} ms {row.ratio:7.1f} x" if row.ratio else ""
-    busy = "   (two cores were not free: no measure)" if free is False else ""
+    busy = "   (two cores were not free: not comparable)" if free is False else ""
     print(f"{row.name:<58} {row.threads} {row.kernels_ms:9.1f} ms {compared}{busy}", flush=True)
     return row
 

@@ -1,4 +1,4 @@
-"""The naive CPU port of compositing: splat by splat, pixel by pixel, libm's exp. The yardstick of the SIMD kernel."""
+"""A naive CPU port of compositing, splat by splat and pixel by pixel with libm's exp: the SIMD kernel's yardstick."""
 
 # mypy: allow-untyped-defs
 
@@ -12,7 +12,7 @@ from diffsplat.rasterize.rules import ALPHA_MAX, ALPHA_MIN, STOP
 
 @kernel
 def blend_frame_scalar(records, tile_starts, lists, width, height, tile, acc):
-    """Same arguments and result as `diffsplat.rasterize.kernels_blend.blend_frame`."""
+    """Takes the arguments of `diffsplat.rasterize.kernels_blend.blend_frame` and gives the same result."""
     columns = (width + tile - 1) // tile
     acc[:] = F(0)
     for t in range(tile_starts.shape[0] - 1):

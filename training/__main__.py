@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{stop}; run the same command with --resume", file=sys.stderr)
         return _INTERRUPTED
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
-        print("stopped; what the newest checkpoint holds can be continued with --resume", file=sys.stderr)
+        print("stopped; continue from the newest checkpoint with --resume", file=sys.stderr)
         return _INTERRUPTED
     except (ValueError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 Below a run's folder::
 
-    checkpoints/000250.pt    everything needed to continue; the newest `keep` are kept
+    checkpoints/000250.pt    everything needed to continue; only the newest `keep` stay
     finished/                <network>.safetensors and finished.json: what later stages and the bundle read
 """
 
@@ -29,7 +29,7 @@ _FREE_FIELDS = ("preset", "cadence", "run", "recon", "vae", "start")  # may chan
 
 
 class CheckpointError(ValueError):
-    """A checkpoint or a finished stage is missing, damaged or of another run; the message names the file."""
+    """A checkpoint or a finished stage is missing, damaged or from another run; the message names the file."""
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
@@ -68,7 +68,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_same_run(path: Path, stored: dict[str, Any], config: StageConfig) -> None:
-    """Refuse to continue a run with other data, optimiser or losses than it was started with.
+    """Refuse to continue a run whose data, optimiser or losses have changed.
 
     Raises:
         CheckpointError: names the first field that differs and both values.
@@ -90,7 +90,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def save_finished(
     out: Path, networks: Mapping[str, nn.Module], facts: dict[str, Any], texts: Mapping[str, str]
 ) -> None:
-    """Write a stage's networks (float32), its facts and text files as one folder that appears at once."""
+    """Write a stage's networks (float32), facts and text files into a folder that appears whole or not at all."""
     with tempfile.TemporaryDirectory(dir=out, prefix=".finished-") as temporary:
         staging = Path(temporary) / FINISHED
         staging.mkdir()
@@ -105,7 +105,7 @@ def save_finished(
 
 
 def read_finished(out: Path) -> dict[str, Any]:
-    """Facts of a finished stage, its files verified.
+    """Verify the files of a finished stage and return its facts.
 
     Raises:
         CheckpointError: the stage has not finished, or a file does not match; the message names it.
@@ -134,7 +134,7 @@ def load_finished(out: Path, name: str, module: nn.Module) -> nn.Module:
 
 
 def git_revision() -> str:
-    """Commit of the source tree, with ``+changes`` when it was edited; ``unknown`` outside a repository."""
+    """Commit of the source tree, with ``+changes`` if it has uncommitted changes; ``unknown`` outside a repository."""
     root = Path(__file__).parent
     try:
         commit = subprocess.run(

@@ -1,6 +1,6 @@
-"""What a training run is, as frozen dataclasses: the single source of run facts, also the command line (tyro).
+"""The configuration of a training run as frozen dataclasses, from which tyro also builds the command line.
 
-`StageConfig` is common to every stage; each stage adds its weights and the finished runs it starts from.
+All stages share `StageConfig`; each adds its loss weights and the finished runs it starts from.
 """
 
 import dataclasses
@@ -11,21 +11,21 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Data:
-    """Which objects, and how they are shown."""
+    """Which objects are rendered, and from where."""
 
-    grammar: Literal["basic", "rich"] = "basic"  # what may appear: training.data.synthetic_config.CONFIGS
-    seed: int = 0  # series of procedural objects
+    grammar: Literal["basic", "rich"] = "basic"  # kinds of objects and captions: training.data.synthetic_config.CONFIGS
+    seed: int = 0  # of the series of procedural objects
     objects: int = 1024
-    validation_objects: int = 12  # of the same series, far behind the training ones; the same in every evaluation
+    validation_objects: int = 12  # from the same series, far past the training ones; the same in every evaluation
     batch_size: int = 8  # objects per process and step
-    views: int = 8  # of a sample: the input views first, then novel ones
+    views: int = 8  # per sample: the input views first, then novel ones
     first_views: tuple[int, ...] = (0, 27)  # reference views: the starts of both rings of the camera layout
-    pool_size: int = 4  # novel views rendered per object, from which a sample draws
+    pool_size: int = 4  # novel views rendered per object, from which each sample draws
 
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW, learning rate over steps, clipping, moving average."""
+    """AdamW, learning-rate schedule, gradient clipping and moving average."""
 
     steps: int = 1000
     lr: float = 4e-4
@@ -33,15 +33,17 @@ class Optim:
     eps: float = 1e-8
     weight_decay: float = 0.05  # never on norms, biases and embeddings
     max_grad_norm: float = 1.0
-    schedule: Literal["constant", "cosine"] = "cosine"  # behind the warm-up
+    schedule: Literal["constant", "cosine"] = "cosine"  # after the warm-up
     warmup_steps: int = 50
     ema_max_decay: float = 0.9999
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the trained network's matrix products; rest is float32
+    precision: Literal["float32", "bfloat16"] = (
+        "float32"  # of the trained networks' matrix products; the rest is float32
+    )
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often the loop speaks, looks and saves, in steps."""
+    """How often the loop logs, evaluates and saves, in steps."""
 
     log_every: int = 10
     evaluate_every: int = 250
@@ -51,7 +53,7 @@ class Cadence:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and on what a stage runs."""
+    """Folder, device and seed of a run."""
 
     out: Path = Path("runs/unnamed")
     resume: bool = False  # continue from the newest checkpoint under `out`
@@ -62,7 +64,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """What every stage has."""
+    """Options of every stage."""
 
     preset: str = ""
     backbone: str = "pico"  # a key of diffsplat.backbones.BACKBONES
@@ -78,53 +80,53 @@ class RenderWeights:
 
     image: float = 1.0
     mask: float = 1.0
-    ssim: float = 0.2  # stands in for a perceptual term that would need downloaded weights
+    ssim: float = 0.2  # in place of a perceptual term, which would need downloaded weights
 
 
 @dataclass(frozen=True)
 class ReconConfig(StageConfig):
     """GSRecon: images of an object -> grid of Gaussians."""
 
-    start: Path | None = None  # finished run of this stage to start from; none starts from random weights
+    start: Path | None = None  # finished run of this stage to start from; random weights if not given
     weights: RenderWeights = RenderWeights()
-    position_weight: float = 1.0  # Gaussians of the object against the true surface points of their pixels
-    colour_weight: float = 0.0  # Gaussians of the object against the colours of their pixels
-    opacity_weight: float = 0.1  # Gaussians of the background towards full transparency and one fixed look
+    position_weight: float = 1.0  # distance of the object's Gaussians from the true surface points of their pixels
+    colour_weight: float = 0.0  # distance of the object's Gaussians from the colours of their pixels
+    opacity_weight: float = 0.1  # pulls the background's Gaussians towards full transparency and one fixed look
 
 
 @dataclass(frozen=True)
 class VaeConfig(StageConfig):
-    """GSVAE: grid of Gaussians <-> latents, on a frozen GSRecon."""
+    """GSVAE: grid of Gaussians <-> latents, with a frozen GSRecon."""
 
     recon: Path = Path("runs/pico/recon")  # finished run of the recon stage
-    vae: Path | None = None  # finished run of this stage to start from; none starts from random weights
-    first_weights: Literal["random", "average"] = "random"  # of a new autoencoder (stages.vae_start)
-    part: Literal["all", "decoder"] = "all"  # what is trained; "decoder" keeps the latents of `vae` as they are
+    vae: Path | None = None  # finished run of this stage to start from; random weights if not given
+    first_weights: Literal["random", "average"] = "random"  # of a new autoencoder: training.stages.vae_start
+    part: Literal["all", "decoder"] = "all"  # the trained part; "decoder" leaves the latents of `vae` unchanged
     weights: RenderWeights = RenderWeights()
     grid_weight: float = 1.0
     render_weight: float = 1.0
-    rendered_objects: int = 8  # of every batch, at most; rendering costs more than the rest of a small autoencoder
-    kl_weight: float = 1e-5  # tiny: keeps latents near unit size without blurring them
+    rendered_objects: int = 8  # at most, per batch; rendering costs more than the rest of a small autoencoder
+    kl_weight: float = 1e-5  # small: keeps latents near unit size without blurring them
 
 
 @dataclass(frozen=True)
 class DiffusionConfig(StageConfig):
-    """Text-conditioned multi-view denoiser on cached latents; the text encoder is trained with it."""
+    """Text-conditioned multi-view denoiser on cached latents, trained together with its text encoder."""
 
     recon: Path = Path("runs/pico/recon")
     vae: Path = Path("runs/pico/vae")
-    start: Path | None = None  # finished run of this stage to start from; none starts from random weights
-    text_dropout: float = 0.1  # share of objects whose caption is replaced by the empty one
-    min_snr_gamma: float = 0.0  # 0 = every timestep weighs the same
+    start: Path | None = None  # finished run of this stage to start from; random weights if not given
+    text_dropout: float = 0.1  # share of objects whose caption is replaced by an empty one
+    min_snr_gamma: float = 0.0  # 0: all timesteps weigh the same
     evaluation_steps: int = 16
 
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """A chain of stages that ends in a bundle."""
+    """All stages in a row, up to the bundle."""
 
-    out: Path = Path("runs/pico")  # each stage in its own folder below; the bundle in `bundle`
-    resume: bool = False  # skip what is finished, continue what is not
+    out: Path = Path("runs/pico")  # one folder below it per stage, and `bundle`
+    resume: bool = False  # skip finished stages and continue the unfinished one
     recon: ReconConfig = ReconConfig()
     vae: VaeConfig = VaeConfig()
     decoder: VaeConfig = VaeConfig(part="decoder")
@@ -133,16 +135,16 @@ class RecipeConfig:
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """The diffusion stage once more, from the weights of a bundle."""
+    """Further training of a bundle's denoiser and text encoder."""
 
     bundle: Path = Path("bundles/nano")
-    out: Path = Path("runs/nano-refined")  # the bundle's stages in `start`, the run in `diffusion`, then `bundle`
+    out: Path = Path("runs/nano-refined")  # holds `start` (the bundle's stages), `diffusion` (the run) and `bundle`
     resume: bool = False
     diffusion: DiffusionConfig = DiffusionConfig()
 
 
 def to_plain(config: Any) -> Any:
-    """A config as JSON types."""
+    """Convert a configuration to JSON types."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {entry.name: to_plain(getattr(config, entry.name)) for entry in dataclasses.fields(config)}
     if isinstance(config, tuple | list):
@@ -151,7 +153,7 @@ def to_plain(config: Any) -> Any:
 
 
 def check(config: StageConfig) -> None:
-    """Refuse values no run can mean.
+    """Refuse values out of range.
 
     Raises:
         ValueError: names the field, its value and the allowed range.
@@ -174,7 +176,7 @@ def check(config: StageConfig) -> None:
     if isinstance(config, VaeConfig):
         bounds.append(("rendered_objects", config.rendered_objects, 1, 10**6))
         if config.part == "decoder" and config.vae is None:
-            raise ValueError("vae is open: part = 'decoder' needs the finished run whose latents it keeps")
+            raise ValueError("vae is not set: part = 'decoder' needs the finished run whose latents it keeps")
     for name, value, low, high in bounds:
         if not low <= value <= high:
             raise ValueError(f"{name} = {value} must lie in [{low}, {high}]")

@@ -33,7 +33,7 @@ _ORDER_STREAM, _CAPTION_STREAM = 41, 42
 
 
 class LatentBatch(NamedTuple):
-    """B objects as the denoiser sees them."""
+    """B objects as the denoiser's input."""
 
     latents: Tensor  # [B, V, C, h, w] clean, diffusion space
     plucker: Tensor  # [B, V, 6, h, w]
@@ -42,7 +42,7 @@ class LatentBatch(NamedTuple):
 
 
 class LatentCache(NamedTuple):
-    """All objects of a data set, each seen from every allowed reference view, one after the other."""
+    """All objects of a data set from every allowed reference view, one view after the other."""
 
     latents: Tensor  # [N, V, C, h, w]
     plucker: Tensor  # [N, V, 6, h, w]
@@ -83,7 +83,7 @@ def encode_objects(data: Data, spec: BackboneSpec, gsrecon: GSRecon, gsvae: GSVA
 
 
 def save_cache(path: Path, cache: LatentCache, origin: dict[str, Any]) -> None:
-    """Write a cache in one move, with what it was computed from."""
+    """Write a cache atomically, together with its origin."""
     tensors = {"latents": cache.latents, "plucker": cache.plucker, **cache.cameras._asdict()}
     words = json.dumps([list(entry) for entry in cache.words])
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
@@ -99,7 +99,7 @@ def save_cache(path: Path, cache: LatentCache, origin: dict[str, Any]) -> None:
 
 
 def load_cache(path: Path, origin: dict[str, Any]) -> LatentCache | None:
-    """The cache at `path`, or None when there is none of this origin and it has to be computed."""
+    """The cache at `path`, or None if it is missing or was computed from something else."""
     if not path.is_file():
         return None
     with safe_open(path, "pt") as file:
@@ -112,7 +112,7 @@ def load_cache(path: Path, origin: dict[str, Any]) -> LatentCache | None:
 
 
 class LatentStream(BatchStream):
-    """`BatchStream` over a cache: the same kind of order and cursor; captions are drawn anew at every visit."""
+    """A `BatchStream` over a cache, with the same kind of order and cursor; every visit draws new captions."""
 
     def __init__(self, cache: LatentCache, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         super().__init__(cache, batch_size, seed, rank, world_size)  # type: ignore[arg-type]

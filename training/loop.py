@@ -1,7 +1,7 @@
-"""The one training loop. It knows nothing about splats: a `Stage` says what is trained, on what, and how good it is.
+"""The training loop. It does not depend on splats: a `Stage` defines networks, data, loss and evaluation.
 
-One update: batch -> loss -> gradients -> clip -> AdamW at the step's learning rate -> EMA. Everything random in it
-comes from (seed, rank, step), and the data stream has a cursor, so a resumed run takes the very same updates.
+One update: batch -> loss -> gradients -> clip -> AdamW at the step's learning rate -> EMA. All randomness comes from
+(seed, rank, step), and the data stream has a cursor, so that a resumed run makes exactly the same updates.
 """
 
 import math
@@ -33,32 +33,32 @@ class Stream(Protocol):
     def __next__(self) -> Any: ...
 
     def state_dict(self) -> dict[str, int]:
-        """Where it stands."""
+        """The cursor."""
         ...
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue there."""
+        """Continue at a cursor."""
         ...
 
 
 class Evaluation(NamedTuple):
-    """What a look at fixed objects gives."""
+    """Scalars and panels of one evaluation on fixed objects."""
 
     scalars: dict[str, float]
     panels: dict[str, np.ndarray]  # name -> uint8 image [H, W, 3]
 
 
 class Stage(Protocol):
-    """One thing to train: `build` once, `loss` at every step, `evaluate` now and then, `export` at the end."""
+    """A stage of training: `build` once, `loss` at every step, `evaluate` now and then, `export` at the end."""
 
     name: str
 
     def build(self) -> nn.Module:
-        """Make the networks; returns those that are trained, as one module."""
+        """Build the networks and return the trained ones as one module."""
         ...
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """For the optimiser; holds only what is trained."""
+        """Parameter groups of the optimiser, trained parameters only."""
         ...
 
     def stream(self, rank: int, world_size: int) -> Stream:
@@ -66,19 +66,19 @@ class Stage(Protocol):
         ...
 
     def validation_batch(self) -> Any:
-        """Fixed objects that training never sees."""
+        """Fixed objects that training never uses."""
         ...
 
     def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar to minimise, and scalars to log; all noise from `generator`."""
+        """The scalar to minimise and scalars to log; all noise comes from `generator`."""
         ...
 
     def evaluate(self, batch: Any, generator: torch.Generator) -> Evaluation:
-        """Quality on a batch, with the weights as they are."""
+        """Quality on a batch, with the current weights."""
         ...
 
     def export(self, out: Path, facts: dict[str, Any]) -> None:
-        """Write what later stages and the bundle read, with the weights as they are."""
+        """Write the files that later stages and the bundle read, with the current weights."""
         ...
 
 
@@ -93,11 +93,11 @@ class Outcome:
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names stage and step."""
+    """Training cannot continue; the message names stage and step."""
 
 
 def step_generator(seed: int, rank: int, step: int, stream: int = _NOISE_STREAM) -> torch.Generator:
-    """Noise of one step on one rank: a pure function of its arguments, different for every one of them."""
+    """Generator of the noise of one step on one rank, a pure function of the arguments."""
     state = np.random.SeedSequence([seed, stream, rank, step]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
@@ -109,8 +109,8 @@ def train(stage: Stage, config: StageConfig, lineage: dict[str, Any], rank: int 
         stage: What to train.
         config: Steps, cadence, folder, seed, and whether to resume.
         lineage: Facts of origin, stored with every checkpoint and with the finished weights.
-        rank: This process. The seam for several of them: streams and noise are divided already; the gradients'
-            average belongs between `backward` and the clipping.
+        rank: Of this process. Streams and noise are already divided between ranks; the averaging of gradients would
+            belong between `backward` and the clipping.
         world_size: Number of processes.
 
     Raises:
@@ -201,7 +201,7 @@ def train(stage: Stage, config: StageConfig, lineage: dict[str, Any], rank: int 
 
 @contextmanager
 def averaged(ema: Ema, trained: nn.Module) -> Iterator[None]:
-    """Evaluation mode with the averaged weights; both are put back."""
+    """Evaluation mode with the averaged weights; restores mode and weights afterwards."""
     ema.swap()
     trained.eval()
     try:
@@ -214,7 +214,7 @@ def averaged(ema: Ema, trained: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[list[str]]:
-    """Names of the stop signals received so far; a second one ends the process at once."""
+    """Yield the names of the stop signals received so far; a second one ends the process at once."""
     received: list[str] = []
     previous: dict[signal.Signals, Any] = {}
 

@@ -1,4 +1,4 @@
-"""Losses on images and grids, shared by the stages. All take and give float32; images are in [0, 1] on white."""
+"""Losses on images and grids, shared by the stages. All are float32; images are in [0, 1] on white."""
 
 from typing import NamedTuple
 

@@ -43,14 +43,14 @@ class VariancePreserving:
         return signal * clean + sigma * noise
 
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network should answer."""
+        """The prediction that the network should make."""
         if self.schedule.prediction_type == "epsilon":
             return noise
         signal, sigma = self._scales(timesteps, clean)
         return signal * noise - sigma * clean
 
     def clean_estimate(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
-        """x0 that a prediction stands for."""
+        """The clean latents x0 that a prediction implies."""
         signal, sigma = self._scales(timesteps, noisy)
         if self.schedule.prediction_type == "epsilon":
             return (noisy - sigma * prediction) / signal
@@ -75,5 +75,5 @@ class VariancePreserving:
 
 
 def drop_captions(count: int, share: float, generator: torch.Generator) -> Tensor:
-    """Which objects lose their caption (classifier-free guidance): [count] bool, each with chance `share`."""
+    """Which objects lose their caption (for classifier-free guidance): [count] bool, each with probability `share`."""
     return torch.rand(count, generator=generator) < share

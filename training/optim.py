@@ -11,7 +11,7 @@ from training.config import Optim
 
 
 def decay_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of the trainable parameters: matrices and kernels decay; norms, biases and embeddings do not."""
+    """Trainable parameters in two groups: matrices and kernels decay; norms, biases and embeddings do not."""
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for root in modules:
@@ -30,7 +30,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: Optim) -> torch.optim.
 
 
 def learning_rate(step: int, config: Optim) -> float:
-    """Rate behind `step` finished updates: linear from 0 over the warm-up, then constant or half a cosine to 0."""
+    """Rate after `step` updates: linear from 0 over the warm-up, then constant or half a cosine to 0."""
     if step < config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":

@@ -1,4 +1,4 @@
-"""The chain: every stage in its own folder, then the bundle."""
+"""Training of all stages, each in its own folder, and of the bundle made from them."""
 
 import dataclasses
 import json
@@ -24,20 +24,20 @@ STAGE_FOLDERS = ("recon", "vae", "diffusion", "decoder")
 
 
 class Interrupted(Exception):
-    """A stop signal ended the run after a checkpoint."""
+    """A stop signal ended the run; a checkpoint was written."""
 
 
 def run_stage(config: StageConfig) -> Outcome:
     """Train one stage into ``config.run.out``.
 
     Raises:
-        ValueError: a field is out of range, the folder holds a run already, or an earlier stage is not there.
+        ValueError: a field is out of range, the folder already holds a run, or an earlier stage is missing.
         Interrupted: stopped by a signal.
     """
     check(config)
     out = config.run.out
     if not config.run.resume and ((out / FINISHED).exists() or list_checkpoints(out / "checkpoints")):
-        raise ValueError(f"run.out = {out} holds a run already; continue it with resume, or choose another folder")
+        raise ValueError(f"run.out = {out} already holds a run; continue it with resume, or choose another folder")
     if config.run.resume and (out / FINISHED / MANIFEST).is_file():
         facts = read_finished(out)
         return Outcome(facts["steps"], True, facts["metrics"], facts["seconds"])
@@ -51,7 +51,7 @@ def run_stage(config: StageConfig) -> Outcome:
 
 
 def run_recipe(recipe: RecipeConfig) -> Bundle:
-    """Train the chain and write ``<out>/bundle``."""
+    """Train all stages and write ``<out>/bundle``."""
     for config in stage_configs(recipe):
         check(config)
     for config in stage_configs(recipe):
@@ -60,7 +60,7 @@ def run_recipe(recipe: RecipeConfig) -> Bundle:
 
 
 def stage_configs(recipe: RecipeConfig) -> tuple[StageConfig, ...]:
-    """The recipe's stages with their folders below its own."""
+    """The recipe's stages, each with its folder below the recipe's."""
     recon, vae = recipe.out / "recon", recipe.out / "vae"
 
     def placed(config: Any, out: Path, **parents: Path) -> Any:
@@ -76,7 +76,7 @@ def stage_configs(recipe: RecipeConfig) -> tuple[StageConfig, ...]:
 
 
 def bundle_runs(runs: Mapping[str, Path], target: Path) -> Bundle:
-    """Put the finished weights of a chain's stages into one bundle.
+    """Write the finished weights of all stages into one bundle.
 
     Args:
         runs: Folder of each of `STAGE_FOLDERS`.
@@ -84,12 +84,14 @@ def bundle_runs(runs: Mapping[str, Path], target: Path) -> Bundle:
 
     Raises:
         CheckpointError: a stage is not finished or damaged.
-        ValueError: the stages do not belong together.
+        ValueError: the stages were not trained on each other.
     """
     facts = {name: read_finished(out) for name, out in runs.items()}
     latents = facts["diffusion"]["parents"]["vae"]
     if not latents == facts["vae"]["files"] == facts["decoder"]["vae"]:
-        raise ValueError(f"{runs['diffusion']} and {runs['decoder']} must both stand on the latents of {runs['vae']}")
+        raise ValueError(
+            f"{runs['diffusion']} and {runs['decoder']} must both be trained on the latents of {runs['vae']}"
+        )
     spec = BackboneSpec.from_dict(facts["diffusion"]["spec"])
     sources = {"text_encoder": "diffusion", "denoiser": "diffusion", "gsvae": "decoder", "gsrecon": "recon"}
     networks = {
@@ -105,7 +107,7 @@ def bundle_runs(runs: Mapping[str, Path], target: Path) -> Bundle:
 
 
 def stage_lineage(config: StageConfig) -> dict[str, Any]:
-    """Where a stage's weights come from."""
+    """The origin of a stage's weights."""
     return {
         "preset": config.preset,
         "seed": config.run.seed,
@@ -117,5 +119,5 @@ def stage_lineage(config: StageConfig) -> dict[str, Any]:
         },
         "config": {key: value for key, value in to_plain(config).items() if key != "run"},
         "revision": git_revision(),
-        "torch": str(torch.__version__),  # a plain string: checkpoints hold nothing else
+        "torch": str(torch.__version__),  # a plain string, as checkpoints require
     }

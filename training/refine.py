@@ -1,6 +1,6 @@
-"""Going on from a bundle: its denoiser and text encoder learn further on its own latents; the result is a bundle again.
+"""Further training of a bundle: its denoiser and text encoder, on its own latents, into a new bundle.
 
-A bundle is unpacked into what its stages would have left behind, so the stages themselves know nothing of it.
+The bundle is first unpacked into the folders that its stages would have written, so that stages need no special case.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ def run_refinement(config: RefineConfig) -> Bundle:
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        ValueError: a field is out of range, or the bundle is of another backbone than the stage.
+        ValueError: a field is out of range, or the bundle has another backbone than the stage.
         Interrupted: stopped by a signal.
     """
     bundle = open_bundle(config.bundle)
@@ -43,14 +43,14 @@ def run_refinement(config: RefineConfig) -> Bundle:
 
 
 def unpack(bundle: Bundle, out: Path) -> None:
-    """Write the finished stages of a bundle, each into its folder below `out`; what stood there is replaced."""
+    """Write the finished stages of a bundle into their folders below `out`, replacing what is there."""
     stages = bundle.lineage["stages"]
     for name in STAGE_FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir(parents=True)
     save_finished(out / "recon", {"gsrecon": bundle_network(bundle, "gsrecon")}, stages["recon"], {})
     recon = read_finished(out / "recon")["files"]
-    # The encoder is the same before and after the decoder stage, so one network stands for both.
+    # The decoder stage does not change the encoder, so one network serves for both stages.
     gsvae = {"gsvae": bundle_network(bundle, "gsvae")}
     save_finished(out / "vae", gsvae, {**stages["vae"], "recon": recon}, {})
     latents = read_finished(out / "vae")["files"]

@@ -1,4 +1,4 @@
-"""What a run tells: a JSON line per record, always; image panels; a progress bar with the time left on a terminal."""
+"""Reports of a run: a JSON line per record, image panels, and on a terminal a progress bar with the time left."""
 
 import json
 import math
@@ -26,22 +26,22 @@ _Item = TypeVar("_Item")
 
 
 def with_time_left(items: Sequence[_Item], what: str) -> Iterator[_Item]:
-    """The items one by one, with the time left: a bar on a terminal, a line after every tenth of them elsewhere."""
+    """Iterate over the items and show the time left: as a bar on a terminal, elsewhere as a line after every tenth."""
     console = Console()
     if console.is_terminal:
         yield from track(items, what, console=console)
         return
-    started, told = time.monotonic(), 0
+    started, tenths = time.monotonic(), 0
     for done, item in enumerate(items, start=1):
         yield item
-        if 10 * done // len(items) > told:
-            told = 10 * done // len(items)
+        if 10 * done // len(items) > tenths:
+            tenths = 10 * done // len(items)
             left = (time.monotonic() - started) * (len(items) / done - 1)
             console.print(f"{what}: {done}/{len(items)}, {left:.0f} s left", highlight=False, soft_wrap=True)
 
 
 class Reporter:
-    """Writes ``log.jsonl`` and ``panels/`` under `out`; drops records behind `start_step` of an interrupted run."""
+    """Writes ``log.jsonl`` and ``panels/`` under `out`; drops an interrupted run's records after `start_step`."""
 
     def __init__(self, out: Path, stage: str, steps: int, start_step: int) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -76,13 +76,13 @@ class Reporter:
         self._file.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One training record."""
+        """Write one training record."""
         self._write({"step": step, **values})
         if not self._console.is_terminal and (step == 1 or step % _LINE_EVERY == 0):
             self.note(f"step {step}/{self._steps}  " + _line(values))
 
     def evaluation(self, step: int, values: dict[str, float], panels: dict[str, np.ndarray]) -> None:
-        """One evaluation record and its images, ``panels/<step>_<name>.png``."""
+        """Write one evaluation record and its images, ``panels/<step>_<name>.png``."""
         self._write({"step": step, **{f"validation/{name}": value for name, value in values.items()}})
         self.panels.mkdir(exist_ok=True)
         for name, image in panels.items():
@@ -90,11 +90,11 @@ class Reporter:
         self.note(f"step {step}/{self._steps}  validation: " + _line(values))
 
     def progress(self, step: int, loss: float) -> None:
-        """Move the bar."""
+        """Advance the progress bar."""
         self._bar.update(self._task, completed=step, loss=loss)
 
     def note(self, text: str) -> None:
-        """One line for the reader."""
+        """Print one line."""
         self._console.print(f"{self.stage}: {text}", highlight=False, soft_wrap=True)
 
     def _write(self, record: dict[str, float]) -> None:
@@ -106,7 +106,7 @@ def _line(values: dict[str, float]) -> str:
 
 
 def _truncate_log(path: Path, step: int) -> None:
-    """Keep the records up to `step`: those behind it will be written again, and a torn last line must not stay."""
+    """Drop records after `step`, which will be written again, and a torn last line."""
     if not path.exists():
         return
     kept = []

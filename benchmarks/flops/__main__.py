@@ -3,8 +3,9 @@
     python -m benchmarks.flops [--backbone NAME ...] [--steps N] [--prompt-tokens N] [--json PATH]
 
 Counts the exported graphs as one guided request runs them, on the meta device in bf16: this needs no weights and no GPU
-and gives the same on every machine. `limit ms` is the least possible time on an H200, operation by operation. The exit
-code is 1 if a bar of `reference.BARS` is missed, or if steps read weights that are needed only once per request.
+and the result is the same on every machine. `limit ms` is the least possible time on an H200, operation by operation.
+The exit code is 1 if a bar of `reference.BARS` is missed, or if steps read weights that are needed only once per
+request.
 """
 
 import argparse

@@ -79,7 +79,7 @@ def meta_network(spec: BackboneSpec, name: str) -> nn.Module:
     """A network of `network_builders`, without memory for its weights."""
     with torch.device("meta"):
         network = network_builders(spec)[name]()
-    return nn.Module.to(network, DTYPE)  # diffusers' own `to` warns about modules to keep in float32; these have none
+    return nn.Module.to(network, DTYPE)  # diffusers' own `to` warns about modules kept in float32; there are none here
 
 
 def meta_inputs(spec: BackboneSpec, graph: GraphSpec, settings: Settings) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Gaussians to pixels: gsplat's signature and conventions, gsplat on CUDA, own numba kernels on the CPU.
+"""Gaussians to pixels: gsplat's signature and conventions, with gsplat on CUDA and our own numba kernels on the CPU.
 
 Conventions (gsplat 1.5.3): `viewmats` are world-to-camera, OpenCV (x right, y down, z forward); `Ks` in pixels, pixel
 centres at +0.5; quaternions wxyz, normalised inside; scales linear; opacities in 0 .. 1, shape [N]. A splat's alpha is
@@ -8,7 +8,7 @@ splats are ordered by z of their centres, equal ones by index.
 `eps2d` (square pixels added to the 2-D covariance) is 0.3 by gsplat's default; DiffSplat's official weights were
 trained without dilation and need 0.
 
-Splats with opacity below 1/255, which no pixel can show, are culled once per call.
+Splats with opacity below 1/255 change no pixel and are culled once per call.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ def rasterization(
 
     Args:
         means: Centres in world units.
-        quats: Rotations (w, x, y, z) of any length but zero (such a splat is dropped); may be None with `covars`.
+        quats: Rotations (w, x, y, z) of any length; zero quaternions drop their splats. May be None with `covars`.
         scales: Standard deviations along the splats' axes, world units; may be None with `covars`.
         opacities: In 0 .. 1.
         colors: RGB, any range.
@@ -55,10 +55,10 @@ def rasterization(
         near_plane: Splats with a smaller camera z are left out.
         far_plane: Splats with a larger camera z are left out.
         eps2d: Square pixels added to the diagonal of every 2-D covariance.
-        backgrounds: Colour behind the splats; none is black. Never added to depth.
+        backgrounds: Background colours, black by default; never added to depth.
         render_mode: "RGB"; "RGB+D" appends sum(w z); "RGB+ED" appends sum(w z) / max(alpha, 1e-10).
         covars: Covariances to use instead of quats and scales; the upper triangle is read and gets the gradient.
-        threads: CPU threads, one camera each; torch.get_num_threads() by default. Has no influence on the images.
+        threads: CPU threads, one camera each; torch.get_num_threads() by default. Does not change the images.
 
     Returns:
         render_colors [C, H, W, 3 or 4], render_alphas [C, H, W, 1] and gsplat's meta (on the CPU: width and height).
@@ -82,7 +82,9 @@ def rasterization(
     from diffsplat.rasterize import autograd, cpu
 
     if viewmats.requires_grad or Ks.requires_grad:
-        raise ValueError("viewmats and Ks must not require gradients: the CPU path has none for cameras")
+        raise ValueError(
+            "viewmats and Ks must not require gradients: the CPU path does not compute gradients of cameras"
+        )
     view = cpu.View(width, height, near_plane, far_plane, eps2d)
     rows = cpu.cameras(autograd.as_array(viewmats), autograd.as_array(Ks), view)
     if covars is not None:

@@ -1,4 +1,4 @@
-"""Argument checks of `rasterization`: each error names the argument, what came and what is due."""
+"""Argument checks of `rasterization`: every error names the argument, its value and the allowed values."""
 
 import math
 
@@ -17,7 +17,7 @@ class CrowdedFrameError(ValueError):
 def check_tensor(
     name: str, tensor: object, shape: tuple[int | str, ...], sizes: dict[str, int], device: torch.device
 ) -> None:
-    """A float32 tensor of this shape on this device; a letter stands for a size, fixed at its first appearance."""
+    """Require a float32 tensor of this shape on this device; a letter is a size, fixed where it first appears."""
     expected = "[" + ", ".join(f"{s}={sizes[s]}" if s in sizes else str(s) for s in shape) + "]"  # type: ignore[index]
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor of shape {expected}, got {type(tensor).__name__}")

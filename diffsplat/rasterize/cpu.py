@@ -90,7 +90,7 @@ def prepare(
         kept,
     )
     used = -(-count // BLOCK)
-    blocks[used - 1 : used, :, count - (used - 1) * BLOCK :] = 0  # lanes behind the last splat: computed, never read
+    blocks[used - 1 : used, :, count - (used - 1) * BLOCK :] = 0  # lanes past the last splat: computed, never read
     return Prepared(blocks[:used].reshape(used, FIELDS * BLOCK), kept[:count], opacities, colors)
 
 

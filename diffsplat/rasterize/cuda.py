@@ -1,7 +1,7 @@
 """The CUDA path: gsplat 1.5.3, called with the package's own arguments.
 
-gsplat is imported here and nowhere else. Its import proves nothing (kernels are built or loaded at the first call), so
-the choice of path is made on `means.is_cuda`, never on whether the import works.
+Only this module imports gsplat. A successful import does not mean that it works (kernels are built or loaded at the
+first call), so the path is chosen by `means.is_cuda`, never by whether the import works.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def _gsplat_rasterization() -> Any:
     except ImportError as error:
         raise ImportError(
             "rasterizing CUDA tensors needs gsplat (pip install gsplat==1.5.3 packaging) and a CUDA toolkit, or a "
-            f"prebuilt gsplat/csrc.so; the import failed with: {error}. CPU tensors need none of this"
+            f"prebuilt gsplat/csrc.so; the import failed with: {error}. CPU tensors do not need gsplat"
         ) from error
     return function
 

@@ -1,4 +1,4 @@
-"""How every CPU kernel is compiled: one decorator, so that the flags that make loops SIMD are written once.
+"""How CPU kernels are compiled: one decorator holds the flags that make loops SIMD.
 
 * ``nogil``: frames run on Python threads, one camera each (``parallel=True`` is not used: numba's default threading
   layer aborts the process when two Python threads enter it).

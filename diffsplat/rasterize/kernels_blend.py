@@ -14,7 +14,7 @@ from diffsplat.rasterize.kernels_project import RECORD
 from diffsplat.rasterize.rules import ALPHA_MAX, ALPHA_MIN, STOP
 
 CHANNELS = 5  # T r g b z
-CHUNK = 32  # splats gathered at once, and between two looks at which blocks are finished
+CHUNK = 32  # splats gathered at once; afterwards finished blocks are retired
 LANES = 16
 
 S_MAX = np.float32(5.6)  # > -ln ALPHA_MIN: beyond it nothing is drawn for any opacity <= 1
@@ -26,7 +26,7 @@ E3, E4, E5 = np.float32(-0.16596903), np.float32(0.03976483), np.float32(-0.0058
 
 @kernel
 def exp_minus(s):
-    """exp(-s), right only where it matters: s in 0 .. 5.6. math.exp would keep the loops scalar."""
+    """exp(-s), accurate for s in 0 .. 5.6 only, beyond which nothing is drawn. math.exp would keep the loops scalar."""
     y = min(max(s, F(0)), S_MAX) * EIGHTH
     p = E0 + y * (E1 + y * (E2 + y * (E3 + y * (E4 + y * E5))))
     p = p * p

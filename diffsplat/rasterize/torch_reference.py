@@ -1,9 +1,8 @@
 """The readable rasterizer: the formulas in plain torch, differentiable by autograd, any float dtype.
 
-Two forms of the same mathematics. `composite_dense` is the oracle of the tests: every pixel times every splat.
-`composite_tiled` is a fair pure-torch implementation (8x8 tiles, 16 splats at a time, only tiles with work left): the
-yardstick of the benchmark.
-Conventions and thresholds are gsplat 1.5.3's, as in the package's page.
+It has two forms. `composite_dense`, every pixel times every splat, is the oracle of the tests. `composite_tiled`, a
+fair pure-torch implementation (8x8 tiles, 16 splats at a time, only tiles with work left), is the yardstick of the
+benchmark. Conventions and thresholds are those of gsplat 1.5.3, as described in the package's docstring.
 """
 
 from typing import NamedTuple
@@ -107,7 +106,7 @@ def composite_dense(seen: Projected, features: Tensor, opacities: Tensor, width:
     for part in points.split(1024):
         alpha = alphas_at(part, seen.means2d, seen.conics, opacities)  # [P, K]
         after = torch.cumprod(1 - alpha, -1)
-        alpha = torch.where(after > STOP, alpha, torch.zeros_like(alpha))  # the stopping splat and all behind it
+        alpha = torch.where(after > STOP, alpha, torch.zeros_like(alpha))  # the stopping splat and all after it
         after = torch.cumprod(1 - alpha, -1)
         before = torch.cat([after.new_ones(len(part), 1), after], -1)
         sums.append((alpha * before[:, :-1]) @ features)

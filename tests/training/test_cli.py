@@ -48,7 +48,7 @@ def test_a_stage_runs_and_refuses_to_overwrite(tmp_path: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert main(command) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: run.out = ") and "holds a run already" in error and error.count("\n") == 1
+    assert error.startswith("error: run.out = ") and "already holds a run" in error and error.count("\n") == 1
 
 
 def test_a_stage_without_the_one_before_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,7 +107,7 @@ def test_world_changes_are_inverse():
 
 
 def test_a_camera_at_the_origin_is_refused():
-    with pytest.raises(ValueError, match="camera 1 stands at the world origin"):
+    with pytest.raises(ValueError, match="camera 1 is at the world origin"):
         relative_orbit_cameras(np.stack([camera_zup(0, 0, 1.4), np.eye(4)]))
     broken = camera_zup(0, 0, 1.4)[None]
     broken[0, 0, 0] = np.nan

@@ -127,7 +127,7 @@ def test_a_bundle_of_stages_that_do_not_belong_together_is_refused(
     chain: tuple[RecipeConfig, Bundle], tmp_path: Path
 ) -> None:
     runs = {name: chain[0].out / name for name in STAGE_FOLDERS}
-    with pytest.raises(ValueError, match="must both stand on the latents of"):
+    with pytest.raises(ValueError, match="must both be trained on the latents of"):
         bundle_runs({**runs, "vae": runs["decoder"]}, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
@@ -222,7 +222,7 @@ def test_ranks_see_other_objects(chain: tuple[RecipeConfig, Bundle]) -> None:
 
 def test_a_finished_chain_is_not_trained_again(chain: tuple[RecipeConfig, Bundle]) -> None:
     made = chain[0]
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(ValueError, match="already holds a run"):
         run_recipe(made)
     before = records(made.out / "recon")
     assert run_recipe(dataclasses.replace(made, resume=True)).digest == chain[1].digest
@@ -242,7 +242,7 @@ def test_a_bundle_can_be_trained_further(chain: tuple[RecipeConfig, Bundle], tmp
     runs = (made.out / "diffusion", tmp_path / "more" / "diffusion")
     before, after = ([record["loss"] for record in records(run) if "loss" in record] for run in runs)
     assert after[0] < 0.8 * before[0]  # it starts where the bundle ended
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(ValueError, match="already holds a run"):
         run_refinement(more)
     assert run_refinement(dataclasses.replace(more, resume=True)).digest == refined.digest
 
@@ -295,7 +295,7 @@ def test_bfloat16_gives_the_same_losses_roughly(
         (ReconConfig(data=Data(batch_size=0)), r"data.batch_size = 0 must lie in \[1, 1024\]"),
         (ReconConfig(optim=Optim(steps=10, warmup_steps=11)), r"optim.warmup_steps = 11 must lie in \[0, 10\]"),
         (ReconConfig(optim=Optim(max_grad_norm=0.0)), "optim.max_grad_norm = 0.0 must be greater than 0"),
-        (VaeConfig(part="decoder"), "vae is open: part = 'decoder' needs the finished run"),
+        (VaeConfig(part="decoder"), "vae is not set: part = 'decoder' needs the finished run"),
         (DiffusionConfig(text_dropout=1.5), r"text_dropout = 1.5 must lie in \[0.0, 1.0\]"),
     ],
 )

@@ -6,6 +6,6 @@ The flow, one module per arrow::
                                      |                   |
                                      +------ unpack -----+--> sample (camera chain, maps) --> Sample --> Batch
 
-A synthetic object is drawn (`scenes`, by `synthetic_config`) from named shapes (`solids`) and composites (`objects`),
-both made of primitives (`shapes`, `parts`), and told by `captions` and `grammar`.
+A synthetic object is drawn (`scenes`, `synthetic_config`) from named shapes (`solids`) and composites (`objects`),
+both made of primitives (`shapes`, `parts`), and described by `captions` and `grammar`.
 """

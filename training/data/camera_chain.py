@@ -1,8 +1,9 @@
-"""From a record's cameras to the cameras that networks and renderer see.
+"""From the cameras of a record to those that networks and renderer use.
 
 A record holds OpenCV-axes camera-to-world matrices in a z-up world, at any distance and azimuth. The result is an
 orbit around the origin in the y-up (OpenGL) world, OpenCV camera axes, azimuth counted from view 0, and the whole
-world scaled so that view 0 stands at radius 1.4. As published, elevation is kept, roll and off-centre aim are not.
+world scaled so that view 0 is at radius 1.4. As in the published code, elevation is kept, roll and off-centre aim are
+not.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 from diffsplat.geometry.cameras import orbit_camera_to_world
 
 REFERENCE_RADIUS = 1.4
-POLE_LEVEL = 1e-6  # horizontal share of the distance below which a camera counts as standing at a pole
+POLE_LEVEL = 1e-6  # horizontal share of the distance below which a camera counts as being at a pole
 Y_UP_FROM_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])  # (x, y, z) -> (x, z, -y)
 
 
@@ -51,7 +52,7 @@ def relative_orbit_cameras(camera_to_world_zup: NDArray[np.float64]) -> Relative
         camera_to_world_zup: [V, 4, 4] as decoded from a record; row 0 is the reference view.
 
     Raises:
-        ValueError: a camera stands at the world origin, or a value is not finite.
+        ValueError: a camera is at the world origin, or a value is not finite.
     """
     if not np.isfinite(camera_to_world_zup).all():
         raise ValueError("camera_to_world_zup holds values that are not finite")
@@ -59,10 +60,10 @@ def relative_orbit_cameras(camera_to_world_zup: NDArray[np.float64]) -> Relative
     positions = recorded[:, :3, 3]  # [V, 3]
     distances = np.linalg.norm(positions, axis=1)
     if distances.min() < 1e-6:
-        raise ValueError(f"camera {int(distances.argmin())} stands at the world origin; distance must be positive")
+        raise ValueError(f"camera {int(distances.argmin())} is at the world origin; its distance must be positive")
     level = np.hypot(positions[:, 0], positions[:, 2])
     elevations = np.degrees(np.arctan2(positions[:, 1], level))
-    # Straight above or below, the position tells no azimuth (only rounding does); the camera's right axis does.
+    # Straight above or below, the azimuth of the position is mere rounding; the camera's right axis gives it instead.
     right = recorded[:, :3, 0]
     at_pole = level < POLE_LEVEL * distances
     azimuths = np.degrees(

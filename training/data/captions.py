@@ -1,6 +1,6 @@
-"""What a procedural object is called: palette, nouns, size words and sentence templates.
+"""Captions of procedural objects.
 
-The basic grammar is here; objects of a rich configuration are told by `grammar`. Either doubles as the vocabulary of
+The basic grammar is here; `grammar` describes the objects of a rich configuration. Both also give the vocabulary of
 small text encoders (`caption_words`, `synthetic.vocabulary`).
 """
 
@@ -22,18 +22,18 @@ TEMPLATES = (
     "{article} {size}{shape} in {colour}",
 )
 PLAIN_TEMPLATE = TEMPLATES[0]
-SIZED_SHARE = 0.5  # captions that name the size
+SIZED_SHARE = 0.5  # captions that mention the size
 
 
 def plain_caption(words: ObjectWords) -> str:
-    """The caption that users type first: "a red cube"."""
+    """The caption that a user would type first: "a red cube"."""
     if words.grammar == "rich":
         return grammar.plain(words)
     return f"{article(words.colour)} {words.colour} {words.shape}"
 
 
 def draw_caption(words: ObjectWords, rng: np.random.Generator) -> str:
-    """One caption of the object, at random over templates, size words and whether the size is told."""
+    """A random caption of the object: template, size word, and whether the size is mentioned."""
     if words.grammar == "rich":
         return grammar.draw(words, rng)
     size = ""
@@ -44,7 +44,7 @@ def draw_caption(words: ObjectWords, rng: np.random.Generator) -> str:
 
 
 def all_captions(words: ObjectWords) -> tuple[str, ...]:
-    """Every caption that `draw_caption` can give for these words."""
+    """Every caption that `draw_caption` can return for these words."""
     if words.grammar == "rich":
         return grammar.every(words)
     sizes = ("", *(word + " " for word in SIZE_WORDS[words.size]))

@@ -1,6 +1,6 @@
-"""What objects of a rich configuration are called: synonyms, patterns, relations, and many ways to put them.
+"""Captions of the objects of a rich configuration: synonyms, patterns, relations and many wordings.
 
-Facts are the `ObjectWords` of `captions`; with ``grammar="rich"`` its functions come here.
+`captions` calls these functions for `ObjectWords` with ``grammar="rich"``.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from training.data.object_words import ObjectWords
 from training.data.objects import COMPOSITES
 from training.data.solids import ALL_SHAPES
 
-PLAIN_SHARE = 0.4  # captions in the plainest form, which users type most
-SIZED_SHARE = 0.3  # captions of single shapes that name the size
+PLAIN_SHARE = 0.4  # captions in the plainest form, the one that users type most
+SIZED_SHARE = 0.3  # captions of single shapes that mention the size
 SYNONYM_SHARE = 0.3  # nouns replaced by another name
 RELATIONS: dict[str, tuple[str, ...]] = {
     "on top of": ("on top of", "on", "above", "standing on"),
@@ -58,7 +58,7 @@ PATTERN_PHRASES = {
 
 
 def plain(words: "ObjectWords") -> str:
-    """The caption that users type first, with "a" or "an": "a red cube on top of a blue cylinder"."""
+    """The caption that a user would type first: "a red cube on top of a blue cylinder"."""
     text = _with_article(_phrase(words.shape, words.colour, words.pattern, words.second_colour, "", 0))
     if words.relation:
         text += f" {words.relation} {_with_article(_phrase(words.other_shape, words.other_colour, '', '', '', 0))}"
@@ -66,7 +66,7 @@ def plain(words: "ObjectWords") -> str:
 
 
 def draw(words: "ObjectWords", rng: np.random.Generator) -> str:
-    """One caption at random over synonyms, order, size and frame."""
+    """A random caption: synonyms, order, size and frame."""
     if rng.random() < PLAIN_SHARE:
         return plain(words)
     single = words.shape in ALL_SHAPES and not words.relation
@@ -81,7 +81,7 @@ def draw(words: "ObjectWords", rng: np.random.Generator) -> str:
 
 
 def every(words: "ObjectWords") -> tuple[str, ...]:
-    """Every caption that `draw` can give for a single object; for two objects, every phrase of each and relation."""
+    """Every caption that `draw` can return for a single object; for two, all phrases of both and all relations."""
     sizes: tuple[str, ...] = ("",)
     if words.shape in ALL_SHAPES and not words.relation:
         sizes = ("", *(word + " " for word in SIZE_WORDS[words.size]))
@@ -103,7 +103,7 @@ def every(words: "ObjectWords") -> tuple[str, ...]:
 
 
 def nouns_of(shape: str) -> tuple[str, ...]:
-    """A shape's or object's own name and its synonyms."""
+    """The name of a shape or object and its synonyms."""
     known = ALL_SHAPES[shape] if shape in ALL_SHAPES else COMPOSITES[shape]
     return (shape, *known.nouns)
 
@@ -119,7 +119,7 @@ def _phrases(noun: str, colour: str, pattern: str, second: str, size: str) -> It
 def _draw_phrase(noun: str, colour: str, pattern: str, second: str, size: str, rng: np.random.Generator) -> str:
     name = pick(nouns_of(noun), rng) if rng.random() < SYNONYM_SHARE else noun
     forms = _forms(colour, pattern)
-    # The usual order, "red cube", as often as all the others together.
+    # The usual order, "red cube", is as frequent as all others together.
     form = int(rng.integers(len(forms))) if rng.random() < 0.5 else 0
     return _phrase(name, _tint(colour, rng), pattern, _tint(second, rng), size, form)
 

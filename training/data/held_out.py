@@ -1,6 +1,6 @@
-"""Pairs of noun and colour that training never shows, so that an evaluation can ask for something truly new.
+"""Pairs of noun and colour that training never shows, so that an evaluation can ask for new combinations.
 
-Every shape and every colour of the palette lacks one or two partners; in two-object scenes and patterns too.
+Every shape and every colour of the palette lacks one or two partners, also in two-object scenes and patterns.
 """
 
 HELD_OUT_SHAPES: frozenset[tuple[str, str]] = frozenset(

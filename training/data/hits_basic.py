@@ -1,7 +1,7 @@
 """Ray against the four basic unit shapes, in closed form, for numba.
 
 Each unit shape lives in its own z-up frame inside [-1, 1]^3. A function ``hit_<shape>(o, d)`` takes origin and
-direction in that frame and returns ``(t, nx, ny, nz)``: the nearest positive ray parameter (`MISS` if none) and the
+direction in that frame and returns ``(t, nx, ny, nz)``: the nearest positive ray parameter, or `MISS`, and the
 outward normal there, not normalised.
 """
 
@@ -35,7 +35,7 @@ def hit_sphere(ox: float, oy: float, oz: float, dx: float, dy: float, dz: float)
 
 @_jit
 def hit_cube(ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Hit:
-    """Cube [-1, 1]^3 by slabs; a direction of exactly zero gives infinite slab ends, which compare rightly."""
+    """Cube [-1, 1]^3 by slabs; a direction of exactly zero gives infinite slab ends, which compare correctly."""
     near = -MISS
     far = MISS
     nx = ny = nz = 0.0

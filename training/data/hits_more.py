@@ -1,6 +1,6 @@
-"""Ray against the further unit shapes: same contract as `hits_basic`, some with one shape parameter.
+"""Ray against the other unit shapes: same contract as `hits_basic`, some with one shape parameter.
 
-All are closed forms but the torus, whose quartic is solved by Newton steps to 1e-12 of its unit size.
+All are closed forms except the torus, whose quartic is solved by Newton steps to 1e-12 of its unit size.
 """
 
 import math
@@ -160,7 +160,7 @@ def hit_torus(tube: float, ox: float, oy: float, oz: float, dx: float, dy: float
 
     Along a ray counted from its point nearest to the origin the surface is s^4 + p s^2 + q s + e = 0. The quartic falls
     from the left to its first minimum, where it is convex, and after its hump to a second one. Newton steps started
-    where they cannot overshoot (convex from above, concave from below) find the first root or show that there is none.
+    where they cannot overshoot (convex from above, concave from below) find the first root or show that the ray misses.
     """
     length = math.sqrt(dx * dx + dy * dy + dz * dz)
     ux, uy, uz = dx / length, dy / length, dz / length

@@ -13,7 +13,7 @@ _HERE = Path(__file__).resolve().parent
 
 
 def compiled(function: Callable[..., Any] | None = None, *, inline: bool = False) -> Any:
-    """Compile at the first call and keep the result on disk; `inline` pastes the function into its callers."""
+    """Compile at the first call and keep the result on disk; `inline` inlines the function into its callers."""
     if function is None:
         return functools.partial(compiled, inline=inline)
     with kernel_cache(_HERE):

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 
 class ObjectWords(NamedTuple):
-    """The facts that a caption may tell. All are strings, so that a list of them is what a file stores."""
+    """The facts that a caption may state. All are strings, so that files store them as a list."""
 
     shape: str  # a shape or, with the rich grammar, a composite object
-    colour: str  # a key of COLOURS, with the rich grammar of PALETTE; "" = no colour is told
+    colour: str  # a key of COLOURS, or of PALETTE in the rich grammar; "" if the caption names no colour
     size: str  # a key of SIZE_WORDS
     pattern: str = "plain"
     second_colour: str = ""  # of a pattern

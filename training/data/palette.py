@@ -1,4 +1,4 @@
-"""Colours by name, and the materials that parts of composite objects have whatever their main colour is."""
+"""Colours by name, and the materials of those parts of composite objects that do not take the main colour."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ COLOURS: dict[str, Rgb] = {
     "purple": (0.60, 0.15, 0.80),
     "cyan": (0.10, 0.80, 0.85),
 }
-# Twelve names, at least 24 apart in CIE L*a*b* at the mean shade, none near the white ground.
+# Twelve names, at least 24 apart in CIE L*a*b* at the mean shade, and all far from the white background.
 PALETTE: dict[str, Rgb] = {
     **COLOURS,
     "orange": (1.00, 0.50, 0.05),
@@ -24,7 +24,7 @@ PALETTE: dict[str, Rgb] = {
     "grey": (0.55, 0.55, 0.56),
     "magenta": (0.90, 0.08, 0.55),
 }
-MEAN_SHADE = 0.725  # of the renderer's light over a sphere: ambient 0.45 and half of the rest
+MEAN_SHADE = 0.725  # mean of the renderer's light over a sphere: ambient 0.45 and half of the rest
 
 WHITE: Rgb = (0.90, 0.90, 0.88)
 CREAM: Rgb = (0.95, 0.86, 0.66)
@@ -46,7 +46,7 @@ PINK = PALETTE["pink"]
 def nearest_colour(rgb: NDArray[np.floating], names: tuple[str, ...] = tuple(PALETTE)) -> str:
     """The named colour nearest to a mean foreground colour, by RGB distance at the mean shade.
 
-    Direction alone would not tell brown from orange or black from grey.
+    Direction alone would not separate brown from orange or black from grey.
 
     Args:
         rgb: [3] in [0, 1], without background.

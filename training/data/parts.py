@@ -1,4 +1,4 @@
-"""Words for building composite objects: small functions that place one primitive each.
+"""Building blocks of composite objects: small functions that place one primitive each.
 
 Frame of an object while it is built: z up, front towards -y (azimuth 0 sees it from there), x to the viewer's right;
 any size and place, `fit` brings it into the unit box. ``tilt`` is in degrees about the part's own x, then y; ``yaw``

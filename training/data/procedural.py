@@ -1,7 +1,7 @@
-"""The procedural data set in memory: every view that training may show is rendered once, at record precision.
+"""The procedural data set in memory: every view that training can use is rendered once, at record precision.
 
-First views are limited to a few (default: the start of the 24-ring), and the targets beyond the input views come from a
-small pool of views drawn once per object, so the cache stays small: 12 bytes per pixel and view.
+Only a few reference views are allowed (by default the start of the 24-ring), and the target views beyond the input
+views come from a small pool drawn once per object, so the cache stays small: 12 bytes per pixel and view.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ class ProceduralDataset:
         first_views: Reference views allowed, each on a ring. One is drawn per sample, by its ring's probability.
         pool_size: Extra views rendered per object, from which the other ``num_views - num_input_views`` are drawn.
         pixel_rule: Grid of the unprojection.
-        first_index: Where in the series to start; disjoint ranges give disjoint training and validation sets.
+        first_index: First object of the series; disjoint ranges give disjoint training and validation sets.
         config: What the generator may make.
 
     Raises:

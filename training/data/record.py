@@ -1,10 +1,10 @@
 """One object on disk: the record schema (a dict of bytes) and its exact quantisation.
 
 Keys, with ``i`` = 0 .. 39: ``uid``; ``{i:05}.png`` RGBA 8 bit, straight alpha; ``{i:05}_nd.png`` 16 bit, three channels
-of world normal and one of planar depth; ``{i:05}.json`` the camera. Nothing else in the repository knows the packing.
+of world normal and one of planar depth; ``{i:05}.json`` the camera. No other module depends on the packing.
 
-Frames: cameras are camera-to-world with OpenCV camera axes in a **z-up** (Blender) world. Normals are kept here in the
-**y-up** world ``(X, Y, Z) = (x, z, -y)``; on disk their x is negated as well, a quirk of the published data.
+Frames: cameras are camera-to-world with OpenCV camera axes in a **z-up** (Blender) world. In memory, normals are in
+the **y-up** world ``(X, Y, Z) = (x, z, -y)``; on disk their x is negated as well, a quirk of the published data.
 """
 
 import json

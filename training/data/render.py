@@ -1,8 +1,9 @@
 """Analytic ray caster: placed primitives and cameras in, `RawViews` out.
 
-Fixed world light: ambient plus half-Lambert from one direction, no specular, no shadow, so every face of a shape
-reads and none is black. Colour and alpha are means over a grid of sub-pixel rays; normal and depth belong to the ray
-through the pixel centre, or, where only other rays of the pixel hit, to their mean.
+The light is fixed in the world: ambient plus half-Lambert from one direction, without specular reflection or shadows,
+so that every face of a shape can be told apart and no face is black. Colour and alpha are means over a grid of
+sub-pixel rays; normal and depth belong to the ray through the pixel centre, or, where only other rays of the pixel hit,
+to their mean.
 """
 
 import math

@@ -62,7 +62,7 @@ def build_sample(views: RawViews, caption: str, uid: str, pixel_rule: PixelRule)
     """Camera chain, normal rotation, unprojection and compositing.
 
     Args:
-        views: The object's views in the order wanted; row 0 is the reference view.
+        views: The object's views in the desired order; row 0 is the reference view.
         caption: Text of the object.
         uid: Id of the object.
         pixel_rule: Grid of the unprojection: "pixel_centers", or "legacy" for the published weights.
@@ -96,7 +96,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of equal shape.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the list is empty.
     """
     if not samples:
         raise ValueError("cannot collate an empty list of samples")

@@ -1,4 +1,4 @@
-"""Objects of the rich generator: which facts, and which primitives tell them."""
+"""Objects of the rich generator: their facts, and the primitives that show them."""
 
 import numpy as np
 
@@ -12,12 +12,12 @@ from training.data.shapes import Primitive
 from training.data.solids import ALL_SHAPES, SIZES, solid_primitive
 from training.data.synthetic_config import SyntheticConfig
 
-SHAPE_COLOUR_TOLD, OBJECT_COLOUR_TOLD = 0.95, 0.65  # shares of objects whose colour the caption knows
+SHAPE_COLOUR_TOLD, OBJECT_COLOUR_TOLD = 0.95, 0.65  # shares of objects whose colour the caption names
 _GAP = 0.04  # between neighbours, in units of the largest instances
 
 
 def draw_words(config: SyntheticConfig, rng: np.random.Generator) -> ObjectWords:
-    """Facts of one object, at random."""
+    """Random facts of one object."""
     if config.held_out == "only":
         return _draw_held_out(config, rng)
     weights = np.array(config.kind_weights) / sum(config.kind_weights)
@@ -45,7 +45,7 @@ def build_parts(words: ObjectWords, config: SyntheticConfig, rng: np.random.Gene
     yaw = float(rng.uniform(*config.yaw_range_deg))
     if words.shape in COMPOSITES:
         kind = COMPOSITES[words.shape]
-        # An untold colour is the natural one, never one that is held out.
+        # Without a colour in the caption the object has a natural one that is not held out.
         names = (words.colour,) if words.colour else _allowed(words.shape, kind.natural or kind.colours, config)
         main = PALETTE[pick(names, rng)] if names else PALETTE["grey"]
         turn = float(rng.uniform(0.0, 360.0)) if kind.symmetric else yaw
@@ -98,15 +98,15 @@ def _draw_held_out(config: SyntheticConfig, rng: np.random.Generator) -> ObjectW
 
 
 def held_out_pairs(config: SyntheticConfig) -> tuple[tuple[str, str], ...]:
-    """The held-out pairs of noun and colour that the configuration knows both words of, sorted.
+    """The held-out pairs whose noun and colour are both in the configuration, sorted.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the configuration has no such pair.
     """
     nouns = {*config.shapes, *config.composites}
     pairs = tuple(sorted(pair for pair in HELD_OUT if pair[0] in nouns and pair[1] in config.colours))
     if not pairs:
-        raise ValueError("none of the held-out pairs is among the configuration's nouns and colours")
+        raise ValueError("the configuration's nouns and colours contain no held-out pairs")
     return pairs
 
 

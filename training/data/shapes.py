@@ -1,7 +1,7 @@
 """Unit shapes by id, and `Primitive`, which places and paints one of them.
 
 The affine map from the object to a unit shape keeps the ray parameter, so a direction whose camera z is 1 gives planar
-depth at once. A new shape is one ``hit_`` function, one id, one unit box and one branch in `hit_unit`.
+depth at once. A new shape needs a ``hit_`` function, an id, a unit box and a branch in `_hit_more`.
 """
 
 import math
@@ -75,7 +75,7 @@ class Primitive:
         return low, high
 
     def row(self) -> NDArray[np.float64]:
-        """What the kernel reads, [28].
+        """The row of numbers that the kernel reads, [28].
 
         Shape, centre 3, rotation / scale 9 (world -> unit, row-major), rgb 3, parameter, pattern, bands, second rgb 3,
         unit box 6 (low, high).
@@ -124,7 +124,7 @@ def _hit_more(shape: float, parameter: float, ox: float, oy: float, oz: float, d
 
 @compiled
 def painted_second(pattern: float, bands: float, low_z: float, high_z: float, x: float, y: float, z: float) -> bool:
-    """Whether a point of the unit shape takes the second colour: every other band, counted from z low or azimuth 0."""
+    """Whether a point of the unit shape has the second colour: every other band, from the lowest z or azimuth 0."""
     if pattern == STRIPES:
         share = (z - low_z) / (high_z - low_z)
     elif pattern == SECTORS:

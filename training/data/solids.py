@@ -1,7 +1,7 @@
-"""The named primitive shapes: how each is made, from what it is called to placed primitives.
+"""The named primitive shapes, and how a name becomes a placed primitive.
 
-Half extents are of the largest instance: its bounding ball is at most 0.45, so it is inside the frame from every side.
-`SHAPES` is what the basic configuration knows and never changes; `ALL_SHAPES` adds to it.
+Half extents are those of the largest instance, whose bounding ball of at most 0.45 fits the frame from every side.
+`SHAPES` are those of the basic configuration and never change; `ALL_SHAPES` adds more.
 """
 
 from typing import NamedTuple

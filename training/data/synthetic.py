@@ -1,7 +1,7 @@
 """Procedural objects: a pure function of (seed, index), rendered on demand, view by view.
 
-`SyntheticObject` knows its primitives, words and the cameras of a whole 40-view layout; it renders any of them at any
-resolution, straight to arrays or through the record codec.
+A `SyntheticObject` holds its primitives, its words and the cameras of a 40-view layout; it renders any of these views
+at any resolution, directly to arrays or through the record codec.
 """
 
 from collections.abc import Sequence
@@ -97,10 +97,10 @@ def synthetic_object(seed: int, index: int, config: SyntheticConfig = DEFAULT_CO
 
 
 def build_object(words: ObjectWords, seed: int, index: int, config: SyntheticConfig = RICH_CONFIG) -> SyntheticObject:
-    """The object that series `seed` would hold at `index` if its facts were `words`; held-out facts are made too.
+    """The object that series `seed` would have at `index` if its facts were `words`, which may be held out.
 
     Raises:
-        ValueError: the words are not of the rich grammar.
+        ValueError: the words do not belong to the rich grammar.
     """
     if words.grammar != "rich":
         raise ValueError(f"grammar = {words.grammar!r} of the words must be 'rich'")
@@ -120,8 +120,8 @@ def vocabulary(config: SyntheticConfig) -> tuple[str, ...]:
 def layout_cameras(layout: ViewLayout, distance: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """Cameras of every view of a layout, [layout.count, 4, 4], OpenCV axes, z-up world.
 
-    Each ring has one elevation, drawn from its range, and starts at azimuth 0: the object's yaw is free already, and
-    the light then stands the same way to every first view.
+    Each ring has one elevation, drawn from its range, and starts at azimuth 0: the object's yaw is random already, and
+    the light then comes from the same side in every first view.
     """
     elevations = np.zeros(layout.count)
     azimuths = np.zeros(layout.count)

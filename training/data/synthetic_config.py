@@ -1,4 +1,4 @@
-"""What the procedural generator may make."""
+"""Configurations of the procedural generator."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +14,8 @@ from training.data.views import GOBJAVERSE_LAYOUT, ViewLayout
 class SyntheticConfig:
     """Angles in degrees, lengths in units of the object's unit box.
 
-    The defaults are the basic generator: single plain shapes in balanced blocks, told by the basic grammar. The fields
-    after `layout` are for the rich one.
+    The defaults are those of the basic generator: single plain shapes in balanced blocks, with captions of the basic
+    grammar. The fields after `layout` are for the rich one.
     """
 
     shapes: tuple[str, ...] = tuple(SHAPES)
@@ -43,21 +43,21 @@ class SyntheticConfig:
         for field, known in (("shapes", shapes), ("colours", colours), ("sizes", SIZES), ("patterns", PATTERNS)):
             values = getattr(self, field)
             if not values or not set(values) <= set(known):
-                raise ValueError(f"{field} = {values} must name at least one of {tuple(known)} and nothing else")
+                raise ValueError(f"{field} = {values} must be a non-empty choice from {tuple(known)}")
         for field, options in (("relations", tuple(RELATIONS)), ("composites", tuple(COMPOSITES))):
             values = getattr(self, field)
             if not set(values) <= set(options):
-                raise ValueError(f"{field} = {values} must name nothing but {options}")
+                raise ValueError(f"{field} = {values} must all be among {options}")
         if "plain" not in self.patterns:
-            raise ValueError(f"patterns = {self.patterns} must hold 'plain'")
+            raise ValueError(f"patterns = {self.patterns} must contain 'plain'")
         if basic and (self.patterns != ("plain",) or self.relations or self.composites or self.held_out != "shown"):
             raise ValueError("patterns, relations, composites and held_out need grammar = 'rich'")
         _, pairs, objects = self.kind_weights
         if min(self.kind_weights) < 0 or sum(self.kind_weights) <= 0:
-            raise ValueError(f"kind_weights = {self.kind_weights} must not be negative, nor all zero")
+            raise ValueError(f"kind_weights = {self.kind_weights} must not be negative or all zero")
         if (pairs > 0 and not self.relations) or (objects > 0 and not self.composites):
             raise ValueError(
-                f"kind_weights = {self.kind_weights} asks for kinds whose relations or composites are none"
+                f"kind_weights = {self.kind_weights} asks for scenes or composites without relations or composites"
             )
         if pairs > 0 and (len(self.shapes) < 2 or len(self.colours) < 2):
             raise ValueError("two-shape scenes need at least two shapes and two colours")

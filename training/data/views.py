@@ -1,6 +1,6 @@
-"""Which of an object's recorded views are shown: even ring, random, and the fill to V.
+"""Choice of an object's recorded views: evenly spaced on a ring, random, and filled up to V.
 
-The layout of the recorded views is data (`ViewLayout`), so another camera rig is another constant, not other code.
+The layout of the recorded views is data (`ViewLayout`), so that another camera rig needs a constant and no code.
 Every draw takes an explicit numpy Generator. The first view picked is the reference view of the sample.
 """
 
@@ -45,7 +45,7 @@ class ViewLayout:
 
     @property
     def duplicates(self) -> frozenset[int]:
-        """Views that only repeat another view."""
+        """Views that repeat another view."""
         return frozenset(view for view, _ in self.duplicate_of)
 
     @property

@@ -1,4 +1,4 @@
-"""Every preset by name. A preset is a config; what the command line does not override stands here."""
+"""All presets by name. A preset is a configuration whose fields the command line may override."""
 
 from training.config import RecipeConfig, RefineConfig, StageConfig
 from training.presets import nano, pico
@@ -10,7 +10,7 @@ STAGES: dict[str, tuple[str, StageConfig]] = {
         ("recon", "reconstruction: images of an object -> grid of Gaussians"),
         ("vae", "autoencoder: grid of Gaussians <-> latents"),
         ("diffusion", "denoiser and text encoder on cached latents"),
-        ("decoder", "autoencoder: its decoder again, now for what is rendered; latents stay"),
+        ("decoder", "autoencoder: its decoder again, now trained on renders; the latents stay"),
     )
 }
 RECIPES: dict[str, tuple[str, RecipeConfig]] = {
@@ -18,5 +18,5 @@ RECIPES: dict[str, tuple[str, RecipeConfig]] = {
     "pico": ("the whole chain, small: about half an hour on two cores", pico.RECIPE),
 }
 REFINEMENTS: dict[str, tuple[str, RefineConfig]] = {
-    "nano-refined": ("denoiser and text encoder further, from bundles/nano", nano.REFINEMENT),
+    "nano-refined": ("further training of denoiser and text encoder, from bundles/nano", nano.REFINEMENT),
 }

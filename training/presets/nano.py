@@ -31,7 +31,7 @@ from training.config import (
 )
 
 _RUNS = Path("runs/nano")
-_OBJECTS = Data(grammar="rich", objects=3000, validation_objects=24)  # of the stages that render
+_OBJECTS = Data(grammar="rich", objects=3000, validation_objects=24)  # for the stages that render
 
 RECON = ReconConfig(
     preset="nano/recon",

@@ -27,7 +27,7 @@ VAE = VaeConfig(
     data=Data(objects=1152, batch_size=4, views=6),
     optim=Optim(steps=2600, lr=1e-3, warmup_steps=50),
     weights=RenderWeights(image=2.0, ssim=0.1),
-    render_weight=0.1,  # at 1 its noise holds back the colours of the grid
+    render_weight=0.1,  # at 1 its noise slows down the colours of the grid
     rendered_objects=1,
     recon=_RUNS / "recon",
     run=RunOptions(out=_RUNS / "vae"),

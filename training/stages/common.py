@@ -1,4 +1,4 @@
-"""What several stages share: the spec, the objects, network inputs from a batch, panels."""
+"""Code that stages share: backbone, objects, network inputs from a batch, panels."""
 
 import functools
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from training.data.stream import BatchStream
 from training.data.synthetic_config import CONFIGS
 from training.losses import psnr
 
-VALIDATION_INDEX = 1_000_000  # validation objects start here in the series; training never comes this far
+VALIDATION_INDEX = 1_000_000  # validation objects start here in the series; training never gets this far
 _VALIDATION_STREAM = 33
 _PANEL_SCALE = 3  # panels are shown this many times larger than the images
 
@@ -29,7 +29,7 @@ def spec_of(config: StageConfig) -> BackboneSpec:
     """Backbone of a run.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: its name is unknown.
     """
     if config.backbone not in BACKBONES:
         raise ValueError(f"backbone = {config.backbone!r} must be one of {', '.join(BACKBONES)}")
@@ -43,7 +43,7 @@ def dataset(data: Data, spec_name: str, validation: bool) -> ProceduralDataset:
 
 
 def object_count(data: Data, validation: bool) -> int:
-    """How many objects a stage is trained on, or judged by."""
+    """How many objects a stage is trained or validated on."""
     return data.validation_objects if validation else data.objects
 
 
@@ -76,13 +76,13 @@ def mixed_precision(config: StageConfig) -> Iterator[None]:
             yield
             return
         # on a CPU the plain formula in bfloat16 is twice as fast as the fused kernel, forwards and backwards together
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # a switch of all devices, whatever its name says
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # despite its name for all devices
         with sdpa_kernel(SDPBackend.MATH):
             yield
 
 
 class ObjectStage:
-    """What the stages that render procedural objects share."""
+    """Base of the stages that render procedural objects."""
 
     def __init__(self, config: StageConfig) -> None:
         self.config = config
@@ -128,7 +128,7 @@ class ObjectStage:
 
 
 def input_images(batch: Batch, views: int) -> Tensor:
-    """What GSRecon sees: RGB, normal, coordinate of the first `views` views, [B, views, 9, H, W]."""
+    """Input of GSRecon: RGB, normals and coordinates of the first `views` views, [B, views, 9, H, W]."""
     return torch.cat([batch.images_rgb, batch.normals, batch.coords], dim=2)[:, :views]
 
 
@@ -138,11 +138,11 @@ def batch_cameras(batch: Batch, views: int | None = None) -> Cameras:
 
 
 def comparison_panel(*rows: Tensor, objects: int = 4) -> np.ndarray:
-    """Images under each other, object by object.
+    """Rows of images, object by object.
 
     Args:
-        rows: Any number of [B, V, 3, H, W] in [0, 1]; for every object one line of V images from each.
-        objects: How many of the B are shown, at most.
+        rows: Any number of [B, V, 3, H, W] in [0, 1]; each adds one row of V images per object.
+        objects: Largest number of objects shown.
 
     Returns:
         uint8 [H', W', 3].

@@ -1,4 +1,4 @@
-"""The text-conditioned denoiser on cached latents; the text encoder learns with it, from captions alone."""
+"""The text-conditioned denoiser on cached latents, trained together with its text encoder."""
 
 import dataclasses
 from pathlib import Path
@@ -110,7 +110,7 @@ class DiffusionStage:
         return loss, {"mse": errors.detach().mean()}
 
     def evaluate(self, batch: LatentBatch, generator: torch.Generator) -> Evaluation:
-        """Error on unseen objects with and without their captions, and what some prompts give."""
+        """Error on unseen objects with and without their captions, and samples of some captions."""
         scalars = {}
         for name, captions in (("mse", list(batch.captions)), ("mse_no_text", [""] * len(batch.captions))):
             noise = torch.Generator().manual_seed(generator.initial_seed())
@@ -119,7 +119,7 @@ class DiffusionStage:
         return Evaluation(scalars, {"decoded_beside_generated": self._samples_panel(batch, generator)})
 
     def export(self, out: Path, facts: dict[str, Any]) -> None:
-        """Averaged weights of both networks, the tokenizer, and the spec with measured latent scale and vocabulary."""
+        """Write the averaged networks, the tokenizer, and the spec with measured latent scale and vocabulary."""
         networks = {"denoiser": self.denoiser, "text_encoder": self.text_encoder}
         lineage = {**facts, "spec": self.spec.to_dict(), "parents": {k: v["files"] for k, v in self.parents.items()}}
         save_finished(out, networks, lineage, {TOKENIZER_FILE: self.tokenizer_json})
@@ -140,7 +140,7 @@ class DiffusionStage:
         return errors, timesteps
 
     def _samples_panel(self, batch: LatentBatch, generator: torch.Generator) -> np.ndarray:
-        """The first unseen objects through the autoencoder, and beside each what its caption alone gives."""
+        """The first unseen objects through the autoencoder, each beside a sample from its caption."""
         spec, count = self.spec, min(_PANEL_OBJECTS, len(batch.captions))
         latents = generate_latents(
             self.denoiser, self.text_encoder, self.tokenizer, spec, list(batch.captions[:count]), generator,

@@ -37,7 +37,7 @@ class ReconStage(ObjectStage):
         return decay_groups([self.gsrecon], self.config.optim.weight_decay)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Rendering loss on all views, and terms on the grid itself: they quicken the start and tidy the grid."""
+        """Rendering loss on all views, and terms on the grid itself, which speed up the start and clean the grid."""
         batch = batch.to(self.config.run.device)
         views = self.geometry.views
         with mixed_precision(self.config):
@@ -66,7 +66,7 @@ class ReconStage(ObjectStage):
         return Evaluation(scalars, {"truth_above_render": comparison_panel(batch.images_rgb, renders.rgb)})
 
     def export(self, out: Path, facts: dict[str, Any]) -> None:
-        """GSRecon's averaged weights."""
+        """Write GSRecon's averaged weights."""
         save_finished(out, {"gsrecon": self.gsrecon}, facts, {})
 
 
@@ -76,9 +76,9 @@ def positions(gaussians: Gaussians, views: int, size: int) -> Tensor:
 
 
 def background_grid(grid: Tensor) -> Tensor:
-    """What a pixel of the background should hold: white, medium scale, no turn, transparent, at the origin's depth.
+    """Target of background pixels: white, medium scale, no rotation, transparent, at the depth of the origin.
 
-    Rendering leaves all but the opacity of such a pixel open; one fixed look keeps noise out of the latents.
+    Rendering determines only the opacity of such a pixel; one fixed target for the rest keeps noise out of the latents.
     """
     values = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0]
     return torch.tensor(values, device=grid.device)[:, None, None].expand_as(grid)

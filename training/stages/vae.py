@@ -1,4 +1,4 @@
-"""GSVAE: grids of a frozen GSRecon <-> latents, supervised by the grid and by rendering what comes back."""
+"""GSVAE: grids of a frozen GSRecon <-> latents, supervised by the grid and by renders of the decoded grid."""
 
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from training.optim import decay_groups
 from training.stages.common import ObjectStage, comparison_panel, mixed_precision
 from training.stages.vae_start import start_almost_deterministic, start_as_average
 
-# How much an error in a channel of the grid shows: colour and depth plainly, the turn of small splats hardly.
+# How visible an error in a channel of the grid is: colour and depth very, the rotation of small splats hardly.
 _CHANNEL_WEIGHTS = {"rgb": 3.0, "scale": 1.0, "quat_wxyz": 0.25, "opacity": 1.0, "depth": 10.0}
-_TRANSPARENT_WEIGHT = 0.05  # share of an opaque pixel's weight that a fully transparent one has
-_MEASURED_BATCHES = 16  # batches behind the measured latent scale
+_TRANSPARENT_WEIGHT = 0.05  # weight of a fully transparent pixel relative to an opaque one
+_MEASURED_BATCHES = 16  # number of batches from which the latent scale is measured
 
 
 class VaeStage(ObjectStage):
@@ -97,7 +97,7 @@ class VaeStage(ObjectStage):
         return Evaluation(scalars, {"truth_recon_vae": comparison_panel(batch.images_rgb, direct, through)})
 
     def export(self, out: Path, facts: dict[str, Any]) -> None:
-        """GSVAE's averaged weights and the measured scale of its latents."""
+        """Write GSVAE's averaged weights and the measured scale of its latents."""
         lineage = {**facts, "recon": self.recon_files}
         if self.start is not None:
             lineage["vae"] = self.start["files"]
@@ -124,9 +124,9 @@ class VaeStage(ObjectStage):
 
 
 def visible_error(decoded: Tensor, grid: Tensor) -> Tensor:
-    """Mean squared error of grids [B, V, 12, H, W], weighted by how much it shows: by opacity and by channel.
+    """Mean squared error of grids [B, V, 12, H, W], weighted by visibility: by opacity and by channel.
 
-    The plain mean of the published loss spends most of a small autoencoder on pixels that nobody sees.
+    With the plain mean of the published loss a small autoencoder spends most of its capacity on invisible pixels.
     """
     weights = grid.new_empty(grid.shape[2])
     for name, channels in GRID_LAYOUT.items():

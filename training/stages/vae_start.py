@@ -1,4 +1,4 @@
-"""What weights an untrained GSVAE starts from."""
+"""Initial weights of a GSVAE."""
 
 from itertools import chain
 
@@ -13,13 +13,14 @@ from diffsplat.geometry.gaussians import GRID_LAYOUT
 from diffsplat.splats.gsvae import GSVAE
 
 _FIRST_LOG_VARIANCE = -6.0
-_AVERAGED = ("rgb", "opacity", "depth", "scale")  # what shows; the turn of small splats hardly does
+_AVERAGED = ("rgb", "opacity", "depth", "scale")  # the visible channels; the rotation of small splats hardly is
 
 
 def start_almost_deterministic(gsvae: GSVAE) -> None:
-    """Let the posterior start with a standard deviation of about 0.05.
+    """Start the posterior with a standard deviation of about 0.05.
 
-    At the usual 1 the noise drowns what little an untrained encoder says, and colours appear many times later.
+    At the usual 1 the noise drowns the weak signal of an untrained encoder, and colours take many times longer to
+    appear.
     """
     vae = gsvae.vae
     layer = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv  # means first, then log variances
@@ -31,11 +32,12 @@ def start_almost_deterministic(gsvae: GSVAE) -> None:
 
 @torch.no_grad()
 def start_as_average(gsvae: GSVAE) -> None:
-    """Let the autoencoder start as one that averages patches and spreads the averages smoothly again.
+    """Start the autoencoder as one that averages patches and spreads the averages smoothly again.
 
-    From the usual random weights a small autoencoder needs thousands of steps to learn that colours pass through it.
-    Here residual branches and attention start at zero, what changes a width starts as the identity, and every averaged
-    channel travels twice, as x and as -x, since ``silu(x) - silu(-x) = x``. All other weights keep their random start.
+    From the usual random weights a small autoencoder needs thousands of steps to learn to pass colours through. Here
+    residual branches and attention start at zero, layers that change the width start as the identity, and every
+    averaged channel is carried twice, as x and as -x, since ``silu(x) - silu(-x) = x``. All other weights keep their
+    random start.
     """
     vae = gsvae.vae
     kept = [index for name in _AVERAGED for index in range(*GRID_LAYOUT[name].indices(vae.config.in_channels))]
@@ -72,7 +74,7 @@ def _zero(layer: nn.Conv2d | nn.Linear) -> None:
 
 
 def _diagonal(convolution: nn.Conv2d, kernel: torch.Tensor) -> None:
-    """Every channel through `kernel` on its own; output channels beyond the input's keep what they are."""
+    """Apply `kernel` to every channel on its own; output channels beyond the input's keep their weights."""
     shared = min(convolution.in_channels, convolution.out_channels)
     convolution.weight[:shared] = 0.0
     convolution.weight[range(shared), range(shared)] = kernel

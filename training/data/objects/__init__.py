@@ -1,6 +1,6 @@
-"""Composite everyday objects, by theme: each a short function that lists primitives.
+"""Composite everyday objects by theme; each is a short function that lists primitives.
 
-`COMPOSITES` maps a noun to how it is built, what else it is called and which colour words suit it.
+`COMPOSITES` maps a noun to its builder, its synonyms and its colours.
 """
 
 from training.data.objects.animals import ANIMALS

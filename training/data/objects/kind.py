@@ -1,4 +1,4 @@
-"""What a composite object is to the generator."""
+"""The record of a composite object, and the random choices made while one is built."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -33,10 +33,10 @@ class Draw:
 
 
 class Composite(NamedTuple):
-    """How an object is built and spoken of."""
+    """How an object is built and what it is called."""
 
     build: Callable[[Draw], Parts]
-    colours: tuple[str, ...] = ()  # colour words that captions may put before the noun; none = always as nature has it
-    natural: tuple[str, ...] = ()  # main colours when no colour is told; none = those of `colours`
+    colours: tuple[str, ...] = ()  # colours that captions may name; if empty, the object always has its natural colours
+    natural: tuple[str, ...] = ()  # main colours when the caption names no colour; if empty, those of `colours`
     nouns: tuple[str, ...] = ()  # other names
-    symmetric: bool = False  # the same from all sides: its yaw does not matter
+    symmetric: bool = False  # looks the same from all sides, so that its yaw is free
