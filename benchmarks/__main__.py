@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "quality_nano": ("quality", "bundles/nano", "--sweep"),
     "quality_pico": ("quality", "bundles/pico"),
     "ensemble_overhead": ("ensemble_overhead", "bundles/pico"),
+    "recovery": ("recovery", "bundles/pico", "bundles/nano"),
     "import_memory": ("import_memory",),
     "fresh_clone": ("fresh_clone",),
     "stop_storm": ("stop_storm", "bundles/pico"),

@@ -1,4 +1,4 @@
-"""How a server is told to take no new requests: the launcher creates a file, the first stages look for it."""
+"""Draining: the launcher creates a file, and the first stages refuse new requests while it exists."""
 
 import os
 
@@ -13,7 +13,7 @@ class ServerDrainingError(RuntimeError):
 
 
 def refuse_while_draining() -> None:
-    """Raise ServerDrainingError if the launcher wants no new requests."""
+    """Raise ServerDrainingError while the launcher drains the server."""
     path = os.environ.get(DRAIN_FILE_VARIABLE)
     if path and os.path.exists(path):
         raise ServerDrainingError

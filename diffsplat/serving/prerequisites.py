@@ -1,4 +1,4 @@
-"""What the machine must have before anything is installed; each message carries the fix.
+"""What the machine must have before anything is installed; each message names the fix.
 
 Standard library only and old syntax, since any python3 may run this file by its path:
 
@@ -16,15 +16,15 @@ PYTHON_VERSIONS = ((3, 11), (3, 12))
 
 
 def python_version() -> str:
-    """Of the running interpreter, such as "3.11"."""
+    """Version of the running interpreter, such as "3.11"."""
     return "%d.%d" % sys.version_info[:2]  # noqa: UP031 - old syntax on purpose
 
 
 def find_libpython() -> "str | None":
     """Folder of this interpreter's shared libpython, or None.
 
-    Triton's Python backend runs models in a process of its own that is linked against the shared library; an
-    interpreter that carries Python inside (Debian's does) works without it, so it can be missing.
+    Triton's Python backend runs models in a process of its own that is linked against the shared library. An
+    interpreter may be linked statically, as Debian's is, and works without it, so the library can be missing.
     """
     name = "libpython%s.so.1.0" % python_version()  # noqa: UP031
     folders = [sysconfig.get_config_var("LIBDIR"), os.path.join(sys.base_prefix, "lib")]
@@ -45,7 +45,7 @@ def find_libpython() -> "str | None":
 
 
 def libpython_problem() -> "str | None":
-    """Why Triton's Python backend could not start under this interpreter, with the fix; None when it can."""
+    """Why Triton's Python backend cannot start under this interpreter, with the fix; None if it can."""
     if find_libpython():
         return None
     version = python_version()
@@ -57,7 +57,7 @@ def libpython_problem() -> "str | None":
 
 
 def problems() -> "list[str]":
-    """Everything that stands in the way, one line each; empty when the machine will do."""
+    """One line for each missing prerequisite; empty if the machine has all of them."""
     found = []
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "AMD64"):
         found.append(
@@ -70,7 +70,7 @@ def problems() -> "list[str]":
             f"{sys.executable} is Python {version}, 3.11 or 3.12 is needed: install one of them, such as the packages "
             "python3.11 and python3.11-venv of Debian, and name it: make PYTHON=python3.11 ..."
         )
-        return found  # the other checks speak about an interpreter that will not be used
+        return found  # the other checks are about this interpreter, which will not be used
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         found.append(
             f"{sys.executable} cannot make virtual environments (module venv or ensurepip is missing): on Debian and "
@@ -83,7 +83,7 @@ def problems() -> "list[str]":
 
 
 def main() -> int:
-    """Print what is missing; 0 when nothing is."""
+    """Print what is missing; the exit code is 0 if nothing is."""
     found = problems()
     for problem in found:
         print("prerequisite missing: " + problem, file=sys.stderr)

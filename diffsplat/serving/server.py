@@ -32,7 +32,7 @@ from diffsplat.serving.workspace import SHM_ROOT, Workspace, remove_leftovers
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 5  # Triton waits this long for requests in flight
-KILL_AFTER_S = STOP_TIMEOUT_S + 10.0  # then the whole process group is killed
+KILL_AFTER_S = STOP_TIMEOUT_S + 10.0  # after SIGTERM; then the whole process group is killed
 STUB_TIMEOUT_S = 240  # a model's process must have loaded its network by then
 
 KEY_NAME = "control"
@@ -146,7 +146,7 @@ class TritonServer:
         self._end(self._ask_to_terminate)
 
     def kill(self) -> None:
-        """Stop the server at once; what it worked on is lost."""
+        """Stop the server at once; requests in flight are lost."""
         self._end(lambda process: None)
 
     def drain(self) -> None:
@@ -264,7 +264,7 @@ def _ready(grpc_url: str) -> bool:
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """A second Ctrl-C during shutdown must not leave the server behind."""
+    """Ignore SIGINT and SIGTERM, so that a second Ctrl-C during shutdown does not leave the server running."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

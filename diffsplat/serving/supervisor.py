@@ -157,6 +157,8 @@ class Supervisor:
                     self.server.kill()
                     return
                 self._restart(fault)
+            if self._watch is None:  # the supervisor is being stopped, and nothing was started again
+                return
 
     def _begin_watch(self) -> None:
         stubs = find_stubs(self.server.pid)
@@ -193,8 +195,8 @@ class Supervisor:
     def _stub_fault(self) -> str:
         """A model with fewer processes than it started with. A model that is reloaded gets new ones first."""
         deaths = [(stub, death) for stub in self._stubs if (death := death_of(stub.pid))]
-        if not deaths:
-            return ""
+        if not deaths or death_of(self.server.pid) not in ("", "is stopped"):
+            return ""  # models die with their server: the next look finds out how that ended
         self._stubs = find_stubs(self.server.pid)
         living = Counter(stub.model for stub in self._stubs)
         for stub, death in deaths:
@@ -235,7 +237,7 @@ class Supervisor:
 
     def _restart(self, reason: str, cleanly: bool = False) -> None:
         """End the present run and start another one, again and again until one is ready."""
-        self.state = "restarting"
+        self.state = "draining" if cleanly else "restarting"
         kept = f"; the log of this run is {self.server.log_path}" if self._log_folder else ""
         self._on_event(f"{reason}: restarting the server{kept}")
         self._end_watch()
@@ -243,6 +245,7 @@ class Supervisor:
             self.server.drain()
             if not self._wait_until_idle(self.policy.drain_timeout_s):
                 self._on_event(f"requests still in flight after {self.policy.drain_timeout_s:g} s are lost")
+            self.state = "restarting"
             self.server.stop()
         else:
             self.server.kill()

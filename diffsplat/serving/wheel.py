@@ -40,7 +40,10 @@ def link_backend(home: Path, folder: Path) -> Path:
 
 
 def server_environment(home: Path) -> dict[str, str]:
-    """The stub finds packages through the first `python3` on PATH; unresolved, since a venv is known by its symlink."""
+    """Environment of the server's processes.
+
+    The stub finds packages through the first `python3` on PATH. Its symlink is not resolved: it identifies the venv.
+    """
     libpython = find_libpython()
     assert libpython is not None
     libraries = [str(home.parents[1] / "nvidia_pytriton.libs"), libpython, os.environ.get("LD_LIBRARY_PATH", "")]
@@ -49,6 +52,6 @@ def server_environment(home: Path) -> dict[str, str]:
         "PATH": os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath))),
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
         "PYTHONUNBUFFERED": "1",
-        # idle OpenMP threads sleep at once: the stages' processes share the cores and take turns
+        # idle OpenMP threads sleep at once, since the stages' processes share the cores
         "OMP_WAIT_POLICY": "PASSIVE",
     }

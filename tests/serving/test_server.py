@@ -15,6 +15,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from diffsplat_client import cli
 from diffsplat_client.client import Client
 from diffsplat_client.errors import ServerUnavailableError
 from diffsplat_client.request import GenerationRequest
@@ -23,6 +24,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from diffsplat.serving import prerequisites
+from diffsplat.serving.processes import find_stubs
 from diffsplat.serving.server import TritonServer
 from diffsplat.serving.wheel import ServerStartError
 from diffsplat.serving.workspace import Workspace, remove_leftovers
@@ -256,8 +258,18 @@ class TestFaults:
         with pytest.raises(ServerStartError, match=f"model decode: .*{graph}: missing"):
             TritonServer(tmp_path).start()
 
-    def test_a_server_killed_during_a_request_is_the_clients_typed_error(self, pico_repository: Path) -> None:
+    def test_dead_stages_and_servers_are_seen_by_status_and_by_clients(
+        self, pico_repository: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         with TritonServer(pico_repository) as running, Client(running.grpc_url, timeout_s=TIMEOUT_S) as client:
+            assert cli.main(["status", "--url", running.grpc_url]) == 0
+            for stub in find_stubs(running.pid):
+                if stub.model == "reconstruct":
+                    os.kill(stub.pid, signal.SIGKILL)
+            capsys.readouterr()
+            assert cli.main(["status", "--url", running.grpc_url, "--timeout", str(TIMEOUT_S)]) == 1
+            states = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+            assert [state[0] for state in states if "READY" not in state] == ["reconstruct"], "Triton calls it ready"
             with client.stream(GenerationRequest("a red cube", steps=200)) as events:
                 next(events)
                 os.kill(running.pid, signal.SIGKILL)

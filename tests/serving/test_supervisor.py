@@ -6,14 +6,19 @@ signals and the server are real.
 
 import contextlib
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
+from diffsplat_client import Client, Finished, ServerUnavailableError
 from diffsplat_client.probes import PROBE_ID
 from diffsplat_client.transport import GrpcTransport
+from tritonclient.grpc import service_pb2
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from diffsplat.serving.processes import find_stubs
 from diffsplat.serving.supervisor import Supervisor, SupervisorPolicy
@@ -177,3 +182,32 @@ def test_a_drained_server_finishes_what_it_has(obedient_repository: Path) -> Non
         asked.join()
         drain.join()
         assert answers == [{}] and drained == [True] and not watch.events
+
+
+def test_the_service_heals_from_a_request_that_kills_a_stage_and_drains(pico_repository: Path) -> None:
+    """Poses whose shape has more bytes than memory: Triton takes them, and the stage's process dies of them."""
+    events: list[str] = []
+    with Supervisor(pico_repository, on_event=events.append) as supervisor:
+        poison = service_pb2.ModelInferRequest(model_name="diffsplat")
+        poison.inputs.add(name="PROMPT", datatype="BYTES", shape=[1])
+        poison.inputs.add(name="FRAME_POSES", datatype="FP32", shape=[2**62, 4])
+        poison.raw_input_contents.extend([b"\x01\0\0\0a", b""])
+        with grpc.insecure_channel(supervisor.server.grpc_url, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([poison]), timeout=TIMEOUT_S))
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE, "a client must not wait for its timeout"
+        wait_for(lambda: supervisor.restarts == 1)
+        assert re.match(r"encode: process \d+ was killed by SIGABRT: restarting the server$", events[0])
+        drained: list[bool] = []
+        drain = threading.Thread(target=lambda: drained.append(supervisor.drain(TIMEOUT_S)))
+        with Client(supervisor.server.grpc_url, timeout_s=TIMEOUT_S) as client:
+            assert client.status().ready
+            with client.stream("a red cube", steps=20) as stream:
+                next(stream)
+                drain.start()
+                wait_for(supervisor.server.drain_file.exists)
+                with pytest.raises(ServerUnavailableError, match="finishes its requests and takes no new ones"):
+                    client.generate("a blue cube")
+                assert isinstance(list(stream)[-1], Finished)
+        drain.join()
+        assert drained == [True] and len(events) == 2

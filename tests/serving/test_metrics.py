@@ -1,0 +1,48 @@
+"""What the launcher reads from the server's metrics page, and when it calls a busy process hung."""
+
+import os
+
+import pytest
+
+from diffsplat.serving import stage_watch
+from diffsplat.serving.metrics import busy_instances, executions, requests_in_flight
+from diffsplat.serving.processes import Stub
+from diffsplat.serving.stage_watch import BusyWatch
+
+PAGE = """\
+# TYPE nv_inference_exec_count counter
+nv_inference_exec_count{model="decode",version="1"} 12
+nv_inference_exec_count{gpu_uuid="GPU-1",model="denoise",version="1"} 3
+nv_inference_count{model="decode",version="1"} 99
+# TYPE diffsplat_stage_requests gauge
+diffsplat_stage_requests{instance="decode_0_0",stage="decode"} 0
+diffsplat_stage_requests{instance="decode_0_1",stage="decode"} 1
+diffsplat_denoise_requests{state="active"} 2
+diffsplat_denoise_requests{state="waiting"} 5
+"""
+
+
+def test_the_page_is_read() -> None:
+    assert requests_in_flight(PAGE) == 8
+    assert executions(PAGE) == {"decode": 12, "denoise": 3}
+    assert busy_instances(PAGE) == {"decode_0_1", "denoise"}
+    assert busy_instances(PAGE.replace('"active"} 2', '"active"} 0')) == {"decode_0_1"}
+
+
+def test_a_busy_process_hangs_if_it_uses_no_cpu_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, used = [0.0], [1.0]
+    monkeypatch.setattr(stage_watch, "cpu_seconds", lambda pid: used[0])
+    watch = BusyWatch([Stub(os.getpid(), "denoise", "denoise_0_0")], lambda: now[0])
+
+    def look(at_s: float, cpu_s: float, busy: bool = True) -> str:
+        now[0], used[0] = at_s, cpu_s
+        return watch.find_fault({"denoise"} if busy else set(), hang_after_s=5.0)
+
+    assert not look(0, 1.0) and not look(4, 1.0)
+    assert not look(5, 1.1), "it has computed"
+    assert not look(9, 1.11), "10 ms in 4 s are not work, but 5 s are not over"
+    assert "it has a request and does not compute" in look(10.5, 1.11)
+    assert not look(11, 1.11, busy=False) and not look(12, 1.11), "it was idle in between"
+    assert look(18, 1.11)
+    watch.forgive()
+    assert not look(19, 1.11)
