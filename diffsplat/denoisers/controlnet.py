@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.denoisers.control_inputs import residual_shapes
-from diffsplat.denoisers.shared_weights import per_view, step_view, takes_added_embedding
+from diffsplat.denoisers.shared_weights import per_view, share_weights_for_step, takes_added_embedding
 from diffsplat.denoisers.unet import TEXT_IS_PACKED, DenoiserStep, check_multiview_attention, set_multiview_attention
 
 HINT_CHANNELS = (16, 32, 96, 256)  # widths of the official hint encoders
@@ -84,7 +84,7 @@ class ControlStep(nn.Module):
     def __init__(self, controlnet: Any, num_views: int) -> None:
         super().__init__()
         check_multiview_attention(controlnet, num_views)
-        self.controlnet = step_view(controlnet, controlnet_cond_embedding=nn.Identity())
+        self.controlnet = share_weights_for_step(controlnet, controlnet_cond_embedding=nn.Identity())
         self.num_views = num_views
         self.residuals = len(controlnet.controlnet_down_blocks) + 1
         self.extra_inputs = ("added",) if takes_added_embedding(controlnet) else ()

@@ -49,7 +49,7 @@ class _TimeAndAdded(nn.Module):
         return self.time_embedding(sample) + condition
 
 
-def step_view(network: Any, **replaced: nn.Module) -> Any:
+def share_weights_for_step(network: Any, **replaced: nn.Module) -> Any:
     """The network as a step calls it: weights shared, what is computed once per request taken out.
 
     The original is left as it is. From an SDXL network pooled text and sizes are taken, and `timestep_cond` of the view

@@ -20,7 +20,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from diffsplat.denoisers.graph_inputs import ADDED, CONTEXT, STEP
-from diffsplat.denoisers.shared_weights import AddedEmbedding, per_view, step_view, takes_added_embedding
+from diffsplat.denoisers.shared_weights import AddedEmbedding, per_view, share_weights_for_step, takes_added_embedding
 from diffsplat.denoisers.view_inputs import condition_views, network_input
 
 # attention processors get this keyword through the UNet's `cross_attention_kwargs`
@@ -175,7 +175,7 @@ class DenoiserStep(nn.Module):
         super().__init__()
         self.condition_views = unet_condition_views(unet)
         check_multiview_attention(unet, num_views, self.condition_views)
-        self.unet = step_view(unet)
+        self.unet = share_weights_for_step(unet)
         self.num_views = num_views
         self.extra_inputs: tuple[str, ...] = ()  # what `forward` wants behind the context, in that order
         if self.condition_views:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from diffsplat.denoisers.shared_weights import AddedEmbedding, step_view
+from diffsplat.denoisers.shared_weights import AddedEmbedding, share_weights_for_step
 from diffsplat.denoisers.unet import DenoiserStep, TextContext, set_multiview_attention
 from diffsplat.denoisers.view_inputs import stock_config
 
@@ -49,7 +49,7 @@ def test_unet(part, golden, assert_close):
         if added:
             embedding = AddedEmbedding(unet)
             per_view = embedding(added["text_embeds"], added["time_ids"])
-            given_added = step_view(unet)(sample, given["timestep"], text, timestep_cond=per_view).sample
+            given_added = share_weights_for_step(unet)(sample, given["timestep"], text, timestep_cond=per_view).sample
             assert_close(given_added, expected, f"{case}: added embedding given")
             once = {name: tensor[::views] for name, tensor in added.items()}
             expected = plain(

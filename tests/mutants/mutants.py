@@ -381,8 +381,8 @@ FILES_AND_SERVICE = [
     Mutant(
         "a time-out is taken for a missing server",
         "client/diffsplat_client/failures.py",
-        "return RequestTimeoutError(f",
-        "return ServerUnavailableError(f",
+        "return RequestTimeoutError(",
+        "return ServerUnavailableError(",
         "tests/client/test_client.py::test_errors_are_typed",
     ),
     Mutant(

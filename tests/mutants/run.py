@@ -1,6 +1,6 @@
 """Apply the mutants one at a time to a copy of the working tree, and see the test of each fail.
 
-    python -m tests.mutants.run                    all, some ten minutes
+    python -m tests.mutants.run                    all, some minutes
     python -m tests.mutants.run condition flow     those whose name or file contains one of the words
 
 The tests are run once on the unchanged copy first, where all must pass. Exit status 1: a mutant survived, no longer
@@ -8,21 +8,39 @@ applies, or a test fails without any.
 """
 
 import argparse
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+import torch
+
 from tests.mutants.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
-_TEST_TIMEOUT_S = 600  # a mutant may run forever: then it is killed, in both senses
+_TEST_TIMEOUT_S = 300  # a mutant may run forever; pytest then kills it
 _PASSED, _FAILED = 0, 1  # exit statuses of pytest; others say that no test was run
+_BROKEN = 70
+_LIBRARIES = (
+    "cv2",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.controlnets.controlnet",
+    "diffusers.models.transformers.pixart_transformer_2d",
+    "diffusers.models.transformers.transformer_sd3",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.schedulers",
+    "numba",
+    "PIL.Image",
+    "safetensors.torch",
+)
 
 
 def main() -> int:
@@ -33,6 +51,7 @@ def main() -> int:
     mutants = [m for m in MUTANTS if not words or any(word in f"{m.name} {m.file}" for word in words)]
     if not mutants:
         parser.error(f"no mutant's name or file contains {' or '.join(words)}")
+    preload()
     with tempfile.TemporaryDirectory(prefix="diffsplat-mutants-") as folder:
         scratch = Path(folder)
         copy_tree(scratch)
@@ -79,21 +98,49 @@ def changed(path: Path, mutant: Mutant) -> Iterator[None]:
 
 
 def run_tests(scratch: Path, tests: list[str], quiet: bool = False) -> int:
-    """Exit status of pytest in the copy; 1 too when it takes too long."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    try:
-        result = subprocess.run(
-            command, cwd=scratch, env=environment(scratch), timeout=_TEST_TIMEOUT_S, capture_output=quiet, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return _FAILED
-    return result.returncode
+    """Exit status of pytest in the copy, or minus the signal that ended it.
+
+    Each run is a fork of this process, which has loaded the libraries: most tests take a second, importing torch and
+    diffusers takes ten.
+    """
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        status = _BROKEN
+        try:
+            status = _pytest_in(scratch, tests, quiet)
+        except BaseException:  # whatever it is, the child must not go on as the parent does
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def environment(scratch: Path) -> dict[str, str]:
-    """The copy's packages before the installed ones, and no compiled code of one mutant left for the next."""
-    paths = [str(scratch), str(scratch / "client")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+def _pytest_in(scratch: Path, tests: list[str], quiet: bool) -> int:
+    if quiet:
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+    os.chdir(scratch)
+    others = [path for path in sys.path if path and Path(path) not in (ROOT, ROOT / "client")]
+    sys.path[:] = [str(scratch), str(scratch / "client"), *others]
+    sys.dont_write_bytecode = True  # two texts of a file within a second look alike to the cache
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", "-o", f"timeout={_TEST_TIMEOUT_S}"]
+    status = int(pytest.main([*options, *tests]))
+    package = sys.modules.get("diffsplat") or sys.modules["diffsplat_client"]
+    assert Path(str(package.__file__)).is_relative_to(scratch), f"{package.__file__} was tested, not {scratch}"
+    return status
+
+
+def preload() -> None:
+    """Import the libraries that tests use, but nothing of the repository."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # pytest warns of plugins that a library has imported before it
+    for name in _LIBRARIES:
+        importlib.import_module(name)
+    torch.set_num_threads(1)
 
 
 def copy_tree(scratch: Path) -> None:
