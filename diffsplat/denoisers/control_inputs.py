@@ -1,4 +1,4 @@
-"""Control maps on the way through denoising: what a request computes once, and the residuals of every step.
+"""Control maps in the denoise loop: what a request computes once, and the residuals of every step.
 
     hint, text -> prepare_control -> ControlInputs                 once per request
     network input, ControlInputs -> residuals of a row [K]         every step
@@ -27,7 +27,7 @@ from diffsplat.text.features import TextFeatures
 
 @dataclass(frozen=True)
 class ControlInputs:
-    """Inputs of a ControlNet that one request computes once. Rows in guess mode are the conditional ones alone."""
+    """Inputs of a ControlNet that a request computes once. In guess mode they have only the conditional row."""
 
     kind: str
     constant: dict[str, Tensor]  # name -> [rows, ...]
@@ -58,7 +58,7 @@ def prepare_control(
         features: text of the request's rows, (unconditional, conditional) or the conditional one.
         hint: [3, H, W] in [0, 1], for view 0.
         scale: factor on all residuals.
-        guess_mode: the map steers the conditional row alone, weakly at first and fully in the mid block.
+        guess_mode: the map steers only the conditional row, weakly in the first layers and fully in the mid block.
     """
     rows = slice(-1, None) if guess_mode else slice(None)
     text = TextFeatures(*(values[rows] for values in features))
@@ -86,9 +86,9 @@ def add_residuals(
     Args:
         spec: the backbone.
         graphs: those of `control_graphs`.
-        controls: of every request, None without a control map.
-        row_counts: rows of every request; the conditional one is the last.
-        inputs: of the denoiser: latents, plucker, timesteps of all rows.
+        controls: one per request, None without a control map.
+        row_counts: rows of each request, the conditional one last.
+        inputs: the denoiser's latents, plucker and timesteps, all rows.
     """
     ends = list(accumulate(row_counts))
     kinds = dict.fromkeys(control.kind for control in controls if control is not None)
@@ -116,7 +116,7 @@ def _no_residuals(rows: int, numbers: int) -> Tensor:
 
 
 def residual_numbers(spec: BackboneSpec) -> int:
-    """K: numbers of all residuals of a row."""
+    """K: how many numbers the residuals of a row have in all."""
     shapes = residual_shapes(spec.denoiser, spec.latent_size, spec.latent_size)
     return spec.geometry.views * sum(channels * height * width for channels, height, width in shapes)
 
@@ -124,8 +124,8 @@ def residual_numbers(spec: BackboneSpec) -> int:
 def control_scales(residuals: int, scale: float, guess_mode: bool) -> Tensor:
     """Factor of every residual, the mid block's last: [N] float32.
 
-    In guess mode they rise from 0.1 to 1 times `scale`, and the ControlNet is run for the conditional rows alone: the
-    residuals of the unconditional ones are zeros.
+    In guess mode they rise from 0.1 to 1 times `scale`, and the ControlNet runs only for the conditional rows; the
+    unconditional rows get zeros.
     """
     if guess_mode:
         return torch.logspace(-1, 0, residuals) * scale

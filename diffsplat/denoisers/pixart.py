@@ -37,7 +37,7 @@ def build_network(config: Mapping[str, Any], num_views: int) -> PixArtTransforme
 
 
 def pixart_condition_views(transformer: PixArtTransformer2DModel) -> int:
-    """Of a stock transformer: see `views.condition_views`."""
+    """Of a stock transformer: see `view_inputs.condition_views`."""
     return condition_views(int(transformer.config["in_channels"]), _latent_channels(transformer))
 
 
@@ -134,7 +134,7 @@ class PixArtStep(nn.Module):
             )
         self.transformer = transformer
         self.latent_channels = _latent_channels(transformer)
-        self.extra_inputs: tuple[str, ...] = ("kept",)  # what `forward` wants behind the context, in that order
+        self.extra_inputs: tuple[str, ...] = ("kept",)  # what `forward` takes after the context, in order
         if self.condition_views:
             self.extra_inputs += ("condition_latents",)
 
@@ -155,14 +155,14 @@ class PixArtStep(nn.Module):
             timesteps: [R] float32.
             context: [R, L, P] from `PixArtTextContext`.
             kept: [R, L], 1 or True where a token counts; None where all do.
-            condition_latents: [R, C, h, w] of the condition image, see `views.network_input`; given exactly where the
-                network has a condition view.
+            condition_latents: [R, C, h, w] of the condition image, see `view_inputs.network_input`;
+                required if and only if the network has a condition view.
 
         Returns:
             [R, V, C, h, w].
 
         Raises:
-            ValueError: `condition_latents` is missing or one too many.
+            ValueError: `condition_latents` is missing, or given to a text model.
         """
         check_condition(condition_latents, self.condition_views)
         prediction = self.transformer(

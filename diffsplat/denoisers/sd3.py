@@ -33,8 +33,8 @@ from diffsplat.denoisers.view_inputs import check_condition, condition_views, ne
 class MultiviewPatchEmbed(nn.Module):
     """`PatchEmbed` of a tall image: every view gets the same centre crop of the position table.
 
-    The table is the checkpoint's own. It was made for another sample size than the config tells (128, not 32), so that
-    making it anew would give other numbers. Weights and names are those of the module it takes the place of.
+    The table comes from the checkpoint. It was made for a sample size of 128, not the 32 in the config, so
+    recomputing it would give other numbers. Weights and names are those of the module that this one replaces.
     """
 
     pos_embed: Tensor  # [1, grid * grid, D]
@@ -82,7 +82,7 @@ def build_network(config: Mapping[str, Any], num_views: int) -> SD3Transformer2D
 
 
 def sd3_condition_views(transformer: SD3Transformer2DModel) -> int:
-    """Of a stock transformer: see `views.condition_views`."""
+    """Of a stock transformer: see `view_inputs.condition_views`."""
     return condition_views(transformer.config["in_channels"], transformer.config["out_channels"])
 
 
@@ -147,7 +147,7 @@ class SD3Modulations(nn.Module):
 
 
 class _Slice(nn.Module):
-    """Takes the place of an AdaLN layer's `linear`: its columns of the modulations computed before."""
+    """Replaces an AdaLN layer's `linear`: selects its columns of the modulations computed before."""
 
     def __init__(self, offset: int, width: int) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class _Slice(nn.Module):
 
 
 class _PassModulations(nn.Module):
-    """Takes the place of `time_text_embed`: what the blocks get as their conditioning are the modulations."""
+    """Replaces `time_text_embed`: passes the modulations to the blocks as their conditioning."""
 
     def forward(self, timestep: None, modulations: Tensor) -> Tensor:
         """[R, M] -> [R, M]."""
@@ -185,7 +185,7 @@ def _without_request_work(transformer: SD3Transformer2DModel) -> SD3Transformer2
 class SD3Step(nn.Module):
     """One evaluation of a multi-view SD3 for R rows that may be at different steps of different schedules.
 
-    Shares its parameters with the transformer it is made of, and holds none that run once per request.
+    Shares its parameters with the transformer, without the layers that run once per request.
     """
 
     def __init__(self, transformer: SD3Transformer2DModel, num_views: int) -> None:
@@ -213,7 +213,7 @@ class SD3Step(nn.Module):
             plucker: [R, V, 6, h, w], rays of the views.
             modulations: [R, M], every row's step of those from `SD3Modulations`.
             context: [R, L, D] from `SD3Context`.
-            condition_latents: [R, C, h, w], see `views.network_input`; of image models alone.
+            condition_latents: [R, C, h, w], see `view_inputs.network_input`; for image models only.
 
         Returns:
             [R, V, C, h, w].

@@ -1,4 +1,4 @@
-"""A stock UNet or ControlNet as a denoising step calls it: what is the same for all steps is taken out and given to it.
+"""A stock UNet or ControlNet for a denoising step, without the layers whose outputs are the same for all steps.
 
 Axes: R rows (request, guidance branch), V views, D' width of the pooled text, E width of a time embedding.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def takes_added_embedding(network: Any) -> bool:
-    """Whether the network is of SDXL's kind; ValueError for other kinds of added embeddings, which none of ours has."""
+    """Whether the network has SDXL's added embedding; ValueError for any other kind."""
     kind = network.config.addition_embed_type
     if kind not in (None, "text_time"):
         raise ValueError(f"addition_embed_type = {kind!r}: must be null or 'text_time'")
@@ -50,10 +50,11 @@ class _TimeAndAdded(nn.Module):
 
 
 def share_weights_for_step(network: Any, **replaced: nn.Module) -> Any:
-    """The network as a step calls it: weights shared, what is computed once per request taken out.
+    """A shallow copy of the network for the step graph, without the layers that run once per request.
 
-    The original is left as it is. From an SDXL network pooled text and sizes are taken, and `timestep_cond` of the view
-    is the output of `AddedEmbedding`. `replaced` exchanges further submodules. With nothing to do it is the network.
+    Parameters are shared and the original is unchanged. An SDXL copy takes the output of `AddedEmbedding` as
+    `timestep_cond` instead of pooled text and sizes. `replaced` names further submodules to exchange. If there is
+    nothing to change, returns the network itself.
     """
     modules = dict(network._modules)
     added = takes_added_embedding(network)

@@ -5,7 +5,7 @@ a text embedding, P width of the packed text context, E width of a time embeddin
 a network's batch.
 
     text embeddings [R, L, D] -> TextContext -> context [R, L, P]                                  once per request
-    pooled text [R, D'], sizes [R, 6] -> AddedEmbedding -> added [R, E]               SDXL alone, once per request
+    pooled text [R, D'], sizes [R, 6] -> AddedEmbedding -> added [R, E]               SDXL only, once per request
     latents, plucker, timesteps, context (, condition latents) (, added)
         -> DenoiserStep -> prediction [R, V, C, h, w]                                              once per step
 """
@@ -132,7 +132,7 @@ def check_multiview_attention(network: Any, num_views: int, condition_views: int
 
 
 def unet_condition_views(unet: Any) -> int:
-    """Of a stock UNet: see `views.condition_views`."""
+    """Of a stock UNet: see `view_inputs.condition_views`."""
     return condition_views(unet.config.in_channels, unet.config.out_channels)
 
 
@@ -151,7 +151,7 @@ def build_network(config: Mapping[str, Any], num_views: int) -> UNet2DConditionM
 class TextContext(nn.Module):
     """All text keys and values of a multi-view UNet or ControlNet, which do not depend on the step or on the view.
 
-    Its layers are the network's own, so that gradients reach them.
+    It uses the network's own layers, so gradients reach them.
     """
 
     def __init__(self, network: Any) -> None:
@@ -177,7 +177,7 @@ class DenoiserStep(nn.Module):
         check_multiview_attention(unet, num_views, self.condition_views)
         self.unet = share_weights_for_step(unet)
         self.num_views = num_views
-        self.extra_inputs: tuple[str, ...] = ()  # what `forward` wants behind the context, in that order
+        self.extra_inputs: tuple[str, ...] = ()  # what `forward` takes after the context, in order
         if self.condition_views:
             self.extra_inputs += ("condition_latents",)
         if takes_added_embedding(unet):
@@ -192,7 +192,7 @@ class DenoiserStep(nn.Module):
             timesteps: [R] float32.
             context: [R, L, P] from `TextContext`.
             *extra: as listed in `extra_inputs`:
-                condition_latents: [R, C, h, w], see `views.network_input`.
+                condition_latents: [R, C, h, w], see `view_inputs.network_input`.
                 added: [R, E] from `AddedEmbedding`.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: how strongly each view is led by the prompt."""
+"""Classifier-free guidance: how strongly each view follows the prompt."""
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ def guidance_scales(guidance_scale: float, views: int, triangle: bool, min_guida
 
 
 def needs_guidance(scales: Tensor) -> bool:
-    """Whether the unconditional branch is run; with no scale above 1 the conditional one stands alone."""
+    """Whether any scale is above 1; otherwise only the conditional branch runs."""
     return bool((scales > 1).any())
 
 

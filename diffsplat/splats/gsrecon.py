@@ -29,7 +29,7 @@ class GSReconConfig:
     num_blocks: int = 12
     num_heads: int = 8
     llama_style: bool = True  # RMS norms, q/k norm and gated MLP; otherwise LayerNorm and a GELU MLP
-    # what is stacked behind RGB, in this order
+    # channels after RGB, in this order
     input_normal: bool = True
     input_coord: bool = True
     input_mr: bool = False  # metallic and roughness

@@ -80,12 +80,12 @@ class GSVAE(nn.Module):
         return self.vae.decode(unscaled.flatten(0, 1)).sample.unflatten(0, latents.shape[:2]).clamp(-1.0, 1.0)
 
     def decode_tiny(self, latents: Tensor) -> Tensor:
-        """`decode` by the small decoder that rendering losses use.
+        """As `decode`, by the small decoder that rendering losses use.
 
         It takes SCALED latents, still through the autoencoder's post_quant_conv where there is one (published quirk).
         """
         if self.tiny_decoder is None:
-            raise ValueError("this GSVAE has no tiny decoder: its spec names none")
+            raise ValueError("this GSVAE has no tiny decoder: spec.gsvae has no tiny_decoder")
         flat = latents.flatten(0, 1)
         if self.vae.post_quant_conv is not None:
             flat = self.vae.post_quant_conv(flat)

@@ -41,7 +41,7 @@ def render(
         height: pixels.
         width: pixels.
         geometry: near plane, dilation, quaternion and opacity rules of the weights that made the Gaussians.
-        background: grey level behind the splats.
+        background: grey level of the background.
         splat_scale: factor on all splat sizes.
     """
     with torch.autocast(gaussians.means.device.type, enabled=False):

@@ -104,7 +104,7 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def golden(request: pytest.FixtureRequest) -> Callable[[str], Golden]:
-    """Open the reference file of a part, with `or_default` that of the default folder where the folder has none."""
+    """Open the reference file of a part, or with `or_default` that of the default folder."""
     folder, unread = golden_dir(request.config), request.config.stash[UNREAD]
 
     def load(part: str, or_default: bool = False) -> Golden:

@@ -58,7 +58,7 @@ def head_file(golden):
 
 @pytest.fixture
 def network(head_file) -> ElevEst:
-    """The published heads' weights; bins are told by the buffer among them."""
+    """The published heads' weights; their buffer says which bins they have."""
     weights = head_file.weights("elevest")
     bounds = weights["lower_bounds"].double()
     width = float(bounds[1] - bounds[0])
@@ -88,7 +88,7 @@ def test_heads(head_file, network, assert_close):
 
 
 def offset_weight(options: dict[str, Any], network: ElevEst) -> float:
-    """The loss's option; the others are told by the weights, and what nothing reads is refused by name."""
+    """The loss's option. Options of the bins must agree with the weights; unknown ones are refused by name."""
     low, width, count = float(network.lower_bounds[0]), network.bin_width_deg, len(network.lower_bounds)
     bins = [low, low + count * width, count, width]
     for name, value in options.items():

@@ -69,7 +69,7 @@ def test_every_run_alone(runs, assert_close):
 
 
 def test_all_runs_at_once(runs, assert_close):
-    """Requests of other schedulers, lengths, guidance and controls share every step, and none of them notices."""
+    """Requests of other schedulers, lengths, guidance and controls share every step; each equals the reference."""
     file, stages = runs
     for stage in set(stages.values()):
         jobs = {case: [job for job, _ in stage.start(case)] for case, of_case in stages.items() if of_case is stage}

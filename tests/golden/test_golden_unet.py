@@ -34,7 +34,7 @@ def test_unet(part, golden, assert_close):
         assert_close(plain(per_object), expected, f"{case}: text per object")
 
         # From here on the step, which takes what every run has the same for all views. Where the file's random numbers
-        # are not like that, the stock network that was just held to the file says what comes out.
+        # are not like that, the stock network, just compared with the file, gives the expected output.
         rows = sample.unflatten(0, (-1, views))  # [B, V, C + 6 (+ 1), h, w]
         channels = rows.shape[2] - 6 - condition
         latents, rays = rows[:, condition:, :channels], rows[:, condition:, channels : channels + 6]
