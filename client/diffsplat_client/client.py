@@ -66,7 +66,7 @@ class ServerStatus(NamedTuple):
 
     @property
     def contract_version(self) -> int | None:
-        """The server's contract version, None when it names none."""
+        """The server's contract version; None if it does not name one."""
         text = self.parameters.get("contract_version", "")
         return int(text) if text.isascii() and text.isdigit() else None
 
@@ -139,7 +139,7 @@ class Client:
     def stream(
         self, prompt: str | GenerationRequest = "", *, timeout_s: float | None = None, **options: Any
     ) -> GenerationStream:
-        """Generate one object and follow it; arguments and errors as of `generate`.
+        """Generate one object and follow it; arguments and errors as in `generate`.
 
         The request is sent before this returns. Whoever stops reading early closes the stream (`with` does it), and
         the server stops working on the request.
@@ -170,13 +170,13 @@ class Client:
         Args:
             images: [V, H, W, 3] uint8, or floats in [0, 1], over white; or a whole request.
             camera_to_world: [V, 4, 4], left out with a whole request.
-            timeout_s: as of `generate`.
+            timeout_s: as in `generate`.
             options: other fields of ReconstructionRequest: maps, intrinsics, and what is wanted of the splats.
 
         Raises:
             InvalidRequestError: a field is out of range, or not what the served bundle takes.
             ServerUnavailableError: also when the served bundle has no GSRecon.
-            ContractMismatchError, RequestTimeoutError, ServerError: as of `generate`.
+            ContractMismatchError, RequestTimeoutError, ServerError: as in `generate`.
         """
         if camera_to_world is not None:
             options["camera_to_world"] = camera_to_world

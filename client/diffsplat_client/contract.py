@@ -64,7 +64,7 @@ class ModelSpec(NamedTuple):
     decoupled: bool = False
 
 
-# --- what a client wants of the splats, however they are made ---
+# --- what a client wants made from the splats, for every kind of request ---
 DEADLINE = TensorSpec("DEADLINE_S", "FP32", (1,))  # seconds from the arrival at the first stage to the last one's start
 OUTPUT_TENSORS = (
     TensorSpec("OPACITY_THRESHOLD_RENDER", "FP32", (1,)),
@@ -140,21 +140,21 @@ RECONSTRUCTION_TIMINGS = (RECONSTRUCT_TIMINGS, RASTERIZE_TIMINGS, PACKAGE_TIMING
 REQUEST = TensorSpec("REQUEST", "BYTES", (1,))  # JSON of a GenerationRequest without open defaults, plus warnings
 TEXT_EMBEDDINGS = TensorSpec("TEXT_EMBEDDINGS", "FP32", (2, -1, -1))  # (prompt, negative prompt) x tokens x width
 TEXT_MASK = TensorSpec("TEXT_MASK", "BOOL", (2, -1))  # False on padding that nothing attends to; left out: all True
-POOLED_TEXT = TensorSpec("POOLED_TEXT", "FP32", (2, -1))  # left out where a backbone has none
+POOLED_TEXT = TensorSpec("POOLED_TEXT", "FP32", (2, -1))  # left out by backbones without one
 CONDITION_LATENTS = TensorSpec("CONDITION_LATENTS", "FP32", (-1, -1, -1))  # [C, h, w] of the condition image
 HINT = TensorSpec("HINT", "FP32", (3, -1, -1))  # control map of view 0 in [0, 1]
 START_MOMENTS = TensorSpec("START_MOMENTS", "FP32", (2, -1, -1, -1, -1))  # mean, deviation [V, C, h, w]; Instant3D
 LATENTS = TensorSpec("LATENTS", "FP32", (-1, -1, -1, -1))  # [V, C, h, w]
-RESOLVED_REQUEST = TensorSpec("RESOLVED_REQUEST", "BYTES", (1,))  # REQUEST, echoed by denoise for the later stages
+RESOLVED_REQUEST = TensorSpec("RESOLVED_REQUEST", "BYTES", (1,))  # REQUEST, repeated by denoise for the later stages
 SPLATS = TensorSpec("SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))  # every decoded splat, before any opacity threshold
-# the same splats with quaternions and scales as the network said them; for formats `as_decoded` alone
+# the same splats with the network's own quaternions and scales; for formats `as_decoded` alone
 RAW_SPLATS = TensorSpec("RAW_SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))
-# RESOLVED_REQUEST once more, from decode: a stage's inputs must come from one stage, since an ensemble pairs outputs of
+# RESOLVED_REQUEST again, from decode: a stage's inputs must come from one stage, since an ensemble pairs outputs of
 # different stages by their order of arrival, and instances may overtake each other
 DECODED_REQUEST = TensorSpec("DECODED_REQUEST", "BYTES", (1,))
 STOP = TensorSpec("STOP", "BOOL", (1,))  # sent straight to `denoise` under the id of the request to stop
 
-IMAGE_TENSORS = (CONDITION_LATENTS, HINT, START_MOMENTS)  # each left out where a request has none
+IMAGE_TENSORS = (CONDITION_LATENTS, HINT, START_MOMENTS)  # each left out by requests without it
 TEXT_TENSORS = (TEXT_EMBEDDINGS, TEXT_MASK, POOLED_TEXT)
 MODELS = {
     "encode": ModelSpec(REQUEST_TENSORS, (REQUEST, *TEXT_TENSORS, *IMAGE_TENSORS)),
@@ -163,7 +163,7 @@ MODELS = {
         (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS),
         decoupled=True,
     ),
-    # behind `denoise` every input is optional: each progress message runs these stages with nothing in it
+    # after `denoise` every input is optional: each progress message calls these stages without tensors
     "decode": ModelSpec(
         (LATENTS, RESOLVED_REQUEST), (SPLATS, RAW_SPLATS, DECODED_REQUEST, DECODE_TIMINGS, DECODE_EARLY_END)
     ),

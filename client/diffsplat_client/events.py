@@ -1,4 +1,4 @@
-"""What a stream of one generation tells while it runs: Queued* Progress* Finished."""
+"""The events of a generation's stream, in this order: Queued* Progress* Finished."""
 
 from dataclasses import dataclass
 

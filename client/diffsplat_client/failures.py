@@ -1,4 +1,4 @@
-"""A failure of the wire, as the typed error that says what it means for the caller."""
+"""Turns failures of the transport into the typed errors of the client."""
 
 import re
 

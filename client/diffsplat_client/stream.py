@@ -119,7 +119,7 @@ class GenerationStream:
             if self._over:
                 return
             self._over = True
-        # first the cancel, so that a request still on its way to the denoiser does not arrive behind its STOP
+        # cancel first, so that a request that is still on its way to the denoiser does not arrive after its STOP
         self._responses.cancel()
         if stop:
             self._send_stop()

@@ -99,7 +99,7 @@ class GrpcTransport:
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
         if url.startswith(_LOOPBACK):
-            options.append(("grpc.enable_http_proxy", 0))  # whatever http_proxy says, this machine needs none
+            options.append(("grpc.enable_http_proxy", 0))  # connections to this machine never go through http_proxy
         self._channel = grpc.insecure_channel(url, options=options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
@@ -119,7 +119,7 @@ class GrpcTransport:
         for name, array in tensors.items():
             request.inputs.add(name=name, datatype=_DATATYPES[array.dtype], shape=array.shape)
             request.raw_input_contents.append(_to_wire(array))
-        # one request and no more: the server closes the stream behind the last response
+        # one request and no more: the server closes the stream after the last response
         return GrpcStream(self._call(self._stub.ModelStreamInfer, iter((request,)), timeout_s), self._grpc)
 
     def close(self) -> None:

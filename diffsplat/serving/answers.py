@@ -53,7 +53,7 @@ def answer_bytes(request: OutputOptions, splats: int) -> AnswerBytes:
 
 
 class AnswerLedger:
-    """What one first stage has promised. Threads may share it.
+    """The shares that one first stage has set aside. Threads may share a ledger.
 
     Args:
         max_bytes: of all answers together.
@@ -127,7 +127,7 @@ class AnswerLedger:
 
 
 def return_share(ticket: str, stage: str | None = None) -> None:
-    """Tell the first stage that `stage` has made its part of an answer, or without a stage that there will be none."""
+    """Give a stage's share back to the first stage; without a stage all shares, since there will be no answer."""
     name, _, key = ticket.partition(".")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)  # a lost message costs MAX_HOLD_S, a stage that waits costs every request
@@ -138,7 +138,7 @@ def return_share(ticket: str, stage: str | None = None) -> None:
 
 
 def _address(name: str) -> str:
-    """In the abstract namespace: no file is left behind. Stages of one server have the same parent."""
+    """In the abstract namespace, which leaves no file. The stages of a server have the same parent."""
     return f"\0diffsplat-answers-{os.getppid()}-{name}"
 
 

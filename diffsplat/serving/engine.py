@@ -2,10 +2,10 @@
 
     execute --submit--> waiting --(step boundary, a slot is free)--> active --step--> step--> ... --> finished
                            |                                           |
-                           +-------- stop, cancel: dropped at the next boundary, listener.failed(RequestCancelledError)
+                           +-------- stop, cancel, deadline: dropped at the next boundary, listener.failed(error)
 
-Requests join and leave at any step boundary, so they may be at different steps of different schedules. The engine
-knows nothing of diffusion or of Triton: a `StepModel` starts and steps requests, a `Listener` hears of one of them.
+Requests join and leave at step boundaries, so they may be at different steps of different schedules. The engine does
+not depend on diffusion or Triton: a `StepModel` starts and steps requests, a `Listener` gets the events of one request.
 """
 
 import logging
@@ -56,13 +56,13 @@ FinishedState = TypeVar("FinishedState", bound=RunState, contravariant=True)
 
 
 class StepModel(Protocol[Work, State]):
-    """What is run. All calls come from the engine's thread."""
+    """The model that runs requests. All calls come from the engine's thread."""
 
     def start(self, work: Work) -> State:
         """Prepare one request; an exception fails this request alone."""
 
     def step(self, states: Sequence[State]) -> None:
-        """One step of every request, as one batch: all of them advance, or none when it raises."""
+        """One step of every request, as one batch: all of them advance, or it raises and no request advances."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class EngineProgress:
 
 
 class Listener(Protocol[FinishedState]):
-    """Hears of one request, from the engine's thread (of its place in the queue also from the submitting one).
+    """Receives the events of one request, in the engine's thread; its place in the queue also in the submitting one.
 
-    Must not block for long: all requests wait. After `finished` or `failed` nothing more is called. An exception in
-    `progress` or `finished` fails the request.
+    It must not block for long: all requests wait. `finished` or `failed` is the last call. An exception in `progress`
+    or `finished` fails the request.
     """
 
     def progress(self, progress: EngineProgress) -> None:
@@ -90,10 +90,10 @@ class Listener(Protocol[FinishedState]):
         """All steps are done."""
 
     def failed(self, error: Exception) -> None:
-        """It will not finish; RequestCancelledError when it was stopped."""
+        """It ended early: RequestCancelledError if stopped, RequestTimeoutError if too late, or what went wrong."""
 
     def is_cancelled(self) -> bool:
-        """Whether nobody waits for it any more; asked at step boundaries, every `CANCEL_CHECK_INTERVAL_S` at most."""
+        """Whether the client has left; called at step boundaries, at most every `CANCEL_CHECK_INTERVAL_S`."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class EnginePolicy:
     Attributes:
         max_batch: requests that are denoised together.
         max_queue: requests that may wait; more are refused at once.
-        progress_interval_s: shortest time between two progress messages of a request; the first step is told
-            always, and of the last one the result tells.
+        progress_interval_s: shortest time between two progress messages of a request; the first step is always
+            reported, the last one by the result.
     """
 
     max_batch: int = 4
@@ -118,7 +118,7 @@ class EnginePolicy:
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, str]) -> "EnginePolicy":
-        """Values by the names above; ValueError names one that is no number. Absent ones keep their defaults."""
+        """Read the attributes above; absent ones keep their defaults. ValueError names a value that is not a number."""
         values: dict[str, Any] = {}
         for name, kind in (("max_batch", int), ("max_queue", int), ("progress_interval_s", float)):
             if name in parameters:
@@ -141,9 +141,9 @@ class _Job(Generic[Work, State]):
     end_by_s: float | None
     state: State | None = None
     stopped: bool = False
-    asked_s: float = 0.0  # when the listener was last asked whether anybody waits
-    told_s: float = 0.0  # when progress was last told
-    told_position: int = 0
+    asked_s: float = 0.0  # when the listener was last asked whether its client has left
+    reported_s: float = 0.0  # when progress was last reported
+    reported_position: int = 0
     started_s: float = 0.0
 
 
@@ -191,18 +191,18 @@ class Engine(Generic[Work, State]):
         Args:
             request_id: what `stop` may name.
             work: for the model.
-            listener: is told what happens to the request.
+            listener: gets the events of the request.
             start_by_s: time of the clock by which it must have been admitted, else it is given up.
             end_by_s: time of the clock by which it must have finished, else it is given up.
 
         Raises:
-            QueueFullError, EngineClosedError: it was not accepted; the listener has not been told anything.
+            QueueFullError, EngineClosedError: it was not accepted; the listener was not called.
         """
         job: _Job[Work, State] = _Job(request_id, work, listener, self._clock(), start_by_s, end_by_s)
         with self._changed:
             if self._closing:
                 raise EngineClosedError
-            # those that will be admitted at the next boundary do not count as waiting
+            # requests that will be admitted at the next boundary do not count as waiting
             free = max(0, self.policy.max_batch - len(self._active))
             if len(self._waiting) >= self.policy.max_queue + free:
                 raise QueueFullError(f"{self.policy.max_queue} requests are already waiting: try again later")
@@ -210,13 +210,13 @@ class Engine(Generic[Work, State]):
             self._waiting.append(job)
             position = len(self._waiting) - free
             if position > 0:
-                self._tell_position(job, position)
+                self._report_position(job, position)
             self._changed.notify()
 
     def stop(self, request_id: str) -> int:
         """Stop every request of this id at the next step boundary; returns how many there were.
 
-        If there is none, one that comes within `EARLY_STOP_S` is stopped.
+        If there is no such request, one that arrives within `EARLY_STOP_S` is stopped.
         """
         with self._changed:
             jobs = [job for job in (*self._waiting, *self._active) if job.request_id == request_id]
@@ -310,8 +310,11 @@ class Engine(Generic[Work, State]):
             admitted, self._waiting = self._waiting[:free], self._waiting[free:]
             self._active += admitted
             for position, job in enumerate(self._waiting, start=1):
-                if position != job.told_position and self._clock() - job.told_s >= self.policy.progress_interval_s:
-                    self._tell_position(job, position)
+                if (
+                    position != job.reported_position
+                    and self._clock() - job.reported_s >= self.policy.progress_interval_s
+                ):
+                    self._report_position(job, position)
         for job in admitted:
             job.started_s = self._clock()
             try:
@@ -330,7 +333,7 @@ class Engine(Generic[Work, State]):
                 self._after_step(job)
 
     def _step(self, jobs: list[_Job[Work, State]]) -> list[tuple[_Job[Work, State], Exception]]:
-        """One step of all jobs. When the batch fails, each is tried alone, so that only the guilty fail."""
+        """One step of all jobs. If the batch fails, each job is tried alone, so that only the faulty ones fail."""
         try:
             self.model.step([job.state for job in jobs if job.state is not None])
             return []
@@ -346,8 +349,8 @@ class Engine(Generic[Work, State]):
         now = self._clock()
         last = state.step >= state.steps
         try:
-            if state.step == 1 or now - job.told_s >= self.policy.progress_interval_s:
-                job.told_s = now
+            if state.step == 1 or now - job.reported_s >= self.policy.progress_interval_s:
+                job.reported_s = now
                 seconds_left = (now - job.started_s) / state.step * (state.steps - state.step)
                 job.listener.progress(EngineProgress("denoising", state.step, state.steps, 0, round(seconds_left, 3)))
             if last:
@@ -357,12 +360,12 @@ class Engine(Generic[Work, State]):
         except Exception as error:
             self._drop(job, error)
 
-    def _tell_position(self, job: _Job[Work, State], position: int) -> None:
-        job.told_s, job.told_position = self._clock(), position
+    def _report_position(self, job: _Job[Work, State], position: int) -> None:
+        job.reported_s, job.reported_position = self._clock(), position
         try:
             job.listener.progress(EngineProgress("queued", queue_position=position))
-        except Exception as error:  # told again when it is dropped, at the next boundary
-            _log.warning("request %s cannot be told its place in the queue: %s", job.request_id, error)
+        except Exception as error:  # its failure is reported when it is dropped, at the next boundary
+            _log.warning("the queue position of request %s could not be reported: %s", job.request_id, error)
             job.stopped = True
 
     def _drop(self, job: _Job[Work, State], error: Exception) -> None:
@@ -373,5 +376,5 @@ class Engine(Generic[Work, State]):
     def _fail(self, job: _Job[Work, State], error: Exception) -> None:
         try:
             job.listener.failed(error)
-        except Exception:  # nobody is left to be told; the other requests must go on
-            _log.exception("request %s could not be told of its failure (%s)", job.request_id, error)
+        except Exception:  # the client cannot be reached; the other requests must go on
+            _log.exception("the failure of request %s could not be reported (%s)", job.request_id, error)

@@ -52,7 +52,7 @@ _TINY_PROMPT = "warm up"
 
 
 class EncodeModel(StageModel):
-    """REQUEST tensors of a client -> REQUEST, and what the text encoders say."""
+    """The tensors of a client's request -> REQUEST, and the features of its texts and images."""
 
     name = "encode"
 
@@ -237,7 +237,7 @@ class RasterizeModel(LaterStage):
     name, source, request_tensor = "rasterize", "SPLATS", "DECODED_REQUEST"
 
     def load(self, folder: Path) -> None:
-        """Nothing but the geometry."""
+        """Only the geometry."""
         from diffsplat.stages.rasterize import RasterizeStage
 
         self.stage = RasterizeStage.load(folder, self.threads)
@@ -277,7 +277,7 @@ def _splats(spec: "BackboneSpec") -> int:
 
 
 def _decoded_tensors(decoded: "DecodeResult", envelope: OutputEnvelope) -> list[Any]:
-    """What `rasterize` and `package` read."""
+    """The tensors that `rasterize` and `package` read."""
     splats, raw_splats = decoded
     tensors = [array_tensor("SPLATS", splats.numpy()), text_tensor("DECODED_REQUEST", envelope.to_json())]
     return tensors if raw_splats is None else [*tensors, array_tensor("RAW_SPLATS", raw_splats.numpy())]

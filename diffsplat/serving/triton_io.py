@@ -1,4 +1,4 @@
-"""Triton's tensors and errors from and to ours; runs only inside Triton's Python backend."""
+"""Converts tensors and errors between Triton and the stages; runs only inside Triton's Python backend."""
 
 import logging
 from collections.abc import Iterable
@@ -41,12 +41,12 @@ def read_array(request: Any, name: str) -> np.ndarray | None:
 
 
 def read_arrays(request: Any, specs: Iterable[TensorSpec]) -> dict[str, np.ndarray]:
-    """Those of these inputs that were sent, by name."""
+    """The inputs of `specs` that were sent, by name."""
     return {spec.name: array for spec in specs if (array := read_array(request, spec.name)) is not None}
 
 
 def required_array(request: Any, name: str) -> np.ndarray:
-    """An input that must be there."""
+    """An input; InvalidRequestError if it was not sent."""
     array = read_array(request, name)
     if array is None:
         raise InvalidRequestError(f"{name} is missing")
@@ -54,7 +54,7 @@ def required_array(request: Any, name: str) -> np.ndarray:
 
 
 def required_text(request: Any, name: str) -> str:
-    """A BYTES [1] input that must be there and be UTF-8."""
+    """A BYTES [1] input as text; InvalidRequestError if it is missing, too long or not UTF-8."""
     array = required_array(request, name)
     if array.size != 1:
         raise InvalidRequestError(f"{name} has shape {list(array.shape)}: must be [1]")
@@ -68,19 +68,19 @@ def required_text(request: Any, name: str) -> str:
 
 
 def to_torch(array: np.ndarray) -> Any:
-    """A tensor of its own memory: the input's may be read-only and goes back to the server."""
+    """A copy: the input's memory may be read-only and goes back to the server."""
     import torch
 
     return torch.from_numpy(array.copy())
 
 
 def array_tensor(name: str, array: np.ndarray) -> Any:
-    """An output."""
+    """An output tensor."""
     return pb_utils.Tensor(name, np.ascontiguousarray(array))
 
 
 def text_tensor(name: str, text: str) -> Any:
-    """A BYTES [1] output."""
+    """A BYTES [1] output tensor."""
     return pb_utils.Tensor(name, np.array([text.encode()], dtype=np.object_))
 
 
@@ -110,7 +110,7 @@ _END_STATES = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}  # of a
 
 
 def describe_early_end(error: Exception, request_id: str, stage: str) -> dict[str, str]:
-    """What the client is told when a request ends in a stage without a result, as the contract says."""
+    """End state, error type and message of a request that ended without a result, as in the contract."""
     error_type, message = describe_error(error, request_id, stage)
     return {"end_state": _END_STATES.get(error_type, "failed"), "error_type": error_type, "message": message}
 

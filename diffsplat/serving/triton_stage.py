@@ -1,4 +1,4 @@
-"""What every stage behind Triton's interface does: load, warm up, answer each request on its own.
+"""The part that all stages have in common as Triton models: load, warm up, answer each request on its own.
 
 Errors: `InvalidRequestError` goes to the client as INVALID_ARG with its own text; anything else is logged with the
 request's id, and the client gets a neutral INTERNAL message.
@@ -33,12 +33,12 @@ _log = logging.getLogger("diffsplat.serving")
 
 
 class StageModel:
-    """One stage behind Triton's interface: subclasses say what to load and what one request means."""
+    """One stage as a Triton model. Subclasses load the stage and answer one request."""
 
     name: str
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the version folder and run everything once, so that the first request finds it warm."""
+        """Load the version folder and run everything once, so that the first request is not slower."""
         log_to_stderr()
         config = json.loads(args["model_config"])
         self.parameters: dict[str, str] = {
@@ -66,14 +66,14 @@ class StageModel:
         raise NotImplementedError
 
     def warm_up(self) -> None:
-        """One tiny pass through everything that compiles or allocates at its first use."""
+        """Run once whatever compiles or allocates on first use."""
 
     def finalize(self) -> None:
-        """Leave the interpreter as it is: taking torch apart module by module costs seconds of every server's stop."""
-        atexit.register(os._exit, 0)  # the last one registered runs first, after Triton has had its answer
+        """End the process without tearing down the interpreter: unloading torch takes seconds at every stop."""
+        atexit.register(os._exit, 0)  # handlers run in reverse order, and after Triton has got the answer
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
-        """Answer each request on its own; an error is the answer of that request alone."""
+        """Answer each request on its own; an error does not affect the others."""
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
@@ -84,12 +84,12 @@ class StageModel:
             return pb_utils.InferenceResponse(error=to_triton_error(error, request.request_id(), self.name))
 
     def answer(self, request: Any) -> list[Any]:
-        """Output tensors of one request; none for a progress message that is only passing by."""
+        """Output tensors of one request; an empty list for a progress message, which carries no work."""
         raise NotImplementedError
 
 
 class LaterStage(StageModel):
-    """A stage behind `denoise`: runs with nothing in it for every progress message, and then answers with nothing."""
+    """A stage after `denoise`: called without tensors for every progress message, which it answers without tensors."""
 
     source: str  # the tensor it works on
     request_tensor: str  # comes from the same stage as `source`
@@ -107,7 +107,7 @@ class LaterStage(StageModel):
         return pb_utils.InferenceResponse(tensors)
 
     def answer(self, request: Any) -> list[Any]:
-        """Work only when there is something to work on, and not too late."""
+        """Do the work if there is any and its deadline has not passed."""
         array = read_array(request, self.source)
         if array is None:
             return []
@@ -126,5 +126,5 @@ class LaterStage(StageModel):
         return [*tensors, text_tensor(f"TIMINGS_{self.name.upper()}", json.dumps(timings))]
 
     def work(self, array: np.ndarray, envelope: Any, *also: np.ndarray | None) -> list[Any]:
-        """Output tensors but the timings."""
+        """Output tensors except the timings."""
         raise NotImplementedError

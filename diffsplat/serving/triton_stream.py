@@ -1,4 +1,4 @@
-"""How `denoise` answers: a stream of responses per request."""
+"""Responses of `denoise`: a stream for each request."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ResponseSender:
-    """The engine's listener for one request: what happens to it, as responses."""
+    """The engine's listener for one request: sends each event as a response."""
 
     def __init__(self, sender: Any, request_id: str, envelope: Envelope, answers: AnswerLedger) -> None:
         """`answers` has set aside the bytes that the envelope's ticket stands for."""
@@ -27,12 +27,12 @@ class ResponseSender:
         self.last = EngineProgress("queued")
 
     def progress(self, progress: EngineProgress) -> None:
-        """A message with STATUS alone; the later stages see it pass by with nothing to do."""
+        """A message with STATUS alone, which makes the later stages run without work."""
         self.last = progress
         self.sender.send(pb_utils.InferenceResponse([self._status(progress)]))
 
     def finished(self, state: "DenoiseJob", denoise_ms: float, queued_ms: float) -> None:
-        """LATENTS, and an echo of the request: the later stages may read nothing that does not come from here."""
+        """LATENTS, and the request once more: the later stages may only read tensors that come from here."""
         if not bool(state.latents.isfinite().all()):
             raise RuntimeError("the network's result is not finite")
         envelope = self.envelope.with_timing("queued", queued_ms).with_timing("denoise", denoise_ms)
@@ -45,7 +45,7 @@ class ResponseSender:
         self.sender.send(pb_utils.InferenceResponse(tensors), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def failed(self, error: Exception) -> None:
-        """A last STATUS that says why, and the end of the stream.
+        """A last STATUS with the reason, and the end of the stream.
 
         Not an error response: Triton 2.51 crashes when one overtakes a progress message in the later stages.
         """
@@ -56,12 +56,12 @@ class ResponseSender:
         response = pb_utils.InferenceResponse([self._status(last, end)])
         try:
             self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        except Exception:  # no memory for the message: an end without a reason is still an end
+        except Exception:  # such as no memory for the message: then the stream at least ends
             self.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             raise
 
     def is_cancelled(self) -> bool:
-        """True when `denoise` was called directly and the caller is gone (an ensemble does not pass this on)."""
+        """True if `denoise` was called directly and the caller has left; an ensemble does not pass this on."""
         return bool(self.sender.is_cancelled())
 
     def _status(self, progress: EngineProgress, end: dict[str, str] | None = None) -> Any:

@@ -1,6 +1,6 @@
-"""What every stage checks about tensors that reach it: the stages of a server can all be called directly.
+"""Checks of the tensors that reach a stage: every stage of a server can be called directly.
 
-numpy alone: `package` has no torch. Tensors of torch on the CPU are read in place.
+Needs numpy only, since `package` does not load torch. Torch tensors on the CPU are read in place.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SPLATS = 4_194_304  # 16 views of 512 x 512
-LARGEST = 1e6  # far above every true embedding, latent and splat, and far below what overflows float32 on its way
+LARGEST = 1e6  # far above any real embedding, latent or splat, and far below what would overflow float32 later
 
 
 def check_shape(name: str, values: "np.ndarray | Tensor", expected: Sequence[int | tuple[int, int]]) -> None:
@@ -29,15 +29,15 @@ def check_shape(name: str, values: "np.ndarray | Tensor", expected: Sequence[int
 
 
 def check_range(name: str, values: "np.ndarray | Tensor", low: float = -LARGEST, high: float = LARGEST) -> None:
-    """Refuse values outside of low .. high, and NaN."""
+    """Refuse values outside low .. high, and NaN."""
     array = np.asarray(values)
-    if array.size and not (low <= array.min() and array.max() <= high):  # NaN is never in order
+    if array.size and not (low <= array.min() and array.max() <= high):  # false for NaN
         bad = array[~((array >= low) & (array <= high))][0]
         raise InvalidRequestError(f"{name} holds {bad:g}: all values must be in {low:g} .. {high:g}")
 
 
 def check_splats(splats: "np.ndarray | Tensor", name: str = "SPLATS") -> None:
-    """Refuse what is not [N, 14] of sensible numbers with opacities in 0 .. 1 and scales that are not negative."""
+    """Refuse splats that are not [N, 14] numbers of sensible size with opacities in 0 .. 1 and scales >= 0."""
     check_shape(name, splats, ((0, MAX_SPLATS), GAUSSIAN_WIDTH))
     check_range(name, splats)
     check_range(f"{name} opacity", splats[:, GAUSSIAN_COLUMNS["opacity"]], 0.0, 1.0)

@@ -22,7 +22,7 @@ class DecodeResult(NamedTuple):
     """All splats of one object, before any opacity threshold."""
 
     splats: Tensor  # [N, 14] float32, columns of contract.GAUSSIAN_COLUMNS; unit quaternions
-    raw_splats: Tensor | None = None  # [N, 14] the same before they were canonicalised, for formats `as_decoded`
+    raw_splats: Tensor | None = None  # [N, 14] the same before canonicalisation, for formats `as_decoded`
 
 
 class DecodeStage:
@@ -43,7 +43,7 @@ class DecodeStage:
         return cls(bundle.spec, bundle_graph(bundle, "decoder"))
 
     def run(self, latents: Tensor, envelope: Envelope) -> DecodeResult:
-        """Decode [V, C, h, w]. InvalidRequestError for a wrong shape or values that are not sensible."""
+        """Decode [V, C, h, w]. InvalidRequestError for a wrong shape, or values that no latent has."""
         spec, request = self.spec, envelope.request
         assert request.elevation_deg is not None and request.distance is not None
         check_shape("LATENTS", latents, (spec.geometry.views, spec.latent_channels, spec.latent_size, spec.latent_size))
@@ -55,7 +55,7 @@ class DecodeStage:
 
 @torch.no_grad()
 def splats_of(grid: Tensor, cameras: Cameras, geometry: SplatGeometry, format_name: str) -> DecodeResult:
-    """Lift one object's grid [1, V, 12, H, W] into the world, for the file format that a request names."""
+    """Lift one object's grid [1, V, 12, H, W] into the world; `format` decides whether raw splats are kept."""
     gaussians = grid_to_gaussians(grid, cameras, geometry)
     splats = to_array(canonicalize(gaussians, geometry))
     format = file_format(format_name)

@@ -182,7 +182,7 @@ class DenoiseStage:
         noise = noise or SeededNoise(request.seed)
         shape = (geometry.views, self.spec.latent_channels, self.spec.latent_size, self.spec.latent_size)
         latents = noise.draw(shape) * sampler.init_sigma
-        if begin is not None:  # the first draw is thrown away, as published
+        if begin is not None:  # discards the first draw, as the published code does
             assert work.images.start_moments is not None
             mean, std = work.images.start_moments
             clean = mean + std * noise.draw(shape)

@@ -1,4 +1,4 @@
-"""`encode`: a client's request -> a request without open defaults, and the text that the denoiser reads."""
+"""`encode`: a client's request -> the same with all defaults filled in, and its encoded texts and images."""
 
 import os
 import secrets
@@ -29,7 +29,7 @@ DRAWN_SEED_LIMIT = 2**32  # short enough to be typed again
 
 
 class EncodeStage:
-    """Fills in what a request leaves open and encodes its texts."""
+    """Fills in the defaults of a request and encodes its texts and images."""
 
     def __init__(self, spec: BackboneSpec, graphs: Mapping[str, Graph], tokenizers: Sequence[Tokenizer]) -> None:
         """`graphs`: those of `encode_graphs`, by name."""
@@ -90,7 +90,7 @@ def encode_graphs(spec: BackboneSpec) -> tuple[str, ...]:
 
 
 def _tokenizers(spec: BackboneSpec, folder: Path) -> list[Tokenizer]:
-    """One for each text encoder; BundleError names a missing file."""
+    """The tokenizer of each text encoder; BundleError names a missing file."""
     tokenizers = []
     for name, encoder in zip(tokenizer_files(spec), spec.text.encoders, strict=True):
         if not (folder / name).is_file():
@@ -100,7 +100,7 @@ def _tokenizers(spec: BackboneSpec, folder: Path) -> list[Tokenizer]:
 
 
 def check_request(request: GenerationRequest, spec: BackboneSpec) -> None:
-    """Refuse options that the served bundle does not have."""
+    """Refuse schedulers, ControlNets and late starts that the served bundle does not have."""
     if request.scheduler not in spec.schedule.schedulers:
         allowed = ", ".join(spec.schedule.schedulers)
         raise InvalidRequestError(

@@ -1,4 +1,4 @@
-"""What `encode` makes of a request's images for `denoise`."""
+"""The features of a request's images, which `encode` hands to `denoise`."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class ImageFeatures(NamedTuple):
-    """What `denoise` needs of a request's images; None where there are none."""
+    """Image features of one request; None for those that it does not have."""
 
     condition_latents: Tensor | None = None  # [C, h, w]
     hint: Tensor | None = None  # [3, H, W] in [0, 1]

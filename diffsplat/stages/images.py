@@ -24,7 +24,7 @@ from diffsplat.stages.image_features import ImageFeatures
 
 
 class Images(NamedTuple):
-    """A request whose images have been looked at."""
+    """A request after its images were prepared and encoded."""
 
     request: GenerationRequest  # elevation filled in
     features: ImageFeatures
@@ -47,7 +47,7 @@ class ImageEncoderStage:
         self._elevation_size = (spec.elevest or {}).get("input_size", ELEVATION_INPUT_SIZE)
 
     def run(self, request: GenerationRequest) -> Images:
-        """Check what belongs together, prepare, encode. InvalidRequestError names field, value and what is allowed."""
+        """Check combinations, prepare and encode. InvalidRequestError names field, value and what is allowed."""
         self._check(request)
         features = ImageFeatures()
         warnings: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ class ImageEncoderStage:
             )
 
     def _with_elevation(self, request: GenerationRequest, rgb: Tensor) -> GenerationRequest:
-        """[3, H, W] in [0, 1]: the image's elevation, where it is to be estimated."""
+        """The request with the elevation estimated from an image [3, H, W] in [0, 1], if it asks for that."""
         if not request.estimate_elevation:
             return request
         elevation_deg = float(self.graphs["elevest"](elevation_input(rgb[None], self._elevation_size))[0])

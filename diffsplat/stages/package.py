@@ -1,4 +1,4 @@
-"""`package`: splats -> what the client asked for, the raw tensor or a file. numpy alone, so that it starts at once."""
+"""`package`: splats -> the raw tensor or a file, as the request says. Needs numpy only, so that it starts at once."""
 
 import os
 from typing import NamedTuple
@@ -34,11 +34,11 @@ class PackageStage:
 
         Args:
             splats: canonical ones.
-            envelope: whose format and thresholds hold.
-            raw_splats: the same before they were canonicalised; needed for formats `as_decoded`.
+            envelope: holds the format and the thresholds.
+            raw_splats: the same before canonicalisation; required by formats `as_decoded`.
 
         Raises:
-            InvalidRequestError: what `check_splats` refuses, or raw splats that are missing or of another number.
+            InvalidRequestError: what `check_splats` refuses, or raw splats that are missing or have another length.
         """
         check_splats(splats)
         request = envelope.request

@@ -21,13 +21,13 @@ BACKGROUND = 1.0  # white, as in training
 
 
 class RasterizeResult(NamedTuple):
-    """Frames in the order of the poses; None when none were asked for."""
+    """Frames in the order of the poses; None if the request has no poses."""
 
     frames: Tensor | None  # [F, H, W, 3] uint8
 
 
 class RasterizeStage:
-    """Draws one object from many poses; splats that no pixel can show are culled once, not per frame."""
+    """Draws one object from many poses. Splats too faint to change a pixel are culled once, not per frame."""
 
     def __init__(self, spec: BackboneSpec, threads: int | None = None) -> None:
         self.geometry = spec.geometry
@@ -39,7 +39,7 @@ class RasterizeStage:
         return cls(ExportRecord.read(folder).spec, threads)
 
     def run(self, splats: Tensor, envelope: OutputEnvelope) -> RasterizeResult:
-        """Draw [N, 14]. InvalidRequestError for what `check_splats` refuses, and for a crowd of huge splats."""
+        """Draw [N, 14]. InvalidRequestError for what `check_splats` refuses, and for too many huge splats."""
         check_splats(splats)
         request = envelope.request
         if request.frame_poses is None or not len(request.frame_poses):

@@ -29,7 +29,7 @@ class ReconstructResult(NamedTuple):
 
 
 class ReconstructStage:
-    """Holds the views against what the bundle's GSRecon takes, runs it, and lifts its grid as `decode` does."""
+    """Checks the views against the bundle, runs its GSRecon, and lifts the grid into splats as `decode` does."""
 
     def __init__(self, spec: BackboneSpec, gsrecon: Graph) -> None:
         self.spec = spec
@@ -47,7 +47,7 @@ class ReconstructStage:
         return cls(bundle.spec, bundle_graph(bundle, GSRECON))
 
     def run(self, request: ReconstructionRequest) -> ReconstructResult:
-        """Reconstruct one object. InvalidRequestError for views that are not sensible, or not what the bundle takes."""
+        """Reconstruct one object. InvalidRequestError for invalid views, or views that the bundle does not take."""
         deadlines = Deadlines.of(request, time.monotonic())
         request.validate()
         self._check_bundle(request)
@@ -70,7 +70,7 @@ class ReconstructStage:
         self.run(ReconstructionRequest(camera_to_world=poses.numpy(), **maps))
 
     def _check_bundle(self, request: ReconstructionRequest) -> None:
-        """Refuse views of another number or size, and other maps than this bundle's."""
+        """Refuse a number, size or set of maps that this bundle's GSRecon does not take."""
         geometry, taken = self.spec.geometry, tuple(self.config.input_maps)
         views, side = np.shape(request.images)[:2]
         if views != geometry.views:
@@ -86,5 +86,5 @@ class ReconstructStage:
 
 
 def _intrinsics(views: int) -> Tensor:
-    """Those that every network was trained with, [V, 4]."""
+    """Intrinsics [V, 4] that every network was trained with."""
     return torch.tensor([DIFFSPLAT_FOCAL, DIFFSPLAT_FOCAL, 0.5, 0.5]).expand(views, 4)
