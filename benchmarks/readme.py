@@ -9,6 +9,7 @@ import difflib
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,26 @@ Read = Callable[[str], dict[str, Any]]  # file below `results` -> its figures
 
 
 class FiguresError(ValueError):
-    """A README without a block that should be there, or a missing result."""
+    """A README whose blocks are not the expected ones, or a result without a figure that is shown."""
+
+
+class NotMeasuredError(FiguresError):
+    """There is no result of a benchmark; its block in the README says so."""
 
 
 def read_results(name: str) -> dict[str, Any]:
-    """The figures of one benchmark, of the README's machine or of every machine; FiguresError without such a file."""
+    """Figures of one benchmark, of the README's machine or of every machine; NotMeasuredError without such a file."""
     for path in (RESULTS / MACHINE / f"{name}.json", RESULTS / f"{name}.json"):
         if path.is_file():
             return dict(json.loads(path.read_text()))
-    raise FiguresError(f"{RESULTS / MACHINE / name}.json: missing; `python -m benchmarks {name}` writes it")
+    raise NotMeasuredError(f"Not measured yet: `python -m benchmarks {name}` measures these figures.")
 
 
 def rewrite(text: str, read: Read = read_results) -> str:
     """The README's text with every block written anew.
 
     Raises:
-        FiguresError: a block is missing or unknown, or a result is.
+        FiguresError: a block is missing or unknown, or a result lacks a figure.
     """
     found = [match["name"] for match in _BLOCK.finditer(text)]
     if sorted(found) != sorted(BLOCKS):
@@ -50,6 +55,8 @@ def rewrite(text: str, read: Read = read_results) -> str:
     def written(match: re.Match[str]) -> str:
         try:
             body = BLOCKS[match["name"]](read)
+        except NotMeasuredError as error:
+            body = str(error)
         except KeyError as error:
             raise FiguresError(f"block {match['name']!r}: the results lack the figure {error}; measure again") from None
         return f"{match['name']}{match['open']}{body}\n"
@@ -67,13 +74,14 @@ def _nano(read: Read) -> str:
     but = f" (not: {', '.join(missed)})" if missed else ""
     splats = quality["visible_splats"]
     grid = bundle["spec"]["geometry"]["grid_size"]
-    return (
+    text = (
         f"nano, the network that comes with the repository, was trained by this code: {_parameters() / 1e6:.0f} M "
-        f"parameters, {size / 1e6:.0f} MB,\ngrids of {grid} px. The runs that made its weights took {hours:.1f} hours "
-        f"on two CPU cores. It was\ntrained on {nouns} everyday objects and shapes in {len(PALETTE)} colours and gets "
-        f"{nouns - len(missed)} of them right{but}.\nAn object has {splats['median']:,.0f} visible splats "
-        f"in the median, {splats['most']:,} at most."
+        f"parameters, {size / 1e6:.0f} MB, grids of {grid} px. The runs that made its weights took {hours:.1f} hours "
+        f"on two CPU cores. It was trained on {nouns} everyday objects and shapes in {len(PALETTE)} colours and gets "
+        f"{nouns - len(missed)} of them right{but}. Of {splats['objects']} objects the median has "
+        f"{splats['median']:,.0f} visible splats, the largest {splats['most']:,}."
     )
+    return textwrap.fill(text, 120)
 
 
 def unrecognised(quality: Mapping[str, Any]) -> list[str]:
@@ -157,7 +165,7 @@ def _performance(read: Read) -> str:
         [
             (
                 "pico (test network, 4 shapes in 6 colours): right colour, right shape",
-                f"{pico['colour_accuracy']:.0%}, {pico['shape_accuracy']:.0%}",
+                f"{_percent(pico['colour_accuracy'])}, {_percent(pico['shape_accuracy'])}",
                 "`quality bundles/pico`",
             ),
             (
@@ -227,7 +235,7 @@ def _percent(share: float) -> str:
 
 
 def main(arguments: list[str] | None = None, path: Path = ROOT / "README.md") -> int:
-    """Check or rewrite; 1 if the README differs from the results, or a block or result is missing."""
+    """Check or rewrite; 1 if the README differs from the results, or a block or figure is missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="rewrite the README's blocks")
     write = parser.parse_args(arguments).write

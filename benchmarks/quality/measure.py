@@ -85,7 +85,7 @@ def measure(bundle: Bundle, plan: Plan, cache: Path = CACHE) -> Measured:
         **accuracies(verdicts),
         "size_accuracy": sizes and sizes.accuracy,
         "covered_area": sizes and sizes._asdict(),
-        "visible_splats": {"median": statistics.median(visible_splats), "most": max(visible_splats)},
+        "visible_splats": splat_figures(visible_splats),
         **reconstruction._asdict(),
         "seconds_per_asset": seconds,
         "seed_spread": seed_spread(verdicts, views),
@@ -94,6 +94,11 @@ def measure(bundle: Bundle, plan: Plan, cache: Path = CACHE) -> Measured:
     }
     figures["missed"] = [str(bar) for bar in missed_bars(figures, config.grammar)]
     return Measured(figures, config, ruler, verdicts, views)
+
+
+def splat_figures(visible: Sequence[int]) -> dict[str, float]:
+    """Figures of the numbers of visible splats of N objects."""
+    return {"objects": len(visible), "median": statistics.median(visible), "most": max(visible)}
 
 
 def _sweep(

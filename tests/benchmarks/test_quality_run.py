@@ -136,6 +136,7 @@ def test_a_rich_bundle_is_measured_and_its_missed_bars_are_the_exit_code(
     areas = figures["covered_area"]
     assert 0.0 < areas["true_small"] < 0.6 * areas["true_large"] < 0.6 and areas["true_accuracy"] == 1.0
     assert 0.0 <= areas["small"] <= 1.0 and 0.0 <= figures["size_accuracy"] <= 1.0
+    assert figures["visible_splats"]["objects"] == sum(figures["requests"].values())
     assert 0 <= figures["visible_splats"]["median"] <= figures["visible_splats"]["most"] <= 4 * 32 * 32
     assert set(figures["sweeps"]) == set(SWEEPS)
     assert figures["seed_spread"]["seeds"] == 4

@@ -7,7 +7,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("diffsplat", "client/diffsplat_client", "export", "training", "benchmarks")
-PAGES = ("README.md", "CONTRIBUTING.md", "client/README.md", "docs/architecture.md", "docs/reconstruction.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "client/README.md",
+    "docs/architecture.md",
+    "docs/operation.md",
+    "docs/reconstruction.md",
+)
 
 
 def tree() -> list[str]:
@@ -51,7 +58,7 @@ def test_every_room_is_in_the_tree() -> None:
     assert not folders - set(tree())
 
 
-def test_the_map_of_files_is_true() -> None:
+def test_the_map_of_files_is_complete_and_true() -> None:
     """A new file gets a line below its folder in docs/architecture.md, and a folder one of its own."""
     paths = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     files = {path.relative_to(ROOT).as_posix() for path in paths if path.name != "__init__.py"}
@@ -59,6 +66,7 @@ def test_the_map_of_files_is_true() -> None:
     described = file_map()
     assert len(files) > 150
     assert described.keys() - files - folders == set(), "docs/architecture.md names files that are gone"
+    assert (files | folders) - described.keys() == set(), "add a line for each of these files to docs/architecture.md"
     assert not [path for path, description in described.items() if not description]
 
 
