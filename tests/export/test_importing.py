@@ -226,7 +226,7 @@ def test_options_that_do_not_parse(arguments: list[str], message: str, capsys: p
     ("arguments", "message"),
     [
         (["--backbone", "sd15", "--image", "--control", "depth"], "ControlNets are for UNets without a condition view"),
-        (["--backbone", "sd15", "--no-t5"], "--no-t5: sd15 has no other text encoder"),
+        (["--backbone", "sd15", "--no-t5"], "--no-t5: must be given for one of sd3, sd35, not for sd15"),
         (["--backbone", "sdxl"], "no checkpoint was published; name the folder that holds one with --tag denoiser=TAG"),
     ],
 )
