@@ -12,7 +12,7 @@ from diffsplat_client.request_checks import short
 
 from diffsplat.serving.answers import AnswersFullError
 from diffsplat.serving.drain import ServerDrainingError
-from diffsplat.serving.engine import EngineClosedError, QueueFullError
+from diffsplat.serving.engine_interface import EngineClosedError, QueueFullError
 from diffsplat.stages.envelope import MAX_CHARACTERS
 
 MAX_ID_CHARACTERS = 128

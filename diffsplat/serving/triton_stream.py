@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from diffsplat.serving.answers import AnswerLedger
-from diffsplat.serving.engine import EngineProgress
+from diffsplat.serving.engine_interface import EngineProgress
 from diffsplat.serving.triton_io import array_tensor, describe_early_end, text_tensor, to_triton_error
 from diffsplat.stages.envelope import Envelope
 

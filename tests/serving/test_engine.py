@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 import pytest
 from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
 
-from diffsplat.serving.engine import (
+from diffsplat.serving.engine import EARLY_STOP_S, MAX_EARLY_STOPS, Engine
+from diffsplat.serving.engine_interface import (
     CANCEL_CHECK_INTERVAL_S,
-    EARLY_STOP_S,
-    MAX_EARLY_STOPS,
-    Engine,
     EngineClosedError,
     EnginePolicy,
     EngineProgress,

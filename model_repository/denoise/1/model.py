@@ -1,1 +1,1 @@
-from diffsplat.serving.triton import DenoiseModel as TritonPythonModel  # noqa: F401
+from diffsplat.serving.triton_denoise import DenoiseModel as TritonPythonModel  # noqa: F401

@@ -1,0 +1,133 @@
+"""Triton's side of `denoise`: requests go to the engine, responses come from its thread."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from diffsplat_client.contract import (
+    IMAGE_TENSORS,
+    POOLED_TEXT,
+    TEXT_EMBEDDINGS,
+    TEXT_MASK,
+)
+from diffsplat_client.errors import InvalidRequestError
+
+from diffsplat.serving.engine import Engine
+from diffsplat.serving.engine_interface import EnginePolicy
+from diffsplat.serving.triton_io import (
+    check_request_id,
+    read_array,
+    required_array,
+    required_text,
+    to_torch,
+)
+from diffsplat.serving.triton_stage import StageModel
+from diffsplat.serving.triton_stream import ResponseSender, refuse
+from diffsplat.stages.envelope import Envelope
+
+if TYPE_CHECKING:
+    from diffsplat.backbones import BackboneSpec
+    from diffsplat.stages.denoise import DenoiseJob
+    from diffsplat.stages.work import DenoiseWork
+
+_log = logging.getLogger("diffsplat.serving")
+
+
+class DenoiseModel(StageModel):
+    """REQUEST and text features -> a stream of STATUS, and LATENTS at its end. STOP ends the request of the same id."""
+
+    name = "denoise"
+
+    def load(self, folder: Path) -> None:
+        """Both graphs, and the thread that runs them."""
+        from diffsplat.stages.denoise import DenoiseStage
+
+        self.stage = DenoiseStage.load(folder, self.threads)
+        self.policy = EnginePolicy.from_parameters(self.parameters)
+        self.answers = self.make_ledger()
+
+    def warm_up(self) -> None:
+        """One step for one request and for a full batch, then the engine starts."""
+        for requests in {1, self.policy.max_batch}:
+            self.stage.warm_up(requests)
+        family = pb_utils.MetricFamily(
+            name="diffsplat_denoise_requests",
+            description="Requests in the denoise engine by state; Triton's own counts end when a request is queued",
+            kind=pb_utils.MetricFamily.GAUGE,
+        )
+        gauges = [family.Metric(labels={"state": state}) for state in ("active", "waiting")]
+        self._metrics = (family, *gauges)  # a metric goes when its family is collected
+
+        def report(*load: int) -> None:
+            for gauge, requests in zip(gauges, load, strict=True):
+                gauge.set(requests)
+
+        self.engine: Engine[DenoiseWork, DenoiseJob] = Engine(self.stage, self.policy, on_load=report)
+        _log.info("denoise engine: %s", self.policy)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Enqueue; answers come from the engine's thread."""
+        for request in requests:
+            sender, request_id = request.get_response_sender(), request.request_id()
+            try:
+                check_request_id(request_id)
+                if self._stop(request, request_id):
+                    sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                    continue
+                self._submit(sender, request_id, self._read_work(request))
+            except Exception as error:
+                refuse(sender, error, request_id)
+
+    def _submit(self, sender: Any, request_id: str, work: "DenoiseWork") -> None:
+        envelope = self.answers.reserve_for(work.envelope, _splats(self.stage.spec))
+        assert envelope.ticket is not None
+        listener = ResponseSender(sender, request_id, envelope, self.answers)
+        try:
+            self.engine.submit(request_id, work, listener, *envelope.deadlines)
+        except Exception:
+            self.answers.release(envelope.ticket)
+            raise
+
+    def finalize(self) -> None:
+        """End the engine's thread; requests still running end with an error type."""
+        self.engine.close()
+        super().finalize()
+
+    def _stop(self, request: Any, request_id: str) -> bool:
+        stop = read_array(request, "STOP")
+        if stop is None or not stop.reshape(-1)[0]:
+            return False
+        if not request_id:
+            raise InvalidRequestError("STOP needs the id of the request to stop as its own request id")
+        count = self.engine.stop(request_id)
+        _log.info("request %s: stop asked for, %d found", request_id, count)
+        return True
+
+    def _read_work(self, request: Any) -> "DenoiseWork":
+        from diffsplat.stages.image_features import ImageFeatures
+        from diffsplat.stages.work import DenoiseWork
+        from diffsplat.text.features import TextFeatures
+
+        envelope = Envelope.from_json(required_text(request, "REQUEST"))
+        embeddings = required_array(request, TEXT_EMBEDDINGS.name)
+        mask, pooled = (read_array(request, spec.name) for spec in (TEXT_MASK, POOLED_TEXT))
+        text = [
+            embeddings,
+            np.ones(embeddings.shape[:2], bool) if mask is None else mask,
+            np.zeros((len(embeddings), 0), np.float32) if pooled is None else pooled,
+        ]
+        images = [read_array(request, spec.name) for spec in IMAGE_TENSORS]
+        work = DenoiseWork(
+            envelope,
+            TextFeatures(*map(to_torch, text)),
+            ImageFeatures(*(None if array is None else to_torch(array) for array in images)),
+        )
+        self.stage.check(work)
+        return work
+
+
+def _splats(spec: "BackboneSpec") -> int:
+    """Splats of an object."""
+    return spec.geometry.views * spec.geometry.grid_size**2
