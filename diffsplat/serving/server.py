@@ -98,6 +98,13 @@ class TritonServer:
         """Whether the process is alive."""
         return self._guard is not None and self._guard.poll() is None
 
+    def ends_within(self, timeout_s: float) -> bool:
+        """Whether the process has ended, or does so within `timeout_s`."""
+        if self._guard is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(timeout_s)
+        return not self.running
+
     @property
     def exit_reason(self) -> str:
         """How the process ended, such as "was killed by SIGSEGV"."""

@@ -24,6 +24,7 @@ from diffsplat.serving.wheel import ServerStartError
 
 MEMORY_SHARE = 0.8  # default limit of the server's memory, as a share of the machine's
 _METRICS_INTERVAL_S = 0.9  # time between two looks at how many calls each model has finished, and which are busy
+_DEATH_PATIENCE_S = 1.0  # a dying server refuses connections while it still writes its trace
 _IDLE_CHECKS, _IDLE_CHECK_S = 3, 0.2  # a request on its way between two stages is not counted for a moment
 
 
@@ -190,7 +191,10 @@ class Supervisor:
             self._metrics_read_s = now_s
             with contextlib.suppress(OSError):
                 page = read_metrics(self.server.metrics_url, timeout_s=0.5)
-        return self._watch.find_fault(page, self.policy.hang_after_s, self.policy.stall_limit_s)
+        fault = self._watch.find_fault(page, self.policy.hang_after_s, self.policy.stall_limit_s)
+        if fault and self.server.ends_within(_DEATH_PATIENCE_S):  # the probe saw it before its parent did
+            return f"the server {self.server.exit_reason}"
+        return fault
 
     def _stub_fault(self) -> str:
         """A model with fewer processes than it started with. A model that is reloaded gets new ones first."""

@@ -29,6 +29,7 @@ from export.repository import export_repository
 from tests.families import write_family_bundle
 from tests.image_files import BAD_IMAGES, cmyk_image, grey_16_bit_image, image
 from tests.official import unpublished_tags, write_official
+from tests.serving.conftest import run_one_process_per_model
 
 pytestmark = pytest.mark.triton
 
@@ -139,6 +140,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     assert {graph.backend for graph in repository.graphs.values()} == {cell.runtime}
     poses = np.array([[np.nan, azimuth, 1.4, 1] for azimuth in (0, 90)], np.float32)
     requests = [GenerationRequest(**fields, seed=7, frame_poses=poses, frame_size=32) for fields in cell.requests]
+    run_one_process_per_model(repository.folder)
     with TritonServer(repository.folder) as server:
         pipeline = Pipeline.from_bundle(direct)  # what was neither imported nor exported, request by request
         yield Served(cell, server, requests, [pipeline.generate(request) for request in requests])
