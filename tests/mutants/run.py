@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 _TEST_TIMEOUT_S = 300  # a mutant may run forever; pytest then kills it
 _PASSED, _FAILED = 0, 1  # exit statuses of pytest; others say that no test was run
 _BROKEN = 70
+_ROOMS = ("diffsplat", "diffsplat_client", "training")
 _LIBRARIES = (
     "cv2",
     "diffusers.models.autoencoders.autoencoder_kl",
@@ -130,8 +131,10 @@ def _pytest_in(scratch: Path, tests: list[str], quiet: bool) -> int:
         del sys.modules[name]
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", "-o", f"timeout={_TEST_TIMEOUT_S}"]
     status = int(pytest.main([*options, *tests]))
-    package = sys.modules.get("diffsplat") or sys.modules["diffsplat_client"]
-    assert Path(str(package.__file__)).is_relative_to(scratch), f"{package.__file__} was tested, not {scratch}"
+    packages = [sys.modules[name] for name in _ROOMS if name in sys.modules]
+    assert packages, f"{tests} import nothing of {', '.join(_ROOMS)}"
+    for package in packages:
+        assert Path(str(package.__file__)).is_relative_to(scratch), f"{package.__file__} was tested, not {scratch}"
     return status
 
 
