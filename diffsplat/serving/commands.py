@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from diffsplat.serving.ports import EVERY_ADDRESS, LOOPBACK
 from diffsplat.serving.processes import machine_memory
 from diffsplat.serving.server import TritonServer
 from diffsplat.serving.server_log import state_folder
@@ -21,14 +22,21 @@ def serve_command(subparsers: Any) -> None:
     """Add the command to the client's command line (entry point `diffsplat_client.commands`)."""
     parser: argparse.ArgumentParser = subparsers.add_parser("serve", help="serve an exported repository until Ctrl-C")
     parser.description = (
-        "Serve an exported repository on 127.0.0.1 until Ctrl-C, and restart the server when it or one of its models "
-        "dies or hangs."
+        "Serve an exported repository until Ctrl-C, and restart the server when it or one of its models dies or hangs."
     )
     add = parser.add_argument
     add("repository", type=Path, help="folder written by `python -m export`")
     add("--grpc-port", type=int, default=8001, help="default 8001; 0 takes a free one")
     add("--http-port", type=int, help="serve HTTP as well; 0 takes a free port (default: no HTTP)")
     add("--metrics-port", type=int, default=8002, help="default 8002; 0 takes a free one")
+    add("--address", default=LOOPBACK, help="IPv4 address to listen on (default: %(default)s)")
+    add(
+        "--tritonserver",
+        type=Path,
+        metavar="FOLDER",
+        help="run the Triton server installed here, such as /opt/tritonserver of an NGC container (default: the one of "
+        "the nvidia-pytriton wheel)",
+    )
     add(
         "--drain-timeout",
         type=_seconds,
@@ -56,6 +64,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         grpc_port=arguments.grpc_port,
         http_port=arguments.http_port,
         metrics_port=arguments.metrics_port,
+        address=arguments.address,
+        tritonserver=arguments.tritonserver and arguments.tritonserver.absolute(),
         log_folder=folder,
         policy=SupervisorPolicy(drain_timeout_s=arguments.drain_timeout, memory_limit_bytes=arguments.memory_limit),
         on_event=lambda line: print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", file=sys.stderr, flush=True),
@@ -65,6 +75,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         with supervisor:
             http = f"   HTTP {supervisor.server.http_url}" if supervisor.server.http_url else ""
+            if arguments.address == EVERY_ADDRESS:
+                print("listening on every address; on this machine:")
             print(f"gRPC {supervisor.server.grpc_url}{http}   metrics {supervisor.server.metrics_url}")
             print(f"logs {folder}\nCtrl-C stops the server", flush=True)
             stop.wait()

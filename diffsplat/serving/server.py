@@ -1,11 +1,11 @@
-"""Start and stop the tritonserver that the nvidia-pytriton wheel carries.
+"""Start and stop a tritonserver: the one that the nvidia-pytriton wheel carries, or another one.
 
     with TritonServer("build/pico") as server:
         client = Client(server.grpc_url)
 
-The server listens on 127.0.0.1 only, and speaks gRPC; HTTP is off unless a port is given. Every protocol but health,
-metadata, model configuration, inference and statistics needs `control_key`. The server ends with its launcher, however
-the launcher ends (see guard.py).
+The server listens on 127.0.0.1 unless told otherwise, and speaks gRPC; HTTP is off unless a port is given. Every
+protocol but health, metadata, model configuration, inference and statistics needs `control_key`. The server ends with
+its launcher, however the launcher ends (see guard.py).
 
 One `TritonServer` is one run of the process. `supervisor.py` restarts servers.
 """
@@ -23,11 +23,18 @@ from pathlib import Path
 
 from diffsplat.serving import guard
 from diffsplat.serving.drain import DRAIN_FILE_VARIABLE
+from diffsplat.serving.installation import (
+    Installation,
+    check_address,
+    find_installation,
+    link_backend,
+    server_environment,
+)
 from diffsplat.serving.metrics import read_metrics, requests_in_flight
-from diffsplat.serving.ports import HOST, accepts_connections, choose_ports
+from diffsplat.serving.ports import LOOPBACK, accepts_connections, choose_ports, reached_at
 from diffsplat.serving.prerequisites import libpython_problem
 from diffsplat.serving.server_log import LoadingReport, explain_failure, new_log
-from diffsplat.serving.wheel import ServerStartError, find_server, link_backend, server_environment
+from diffsplat.serving.wheel import ServerStartError
 from diffsplat.serving.workspace import SHM_ROOT, Workspace, remove_leftovers
 
 START_TIMEOUT_S = 300.0
@@ -46,13 +53,16 @@ class TritonServer:
         repository: folder written by `python -m export`.
         grpc_port, metrics_port: 0 takes a free one.
         http_port: None leaves HTTP off, 0 takes a free one.
+        address: IPv4 address on which they listen. The wheel's server takes those of loopback only.
+        tritonserver: folder of another Triton installation than the wheel's, such as /opt/tritonserver of a container.
         log_folder: where the logs are kept, one per run; None: in the work folder, removed with it.
         on_progress: called with one short line for every model that starts loading or is ready.
         start_timeout_s: how long loading may take.
         abort: ends `start` with ServerStartError when it is set.
 
     Attributes:
-        grpc_url, http_url, metrics_url: addresses, without a scheme for gRPC; http_url is None when HTTP is off.
+        grpc_url, http_url, metrics_url: where this machine reaches it, without a scheme for gRPC; http_url is None when
+            HTTP is off.
         pid: process id of tritonserver, which leads a process group of its own.
         log_path: everything the server and its models print.
         control_key: value of the header that the restricted protocols need, see `control_headers`.
@@ -69,6 +79,8 @@ class TritonServer:
         grpc_port: int = 0,
         http_port: int | None = None,
         metrics_port: int = 0,
+        address: str = LOOPBACK,
+        tritonserver: Path | None = None,
         log_folder: Path | None = None,
         on_progress: Callable[[str], None] | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
@@ -79,6 +91,8 @@ class TritonServer:
         self._asked_ports = {"gRPC": grpc_port, "metrics": metrics_port}
         if http_port is not None:
             self._asked_ports["HTTP"] = http_port
+        self._address = address
+        self._tritonserver = tritonserver
         self._log_folder = log_folder
         self._on_progress = on_progress or (lambda line: None)
         self._start_timeout_s = start_timeout_s
@@ -128,11 +142,13 @@ class TritonServer:
         problem = libpython_problem()
         if problem:
             raise ServerStartError(problem)
-        home = find_server()
-        self.ports = choose_ports(self._asked_ports)
-        self.grpc_url = f"{HOST}:{self.ports['gRPC']}"
-        self.http_url = f"http://{HOST}:{self.ports['HTTP']}" if "HTTP" in self.ports else None
-        self.metrics_url = f"http://{HOST}:{self.ports['metrics']}/metrics"
+        check_address(self._address, self._tritonserver)
+        installation = find_installation(self._tritonserver)
+        self.ports = choose_ports(self._asked_ports, self._address)
+        host = reached_at(self._address)
+        self.grpc_url = f"{host}:{self.ports['gRPC']}"
+        self.http_url = f"http://{host}:{self.ports['HTTP']}" if "HTTP" in self.ports else None
+        self.metrics_url = f"http://{host}:{self.ports['metrics']}/metrics"
         remove_leftovers()
         self._workspace = workspace = Workspace()
         if workspace.note:
@@ -142,7 +158,7 @@ class TritonServer:
             self.log_path = new_log(self._log_folder) if self._log_folder else workspace.folder / "server.log"
             self._repository_link = workspace.folder / "repository"
             self._repository_link.symlink_to(self.repository)
-            self._launch(home, workspace)
+            self._launch(installation, workspace)
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -171,10 +187,10 @@ class TritonServer:
         """What the log says about a failure: one line per model that could not be loaded, else its last lines."""
         return explain_failure(self.log_path).replace(str(self._repository_link), str(self.repository))
 
-    def _launch(self, home: Path, workspace: Workspace) -> None:
-        environment = {**server_environment(home), DRAIN_FILE_VARIABLE: str(self.drain_file)}
+    def _launch(self, installation: Installation, workspace: Workspace) -> None:
+        environment = {**server_environment(installation), DRAIN_FILE_VARIABLE: str(self.drain_file)}
         command = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
-        command += [workspace.prefix, str(SHM_ROOT), str(workspace.root), *self._command(home, workspace)]
+        command += [workspace.prefix, str(SHM_ROOT), str(workspace.root), *self._command(installation, workspace)]
         with self.log_path.open("wb") as log:
             self._guard = subprocess.Popen(
                 command,
@@ -192,26 +208,26 @@ class TritonServer:
             raise ServerStartError(f"the Triton server could not be started:\n{self.why_it_failed()}")
         self.pid = int(line)
 
-    def _command(self, home: Path, workspace: Workspace) -> list[str]:
+    def _command(self, installation: Installation, workspace: Workspace) -> list[str]:
         restricted = ",".join(RESTRICTED_PROTOCOLS)
         command = [
-            str(home / "bin" / "tritonserver"),
+            str(installation.server),
             f"--model-repository={self._repository_link}",
-            f"--backend-directory={link_backend(home, workspace.folder)}",
+            f"--backend-directory={link_backend(installation, workspace.folder)}",
             f"--backend-config=python,shm-region-prefix-name={workspace.prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
             "--disable-auto-complete-config",  # completing them would start one more interpreter per model
             "--model-control-mode=explicit", "--load-model=*",
-            f"--grpc-address={HOST}", f"--grpc-port={self.ports['gRPC']}",
+            f"--grpc-address={self._address}", f"--grpc-port={self.ports['gRPC']}",
             f"--grpc-restricted-protocol={restricted}:{KEY_NAME}={self.control_key}",
-            f"--metrics-address={HOST}", f"--metrics-port={self.ports['metrics']}",
+            f"--metrics-address={self._address}", f"--metrics-port={self.ports['metrics']}",
             f"--exit-timeout-secs={STOP_TIMEOUT_S}",
             "--log-format=ISO8601",
         ]  # fmt: skip
         if "HTTP" not in self.ports:
             return [*command, "--allow-http=false"]
         return [
-            *command, f"--http-address={HOST}", f"--http-port={self.ports['HTTP']}",
+            *command, f"--http-address={self._address}", f"--http-port={self.ports['HTTP']}",
             f"--http-restricted-api={restricted}:{KEY_NAME}={self.control_key}",
         ]  # fmt: skip
 
@@ -222,7 +238,7 @@ class TritonServer:
             loading.update()
             if not self.running:
                 raise ServerStartError(f"the Triton server {self.exit_reason} while starting:\n{self.why_it_failed()}")
-            if accepts_connections(self.ports["gRPC"]) and _ready(self.grpc_url):
+            if accepts_connections(self.ports["gRPC"], reached_at(self._address)) and _ready(self.grpc_url):
                 loading.update()
                 return
             if time.monotonic() > deadline:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffsplat.serving.metrics import read_metrics
+from diffsplat.serving.ports import LOOPBACK
 from diffsplat.serving.processes import death_of, find_stubs, group_memory, machine_memory
 from diffsplat.serving.server import TritonServer
 from diffsplat.serving.stage_watch import ServerWatch
@@ -61,7 +62,8 @@ class Supervisor:
     """A server that is restarted when it, or one of its models, dies or hangs.
 
     Args:
-        repository, grpc_port, http_port, metrics_port: as for TritonServer. The ports stay the same over restarts.
+        repository, grpc_port, http_port, metrics_port, address, tritonserver: as for TritonServer. The ports stay the
+            same over restarts.
         log_folder: where the logs of all runs are kept.
         policy: when it counts as down.
         on_event: called with one line for every fault and restart.
@@ -81,6 +83,8 @@ class Supervisor:
         grpc_port: int = 0,
         http_port: int | None = None,
         metrics_port: int = 0,
+        address: str = LOOPBACK,
+        tritonserver: Path | None = None,
         log_folder: Path | None = None,
         policy: SupervisorPolicy | None = None,
         on_event: Callable[[str], None] | None = None,
@@ -91,6 +95,7 @@ class Supervisor:
         self.restarts = 0
         self.state = "starting"
         self._repository = repository
+        self._address, self._tritonserver = address, tritonserver
         self._log_folder = log_folder
         self._on_event = on_event or (lambda line: None)
         self._stopping = threading.Event()
@@ -103,6 +108,8 @@ class Supervisor:
             grpc_port=grpc_port,
             http_port=http_port,
             metrics_port=metrics_port,
+            address=address,
+            tritonserver=tritonserver,
             log_folder=log_folder,
             on_progress=on_progress,
             abort=abort,
@@ -276,6 +283,8 @@ class Supervisor:
             grpc_port=ports["gRPC"],
             http_port=ports.get("HTTP"),
             metrics_port=ports["metrics"],
+            address=self._address,
+            tritonserver=self._tritonserver,
             log_folder=self._log_folder,
             abort=self._stopping,
         )
