@@ -8,21 +8,46 @@ from typing import Any
 from diffsplat_client.contract import CONTRACT_VERSION
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.graph import Backend
+from diffsplat.graph import Backend, DeviceType, Precision
 from diffsplat.integrity import SEAL, BundleError, check_seal, read_json, verify_file, write_sealed
 
 RECORD = "export.json"
 
 
 @dataclass(frozen=True)
-class GraphRecord:
-    """Files, back end and measurements of one exported graph."""
+class Candidate:
+    """One way to run a graph that an export tried."""
 
-    file: str  # in the version folder: <graph>.onnx, or the network's weights (their index, if split) for torch
-    files: dict[str, dict[str, Any]]  # that file and the files that it refers to -> {"sha256", "bytes"}
     backend: Backend
-    parity: float | None  # ONNX against torch: largest error / largest value; None when ONNX was not written
-    ms: dict[Backend, float]  # median milliseconds of a call for one request; empty when the back end was forced
+    device: DeviceType
+    precision: Precision
+    error: float | None = None  # largest error / largest value against torch in float32; None: not compared
+    ms: float | None = None  # median milliseconds of a call for one request; None: not timed
+    megabytes: float | None = None  # of its files; None: not built
+    refused: str = ""  # why it cannot serve the graph
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """Files of one exported graph, the back end chosen for it, and what it was chosen from."""
+
+    file: str  # in the version folder: the first of `files`
+    files: dict[str, dict[str, Any]]  # the back end's files, or the network's weights for torch -> {"sha256", "bytes"}
+    backend: Backend
+    device: DeviceType
+    precision: Precision
+    candidates: tuple[Candidate, ...]  # every one that was tried, the chosen one among them
+
+    @property
+    def chosen(self) -> Candidate:
+        """The candidate that serves the graph."""
+        mine = (self.backend, self.device, self.precision)
+        return next(each for each in self.candidates if (each.backend, each.device, each.precision) == mine)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "GraphRecord":
+        """The record of a graph in `export.json`."""
+        return cls(**{**values, "candidates": tuple(Candidate(**each) for each in values["candidates"])})
 
 
 @dataclass(frozen=True)
@@ -33,6 +58,7 @@ class ExportRecord:
     digest: str
     spec: BackboneSpec
     contract_version: int
+    device: DeviceType  # what its graphs were built for
     graphs: dict[str, GraphRecord]
     files: dict[str, dict[str, Any]]  # not of a graph, such as model.py and tokenizers -> {"sha256", "bytes"}
 
@@ -67,8 +93,8 @@ class ExportRecord:
             values = read_json(path)
         except ValueError as error:
             raise BundleError(str(error)) from None
-        if "contract_version" in values and SEAL not in values:
-            raise BundleError(f"{path}: written by an older version of this code, without its own hash: export again")
+        if "contract_version" in values and (SEAL not in values or "device" not in values):
+            raise BundleError(f"{path}: written by an older version of this code: export again")
         check_seal(path, values)
         try:
             return cls(
@@ -76,7 +102,8 @@ class ExportRecord:
                 digest=str(values["digest"]),
                 spec=BackboneSpec.from_dict(values["spec"]),
                 contract_version=int(values["contract_version"]),
-                graphs={str(name): GraphRecord(**graph) for name, graph in values["graphs"].items()},
+                device=values["device"],
+                graphs={str(name): GraphRecord.from_dict(graph) for name, graph in values["graphs"].items()},
                 files=dict(values["files"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -16,16 +16,31 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backbones.text import TEXT_ENCODER
+from diffsplat.backends.precision import cast_network
 from diffsplat.bundle import Bundle
 from diffsplat.denoisers.control_inputs import control_graphs
 from diffsplat.denoisers.graph_inputs import STEP, request_graphs, takes_pooled_text
 from diffsplat.denoisers.interface import build_denoiser, denoiser_graph
+from diffsplat.graph import Precision
 from diffsplat.images.elevest import ElevationEstimator, build_elevest, elevest_config
 from diffsplat.splats.gsrecon import GSRECON, SplatReconstructor, build_gsrecon
 from diffsplat.weights import load_weights, weight_files
 
 if TYPE_CHECKING:
     from diffsplat.splats.gsvae import GSVAE
+
+WHOLE = ""  # a network itself, as a part of it
+# Parts of networks that compute in float32 whatever the precision of their graphs. Splats are positions: the 8 or 11
+# bits of half precision show as steps in a surface. The decoder's last layers give them; GSRecon is small.
+FLOAT32_PARTS: dict[str, tuple[str, ...]] = {
+    "gsvae": ("vae.decoder.conv_norm_out", "vae.decoder.conv_out"),
+    "gsrecon": (WHOLE,),
+}
+
+
+def served_precision(network: str, precision: Precision) -> Precision:
+    """What the graphs of a network compute in when `precision` is asked for."""
+    return "fp32" if WHOLE in FLOAT32_PARTS.get(network, ()) else precision
 
 
 def network_builders(spec: BackboneSpec) -> dict[str, Callable[[], nn.Module]]:
@@ -65,19 +80,30 @@ def _built_by(module: str, name: str, *arguments: Any) -> Callable[..., nn.Modul
     return build
 
 
-def bundle_network(bundle: Bundle, network: str) -> nn.Module:
+def bundle_network(
+    bundle: Bundle, network: str, precision: Precision = "fp32", device: torch.device | str = "cpu"
+) -> nn.Module:
     """One network of an opened bundle, as `load_network` builds it."""
-    return load_network(bundle.root, bundle.files, network, bundle.spec)
+    return load_network(bundle.root, bundle.files, network, bundle.spec, precision, device)
 
 
-def load_network(folder: Path, listed: Collection[str], network: str, spec: BackboneSpec) -> nn.Module:
-    """Build `network` for a spec in float32 and evaluation mode with its weights, strictly.
+def load_network(
+    folder: Path,
+    listed: Collection[str],
+    network: str,
+    spec: BackboneSpec,
+    precision: Precision = "fp32",
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Build `network` for a spec in evaluation mode with its weights, strictly.
 
     Args:
         folder: folder of the weights.
         listed: names of its files that were verified; nothing else is opened.
         network: a name of `network_builders`.
         spec: what to build.
+        precision: type of the weights, except in `FLOAT32_PARTS`.
+        device: where they lie.
 
     Raises:
         BundleError: the weights are missing, damaged, or do not fit the spec; the message names the file.
@@ -85,7 +111,8 @@ def load_network(folder: Path, listed: Collection[str], network: str, spec: Back
     weight_files(folder, listed, network)  # fails before a large module is built
     module = network_builders(spec)[network]()
     load_weights(module, folder, listed, network)
-    return module.eval().requires_grad_(False)
+    cast_network(module, served_precision(network, precision), FLOAT32_PARTS.get(network, ()))
+    return module.eval().requires_grad_(False).to(device)
 
 
 class SplatDecoder(nn.Module):

@@ -60,16 +60,22 @@ class Pipeline:
         self.package = package
 
     @classmethod
-    def load(cls, repository: str | os.PathLike[str], version: str = "1", threads: int | None = None) -> "Pipeline":
-        """From a folder written by `python -m export`. BundleError names a file that is missing or damaged."""
+    def load(
+        cls,
+        repository: str | os.PathLike[str],
+        version: str = "1",
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> "Pipeline":
+        """From a folder written by `python -m export`: see `runtime.load_graphs`."""
         folders = {
             stage: Path(repository) / stage / version
             for stage in ("encode", "denoise", "decode", "rasterize", "package")
         }
         return cls(
-            EncodeStage.load(folders["encode"], threads),
-            DenoiseStage.load(folders["denoise"], threads),
-            DecodeStage.load(folders["decode"], threads),
+            EncodeStage.load(folders["encode"], threads, device),
+            DenoiseStage.load(folders["denoise"], threads, device),
+            DecodeStage.load(folders["decode"], threads, device),
             RasterizeStage.load(folders["rasterize"], threads),
             PackageStage.load(folders["package"]),
         )

@@ -38,12 +38,16 @@ class ReconstructionPipeline:
 
     @classmethod
     def load(
-        cls, repository: str | os.PathLike[str], version: str = "1", threads: int | None = None
+        cls,
+        repository: str | os.PathLike[str],
+        version: str = "1",
+        threads: int | None = None,
+        device: str | None = None,
     ) -> "ReconstructionPipeline":
-        """From a folder written by `python -m export`. BundleError names a file that is missing or damaged."""
+        """From a folder written by `python -m export`: see `runtime.load_graphs`."""
         folders = {stage: Path(repository) / stage / version for stage in (RECONSTRUCT, "rasterize", "package")}
         return cls(
-            ReconstructStage.load(folders[RECONSTRUCT], threads),
+            ReconstructStage.load(folders[RECONSTRUCT], threads, device),
             RasterizeStage.load(folders["rasterize"], threads),
             PackageStage.load(folders["package"]),
         )

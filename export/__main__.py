@@ -8,20 +8,20 @@ python -m export upgrade BUNDLE                            bring a bundle of an 
 
 import argparse
 import sys
+from typing import get_args
 
 from diffsplat_client.commands.interrupts import leave_on_sigterm
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from diffsplat.backends.devices import DeviceError
 from diffsplat.bundle import upgrade_bundle
-from diffsplat.export_record import GraphRecord
-from diffsplat.graph import Backend
+from diffsplat.export_record import Candidate, GraphRecord
+from diffsplat.graph import Backend, Precision
 from diffsplat.integrity import BundleError
 from export.common import ExportError
 from export.repository import RepositoryExport, export_repository
-
-TIMED: tuple[Backend, ...] = ("onnxruntime", "torch")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,10 +75,21 @@ def _export(arguments: list[str]) -> int:
     parser.add_argument("bundle", help="folder of the bundle, such as bundles/pico")
     parser.add_argument("--out", required=True, help="folder of the model repository to write")
     parser.add_argument(
-        "--runtime",
-        choices=("auto", "onnxruntime", "torch"),
+        "--device", default="cpu", metavar="cpu|cuda[:N]", help="what the repository is built for (default: cpu)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", *get_args(Precision)),
+        default="fp32",
+        help="what graphs compute in, except those that must stay in float32 (default: fp32); auto lets fp32 and bf16 "
+        "compete",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "all", *get_args(Backend)),
         default="auto",
-        help="back end of all graphs; auto (default) measures both and takes the faster one for each graph",
+        help="back end of all graphs; auto (default) measures those that build within seconds and takes the fastest "
+        "for each graph, all also tries the others",
     )
     parser.add_argument("--force", action="store_true", help="export even if DIR is up to date")
     options = parser.parse_args(arguments)
@@ -86,13 +97,15 @@ def _export(arguments: list[str]) -> int:
     try:
         with leave_on_sigterm():  # SIGTERM cleans up like Ctrl-C
             result = _export_with_progress(options, console)
-    except (BundleError, ExportError) as error:
+    except (BundleError, DeviceError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; partial output was removed", file=sys.stderr)
         return 130
     console.print(_table(result.graphs))
+    for line in _refusals(result.graphs):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{result.folder}: {'written' if result.changed else 'up to date, nothing to do'}", soft_wrap=True)
     return 0
 
@@ -105,17 +118,42 @@ def _export_with_progress(options: argparse.Namespace, console: Console) -> Repo
         def show(text: str, done: int, total: int) -> None:
             display.update(task, description=text, completed=done, total=total)
 
-        return export_repository(options.bundle, options.out, options.runtime, options.force, show)
+        return export_repository(
+            *(options.bundle, options.out, options.backend, options.device, options.precision, options.force, show)
+        )
 
 
 def _table(graphs: dict[str, GraphRecord]) -> Table:
-    table = Table("graph", "run by", "MB", "error", "ORT ms", "torch ms")
+    """Every candidate of every graph; the chosen one is marked."""
+    table = Table("graph", "", "back end", "device", "precision", "error", "ms", "MB")
     for name, graph in graphs.items():
-        megabytes = sum(file["bytes"] for file in graph.files.values()) / 1e6
-        error = "-" if graph.parity is None else f"{graph.parity:.1e}"
-        times = (f"{graph.ms[backend]:.2f}" if backend in graph.ms else "-" for backend in TIMED)
-        table.add_row(name, graph.backend, f"{megabytes:.2f}", error, *times)
+        for candidate in sorted(graph.candidates, key=lambda each: each != graph.chosen):
+            chosen = candidate == graph.chosen
+            mark = "chosen" if chosen else "refused" if candidate.refused else ""
+            table.add_row(
+                *(name if chosen else "", mark, candidate.backend, candidate.device, candidate.precision),
+                *_figures(candidate),
+            )
     return table
+
+
+def _figures(candidate: Candidate) -> tuple[str, str, str]:
+    error, ms, megabytes = candidate.error, candidate.ms, candidate.megabytes
+    return (
+        "-" if error is None else f"{error:.1e}",
+        "-" if ms is None else f"{ms:.2f}",
+        "-" if megabytes is None else f"{megabytes:.2f}",
+    )
+
+
+def _refusals(graphs: dict[str, GraphRecord]) -> list[str]:
+    """Why candidates were refused, one line each."""
+    return [
+        f"refused: {candidate.backend} {candidate.precision}, {candidate.refused}"
+        for graph in graphs.values()
+        for candidate in graph.candidates
+        if candidate.refused
+    ]
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
+from diffsplat.backends.precision import in_precision
 from diffsplat.bundle import Bundle
 from diffsplat.geometry.cameras import orbit_cameras, plucker_rays
-from diffsplat.networks import build_graph_module, bundle_network, graph_modules
+from diffsplat.graph import Precision
+from diffsplat.networks import build_graph_module, bundle_network, graph_modules, served_precision
 
 
 class TensorAxes(NamedTuple):
@@ -79,9 +81,11 @@ class GraphSpec:
         """Name of the network from which the graph is made."""
         return graph_modules(spec)[self.name].network
 
-    def build(self, bundle: Bundle) -> nn.Module:
-        """The torch module with the bundle's weights."""
-        return build_graph_module(self.name, bundle.spec, bundle_network(bundle, self.network(bundle.spec)))
+    def build(self, bundle: Bundle, precision: Precision = "fp32", device: torch.device | str = "cpu") -> nn.Module:
+        """The torch module with the bundle's weights; its inputs and outputs are float32 in any precision."""
+        owner = self.network(bundle.spec)
+        module = build_graph_module(self.name, bundle.spec, bundle_network(bundle, owner, precision, device))
+        return in_precision(module, served_precision(owner, precision))
 
 
 def _rays(shape: list[int], generator: torch.Generator) -> Tensor:

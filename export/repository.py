@@ -18,18 +18,28 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, MODELS, RECONSTRUCT
 
+from diffsplat.backends import BACKENDS, unavailable
+from diffsplat.backends.devices import check_precision, device_type, find_device
 from diffsplat.bundle import Bundle, check_replaceable, open_bundle, replace_folder
 from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
 from diffsplat.integrity import BundleError, check_seal, describe_file, read_json, verify_file, write_sealed
 from diffsplat.runtime import available_cores
 from diffsplat.splats.gsrecon import gsrecon_config
-from export.common import VERSION, ExportError, ProgressCallback, RuntimeChoice, served_stages
+from export.common import (
+    VERSION,
+    BackendChoice,
+    BuildOptions,
+    ExportError,
+    PrecisionChoice,
+    ProgressCallback,
+    served_stages,
+)
 from export.sources import ROOT, code_hash
 
 TEMPLATES = ROOT / "model_repository"
@@ -50,7 +60,9 @@ class RepositoryExport:
 def export_repository(
     bundle_root: str | Path,
     out: str | Path,
-    runtime: RuntimeChoice = "auto",
+    backend: BackendChoice = "auto",
+    device: str = "cpu",
+    precision: PrecisionChoice = "fp32",
     force: bool = False,
     progress: ProgressCallback = lambda text, done, total: None,
     templates: Path = TEMPLATES,
@@ -60,15 +72,22 @@ def export_repository(
     Args:
         bundle_root: folder of the bundle; every file is verified.
         out: folder to write. An older export is replaced, any other content is refused.
-        runtime: "auto" measures both back ends and takes the faster one, per graph.
+        backend: this and the next two are those of `BuildOptions`; the fastest candidate serves a graph.
+        device: what the repository is built for.
+        precision: what graphs compute in.
         force: export even if `out` is up to date.
         progress: called at every step.
         templates: folder of the templates.
 
     Raises:
         BundleError: the bundle is missing, truncated or edited, or `out` exists and is not an export.
-        ExportError: a template is missing, or a graph differs from torch by more than the allowed error.
+        DeviceError: the device does not exist, or lacks the precision.
+        ExportError: a template is missing, or no back end can serve a graph (or not the one that was named).
     """
+    options = BuildOptions(backend, device, precision)
+    placed = find_device(device)
+    for each in () if precision == "auto" else (precision,):
+        check_precision(placed, each)
     bundle = open_bundle(bundle_root)
     for path in bundle.tokenizer_paths:
         if path.name not in bundle.files:
@@ -76,7 +95,7 @@ def export_repository(
     out = Path(out).absolute()
     check_replaceable(out, RECORD)
     _check_templates(templates)
-    made_from = _made_from(bundle, runtime, templates)
+    made_from = _made_from(bundle, options, templates)
     if not force and _is_up_to_date(out, made_from):
         return RepositoryExport(out, False, _read_graphs(out))
     from export.build import export_graphs  # heavy: see there
@@ -85,10 +104,10 @@ def export_repository(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         staging = Path(temporary) / out.name
         _copy_templates(templates, staging, served_stages(bundle))
-        graphs = export_graphs(bundle, staging, runtime, progress)
+        graphs = export_graphs(bundle, staging, options, progress)
         for path in bundle.tokenizer_paths:
             shutil.copyfile(path, staging / "encode" / VERSION / path.name)
-        _write_records(bundle, staging, graphs)
+        _write_records(bundle, staging, options, graphs)
         _describe_service(bundle, staging, graphs)
         files = {str(path.relative_to(staging)): describe_file(path) for path in sorted(_files_below(staging))}
         write_sealed(staging / RECORD, {"made_from": made_from, "files": files})
@@ -96,21 +115,25 @@ def export_repository(
     return RepositoryExport(out, True, _read_graphs(out))
 
 
-def _write_records(bundle: Bundle, staging: Path, graphs: dict[str, dict[str, GraphRecord]]) -> None:
+def _write_records(
+    bundle: Bundle, staging: Path, options: BuildOptions, graphs: dict[str, dict[str, GraphRecord]]
+) -> None:
+    device = device_type(options.device)
     for stage, records in graphs.items():
         folder = staging / stage / VERSION
         of_graphs = {name for graph in records.values() for name in graph.files}
         others = {path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name not in of_graphs}
-        ExportRecord(bundle.spec.name, bundle.digest, bundle.spec, CONTRACT_VERSION, records, others).write(folder)
+        record = ExportRecord(bundle.spec.name, bundle.digest, bundle.spec, CONTRACT_VERSION, device, records, others)
+        record.write(folder)
 
 
 def _describe_service(bundle: Bundle, staging: Path, graphs: dict[str, dict[str, GraphRecord]]) -> None:
-    """Append the bundle and the back ends to the ensemble's parameters, which clients can read."""
-    backends = {name: graph.backend for records in graphs.values() for name, graph in records.items()}
+    """Append the bundle and how each graph is run to the ensemble's parameters, which clients can read."""
+    served = [(name, graph) for records in graphs.values() for name, graph in records.items()]
     parameters = {
         "bundle": bundle.spec.name,
         "bundle_digest": bundle.digest,
-        "backends": ", ".join(f"{name} {backend}" for name, backend in backends.items()),
+        "graphs": ", ".join(f"{name} {graph.backend} {graph.device} {graph.precision}" for name, graph in served),
     }
     if RECONSTRUCT in graphs:
         geometry, maps = bundle.spec.geometry, gsrecon_config(bundle.spec).input_maps
@@ -142,7 +165,7 @@ def _copy_templates(templates: Path, staging: Path, stages: tuple[str, ...]) -> 
         shutil.copyfile(path, staging / path.relative_to(templates))
 
 
-def _made_from(bundle: Bundle, runtime: RuntimeChoice, templates: Path) -> dict[str, Any]:
+def _made_from(bundle: Bundle, options: BuildOptions, templates: Path) -> dict[str, Any]:
     """Everything that determines an export."""
     drawn = hashlib.sha256()
     for path in _template_files(templates):
@@ -154,9 +177,16 @@ def _made_from(bundle: Bundle, runtime: RuntimeChoice, templates: Path) -> dict[
         "code": code_hash(),
         "templates": drawn.hexdigest(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "runtime": runtime,
+        "backends": _installed_backends(options),
+        "options": asdict(options),
         "cores": available_cores(),  # the choice of back ends depends on them
     }
+
+
+def _installed_backends(options: BuildOptions) -> dict[str, str]:
+    """Back end -> "here", or why it is not: one that was installed since may be faster."""
+    device = device_type(options.device)
+    return {name: unavailable(name, device) or "here" for name in BACKENDS if device in BACKENDS[name].precisions}
 
 
 def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:

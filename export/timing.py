@@ -2,15 +2,18 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from diffsplat.graph import Backend, Graph
+from diffsplat.export_record import Candidate
+from diffsplat.graph import Graph
 
-CLEARLY_FASTER = 0.9  # torch must take less than this fraction of ONNX Runtime's time, because its idle threads spin
+# On a CPU another back end must take less than this fraction of ONNX Runtime's time: idle threads of torch spin, and a
+# choice should not change with the noise of a measurement. For the same reason bf16 must beat fp32 by as much.
+CLEARLY_FASTER = 0.9
 Key = TypeVar("Key")
 MIN_ROUNDS = 5
 MAX_ROUNDS = 25
@@ -27,14 +30,21 @@ def median_ms(graphs: Mapping[Key, Graph], inputs: tuple[Tensor, ...], threads: 
         torch.set_num_threads(before_threads)
 
 
-def choose_backend(ms: Mapping[Backend, float]) -> Backend:
-    """The faster back end; ONNX Runtime unless torch is clearly faster."""
-    return "torch" if ms["torch"] < CLEARLY_FASTER * ms["onnxruntime"] else "onnxruntime"
+def choose(candidates: Sequence[Candidate]) -> Candidate:
+    """The fastest of the timed candidates; ONNX Runtime on a CPU, and fp32, unless another is clearly faster."""
+
+    def cost(candidate: Candidate) -> float:
+        assert candidate.ms is not None
+        favoured = (candidate.backend == "onnxruntime" and candidate.device == "cpu", candidate.precision == "fp32")
+        return candidate.ms * CLEARLY_FASTER ** sum(favoured)
+
+    return min(candidates, key=cost)
 
 
 def _median_ms(graphs: Mapping[Key, Graph], inputs: tuple[Tensor, ...]) -> dict[Key, float]:
-    for graph in graphs.values():
-        graph(*inputs)
+    placed = {key: tuple(value.to(graph.device) for value in inputs) for key, graph in graphs.items()}
+    for key, graph in graphs.items():
+        graph(*placed[key])
     milliseconds: dict[Key, list[float]] = {key: [] for key in graphs}
     start = time.perf_counter()
     for rounds in range(MAX_ROUNDS):
@@ -42,6 +52,8 @@ def _median_ms(graphs: Mapping[Key, Graph], inputs: tuple[Tensor, ...]) -> dict[
             break
         for key, graph in graphs.items():
             before = time.perf_counter()
-            graph(*inputs)
+            graph(*placed[key])
+            if graph.device.type == "cuda":
+                torch.cuda.synchronize(graph.device)
             milliseconds[key].append((time.perf_counter() - before) * 1e3)
     return {key: statistics.median(values) for key, values in milliseconds.items()}

@@ -1,1 +1,53 @@
-"""Back ends: each runs a `graph.Graph`; imported only when chosen."""
+"""Back ends: each runs a `graph.Graph`; its module is imported only when chosen.
+
+A module of a back end has `load(name, folder, record, threads, device) -> Graph`: the graph `name` of a version folder,
+from the files of its `GraphRecord`. Eager torch has none, since its graphs share networks: see `runtime.load_graphs`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+
+from diffsplat.graph import Backend, DeviceType, Precision
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """Where a back end is, what it needs, and what it can do."""
+
+    module: str  # has `load`
+    precisions: Mapping[DeviceType, tuple[Precision, ...]]  # device types that it runs on -> what it computes in there
+    packages: tuple[str, ...] = ()  # that must be importable: any one of them is enough
+    extras: Mapping[DeviceType, str] = field(default_factory=dict)  # of pyproject, which install them
+    check: str = ""  # function of `module`: DeviceType -> why it does not work here all the same, or None
+    quick: bool = True  # builds within seconds, so that an export tries it unasked
+
+
+BACKENDS: dict[Backend, BackendInfo] = {
+    "torch": BackendInfo(
+        module="diffsplat.backends.eager",
+        precisions={"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")},
+    ),
+    "onnxruntime": BackendInfo(
+        module="diffsplat.backends.onnx_runtime",
+        precisions={"cpu": ("fp32",)},
+        packages=("onnxruntime",),
+    ),
+}
+
+
+def unavailable(backend: Backend, device: DeviceType, precision: Precision = "fp32") -> str | None:
+    """Why a back end cannot run graphs on this kind of device here; None if it can. Names the extra to install."""
+    info = BACKENDS[backend]
+    if device not in info.precisions:
+        return f"{backend} does not run on {device}, only on {', '.join(info.precisions)}"
+    if precision not in info.precisions[device]:
+        return f"{backend} has no {precision} on {device}, only {', '.join(info.precisions[device])}"
+    if info.packages and not any(find_spec(package) for package in info.packages):
+        extra = info.extras.get(device)
+        fix = f"pip install 'diffsplat-triton[{extra}]'" if extra else f"pip install {info.packages[0]}"
+        return f"{' or '.join(info.packages)} is not installed: {fix}"
+    if info.check:
+        return getattr(import_module(info.module), info.check)(device)  # type: ignore[no-any-return]
+    return None

@@ -5,25 +5,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffsplat.graph import Backend
+from diffsplat.graph import Backend, Precision
 
 
 class TorchGraph:
-    """A graph run by eager torch, in float32 and evaluation mode, on the device where its module lies."""
+    """A graph run by eager torch in evaluation mode, on the device where its module lies.
+
+    Args:
+        name: name of the graph.
+        module: its module, with float32 inputs and outputs in any precision (see `precision.in_precision`).
+        precision: what it computes in.
+    """
 
     backend: Backend = "torch"
 
-    def __init__(self, name: str, module: nn.Module) -> None:
+    def __init__(self, name: str, module: nn.Module, precision: Precision = "fp32") -> None:
         self.name = name
+        self.precision: Precision = precision
         self.module = module.eval()
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        """Run without gradients (not in inference mode: the caller may update the result in place).
-
-        Inputs and outputs lie on the CPU, whatever the module's device.
-        """
+    @property
+    def device(self) -> torch.device:
+        """Where the module lies now: training moves its networks."""
         weight = next(self.module.parameters(), None)
-        device = torch.device("cpu") if weight is None else weight.device
+        return torch.device("cpu") if weight is None else weight.device
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Run without gradients (not in inference mode: the caller may update the result in place)."""
         with torch.no_grad():
-            outputs = self.module(*(value.to(device) for value in inputs))
-        return outputs.cpu() if isinstance(outputs, Tensor) else tuple(output.cpu() for output in outputs)
+            return self.module(*inputs)

@@ -7,9 +7,16 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from diffsplat.graph import Backend
+from diffsplat.export_record import GraphRecord
+from diffsplat.graph import Backend, Graph, Precision
 
 _NUMPY_TYPES = {torch.float32: "float32", torch.int64: "int64"}  # names that IOBinding takes
+
+
+def load(name: str, folder: Path, record: GraphRecord, threads: int, device: torch.device) -> Graph:
+    """The graph from the `.onnx` file of its record."""
+    assert device.type == "cpu", device
+    return OnnxGraph(name, folder / record.file, threads)
 
 
 class OnnxGraph:
@@ -23,6 +30,8 @@ class OnnxGraph:
     """
 
     backend: Backend = "onnxruntime"
+    device = torch.device("cpu")
+    precision: Precision = "fp32"
 
     def __init__(self, name: str, path: Path, threads: int) -> None:
         self.name = name

@@ -33,9 +33,11 @@ class DecodeStage:
         self.decoder = decoder
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], threads: int | None = None) -> "DecodeStage":
-        """From a version folder. BundleError names a file that is missing or damaged."""
-        return cls(ExportRecord.read(folder).spec, load_graph(folder, "decoder", threads))
+    def load(
+        cls, folder: str | os.PathLike[str], threads: int | None = None, device: str | None = None
+    ) -> "DecodeStage":
+        """From a version folder: see `runtime.load_graphs`."""
+        return cls(ExportRecord.read(folder).spec, load_graph(folder, "decoder", threads, device))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "DecodeStage":

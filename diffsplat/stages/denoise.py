@@ -102,10 +102,12 @@ class DenoiseStage:
         self._constants: dict[int, _BatchConstants] = {}  # by `batch_key`
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], threads: int | None = None) -> "DenoiseStage":
-        """From a version folder. BundleError names a file that is missing or damaged."""
+    def load(
+        cls, folder: str | os.PathLike[str], threads: int | None = None, device: str | None = None
+    ) -> "DenoiseStage":
+        """From a version folder: see `runtime.load_graphs`."""
         spec = ExportRecord.read(folder).spec
-        return cls(spec, load_graphs(folder, denoise_graphs(spec), threads))
+        return cls(spec, load_graphs(folder, denoise_graphs(spec), threads, device))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "DenoiseStage":

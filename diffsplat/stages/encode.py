@@ -39,10 +39,12 @@ class EncodeStage:
         self.images = ImageEncoderStage(spec, graphs)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], threads: int | None = None) -> "EncodeStage":
-        """From a version folder. BundleError names a file that is missing or damaged."""
+    def load(
+        cls, folder: str | os.PathLike[str], threads: int | None = None, device: str | None = None
+    ) -> "EncodeStage":
+        """From a version folder: see `runtime.load_graphs`."""
         spec = ExportRecord.read(folder).spec
-        graphs = load_graphs(folder, encode_graphs(spec), threads)
+        graphs = load_graphs(folder, encode_graphs(spec), threads, device)
         return cls(spec, graphs, _tokenizers(spec, Path(folder)))
 
     @classmethod

@@ -37,9 +37,11 @@ class ReconstructStage:
         self.gsrecon = gsrecon
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], threads: int | None = None) -> "ReconstructStage":
-        """From a version folder. BundleError names a file that is missing or damaged."""
-        return cls(ExportRecord.read(folder).spec, load_graph(folder, GSRECON, threads))
+    def load(
+        cls, folder: str | os.PathLike[str], threads: int | None = None, device: str | None = None
+    ) -> "ReconstructStage":
+        """From a version folder: see `runtime.load_graphs`."""
+        return cls(ExportRecord.read(folder).spec, load_graph(folder, GSRECON, threads, device))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "ReconstructStage":

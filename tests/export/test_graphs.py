@@ -21,11 +21,18 @@ from diffsplat.runtime import bundle_graph, load_graph
 from export.common import ExportError
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
+from export.parity import LIMITS, Reference, relative_error
 from export.repository import VERSION, export_repository
 from export.timing import median_ms
-from export.to_onnx import PARITY_LIMIT, parity, relative_error, write_onnx
+from export.to_onnx import write_onnx
+
+PARITY_LIMIT = LIMITS["fp32"]
 
 NAMES = ("text_encoder", "denoiser_context", "denoiser", "decoder", "gsrecon")
+
+
+def onnx_error(graph: GraphSpec, module: torch.nn.Module, path: Path) -> float:
+    return Reference(graph, module).compare(OnnxGraph(graph.name, path, threads=1))
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +142,7 @@ def test_a_version_folder_tells_what_is_wrong_with_it(onnx_repository: Path, tmp
 def test_the_choice_is_logged(onnx_repository: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "diffsplat.runtime"):
         load_graph(onnx_repository / "decode" / VERSION, "decoder", threads=1)
-    assert "graph decoder of tiny: onnxruntime, 1 threads" in caplog.text
+    assert "graph decoder of tiny: onnxruntime on cpu in fp32, 1 threads (at export: the only candidate)" in caplog.text
 
 
 def test_a_graph_that_differs_from_torch_is_refused(tiny_bundle: Bundle, graph: GraphSpec, tmp_path: Path) -> None:
@@ -145,23 +152,17 @@ def test_a_graph_that_differs_from_torch_is_refused(tiny_bundle: Bundle, graph: 
         for parameter in module.parameters():
             parameter.mul_(1.001)
     with pytest.raises(ExportError, match=f"graph '{graph.name}' differs from torch"):
-        parity(graph, module, path, threads=1)
+        onnx_error(graph, module, path)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0.0, 0.0), (0.5, 0.5), (math.nan, math.nan)])
-def test_zeros_are_equal_and_no_output_may_be_no_number(tiny_bundle: Bundle, value: float, expected: float) -> None:
+def test_zeros_are_equal_and_no_output_may_be_no_number(value: float, expected: float) -> None:
     """A new ControlNet gives zeros; of several outputs every one counts."""
 
-    class Outputs(torch.nn.Module):
-        def __init__(self, last: float) -> None:
-            super().__init__()
-            self.last = last
+    def outputs(last: float) -> tuple[torch.Tensor, ...]:
+        return torch.zeros(3), torch.ones(3), torch.full((3,), 1.0 + last)
 
-        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return torch.zeros(3), torch.ones(3), torch.full((3,), 1.0 + self.last)
-
-    graph, run = graph_specs(tiny_bundle.spec)[0], TorchGraph("outputs", Outputs(value))
-    error = relative_error(run, Outputs(0.0), graph, graph.serving_sizes, seed=0)
+    error = relative_error(outputs(value), outputs(0.0))
     assert error == pytest.approx(expected, nan_ok=True)
 
 
@@ -173,7 +174,7 @@ def test_gsrecon_of_rgb_alone_equals_torch_too(tiny_bundle: Bundle, tmp_path: Pa
     assert [tensor.axes[2] for tensor in graph.inputs] == [3, 6]
     module = build_graph_module("gsrecon", spec, network_builders(spec)["gsrecon"]())
     (path,) = write_onnx(graph, module, tmp_path / "gsrecon.onnx")
-    assert parity(graph, module, path, threads=1) <= PARITY_LIMIT
+    assert onnx_error(graph, module, path) <= PARITY_LIMIT
 
 
 def test_a_batch_size_baked_in_by_tracing_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_a_batch_size_baked_in_by_tracing_is_refused(tiny_bundle: Bundle, tmp_pa
     module = Baked(bundle_network(tiny_bundle, "denoiser"), tiny_bundle.spec.geometry.views).eval()
     (path,) = write_onnx(graph, module, tmp_path / "graph.onnx")
     with pytest.raises(ExportError, match="graph 'denoiser' does not run at"):
-        parity(graph, module, path, threads=1)
+        onnx_error(graph, module, path)
 
 
 def test_weights_beyond_protobuf_s_limit_go_into_a_file_of_their_own(
@@ -198,7 +199,7 @@ def test_weights_beyond_protobuf_s_limit_go_into_a_file_of_their_own(
     files = write_onnx(graph, module, tmp_path / "graph.onnx", single_file_bytes=0)
     assert files == [tmp_path / "graph.onnx", tmp_path / "graph.onnx.data"]
     assert sorted(tmp_path.iterdir()) == files
-    assert parity(graph, module, files[0], threads=1) <= PARITY_LIMIT
+    assert onnx_error(graph, module, files[0]) <= PARITY_LIMIT
 
 
 def test_timing_interleaves_and_gives_back_the_thread_count(tiny_bundle: Bundle) -> None:

@@ -16,7 +16,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from diffsplat.bundle import Bundle
-from diffsplat.export_record import RECORD, ExportRecord
+from diffsplat.export_record import RECORD, Candidate, ExportRecord
 from diffsplat.integrity import BundleError, describe_file, write_sealed
 from diffsplat.runtime import load_graph
 from diffsplat.stages.decode import DecodeStage
@@ -25,11 +25,11 @@ from diffsplat.stages.encode import EncodeStage
 from diffsplat.stages.package import PackageStage
 from diffsplat.stages.rasterize import RasterizeStage
 from diffsplat.stages.reconstruct import ReconstructStage
-from export import build, repository
+from export import build, candidates, repository
 from export.__main__ import main
-from export.common import VERSION, ExportError, RuntimeChoice
+from export.common import VERSION, BackendChoice, ExportError
 from export.repository import ROOT, TEMPLATES, export_repository
-from export.timing import choose_backend
+from export.timing import choose
 
 GRAPHS = {
     "encode": ["text_encoder"],
@@ -129,7 +129,8 @@ def test_every_stage_is_there_and_tells_what_it_serves(exported_repository: Path
             parameters = {key: value.string_value for key, value in parsed.parameters.items()}
             assert parameters["contract_version"] == str(CONTRACT_VERSION)
             assert (parameters["bundle"], parameters["bundle_digest"]) == ("tiny", tiny_bundle.digest)
-            assert [entry.split()[0] for entry in parameters["backends"].split(", ")] == sum(GRAPHS.values(), [])
+            assert [entry.split()[0] for entry in parameters["graphs"].split(", ")] == sum(GRAPHS.values(), [])
+            assert all(entry.endswith(" cpu fp32") for entry in parameters["graphs"].split(", "))
             assert parameters["reconstruction"] == "4 views of 32 x 32 pixels: images, normals, coords"
         else:
             assert config == template
@@ -163,11 +164,17 @@ def test_the_faster_back_end_is_chosen_and_recorded(exported_repository: Path) -
     for stage, names in GRAPHS.items():
         for name in names:
             graph = ExportRecord.read(exported_repository / stage / VERSION).graphs[name]
-            assert set(graph.ms) == {"onnxruntime", "torch"}
-            assert graph.backend == choose_backend(graph.ms)
-            assert graph.parity is not None and 0 <= graph.parity <= 1e-4
-            assert load_graph(exported_repository / stage / VERSION, name, threads=1).backend == graph.backend
-            assert graph.file.endswith(".onnx" if graph.backend == "onnxruntime" else ".safetensors")
+            served = [each for each in graph.candidates if not each.refused]
+            assert {each.backend for each in served} >= {"onnxruntime", "torch"}
+            assert graph.chosen == choose(served)
+            for each in served:
+                assert each.ms is not None and each.megabytes is not None
+                assert each.error is None if each.backend == "torch" else 0 <= each.error <= 1e-4
+                assert (each.device, each.precision) == ("cpu", "fp32")
+            loaded = load_graph(exported_repository / stage / VERSION, name, threads=1)
+            assert (loaded.backend, loaded.device.type, loaded.precision) == (graph.backend, "cpu", "fp32")
+            if graph.backend in ("onnxruntime", "torch"):
+                assert graph.file.endswith(".onnx" if graph.backend == "onnxruntime" else ".safetensors")
             for file, expected in graph.files.items():
                 assert describe_file(exported_repository / stage / VERSION / file) == expected
 
@@ -176,7 +183,14 @@ def test_the_faster_back_end_is_chosen_and_recorded(exported_repository: Path) -
     ("onnx_ms", "torch_ms", "choice"), [(1, 2, "onnxruntime"), (2, 1, "torch"), (1, 0.95, "onnxruntime")]
 )
 def test_torch_is_chosen_when_clearly_faster(onnx_ms: float, torch_ms: float, choice: str) -> None:
-    assert choose_backend({"onnxruntime": onnx_ms, "torch": torch_ms}) == choice
+    both = [Candidate("torch", "cpu", "fp32", ms=torch_ms), Candidate("onnxruntime", "cpu", "fp32", ms=onnx_ms)]
+    assert choose(both).backend == choice
+
+
+@pytest.mark.parametrize(("half_ms", "choice"), [(0.95, "fp32"), (0.5, "bf16")])
+def test_half_precision_must_be_clearly_faster(half_ms: float, choice: str) -> None:
+    both = [Candidate("torch", "cuda", "bf16", ms=half_ms), Candidate("torch", "cuda", "fp32", ms=1.0)]
+    assert choose(both).precision == choice
 
 
 def test_only_what_is_served_is_written(exported_repository: Path) -> None:
@@ -218,8 +232,8 @@ def test_other_options_templates_or_weights_export_again(
     templates = Path(shutil.copytree(TEMPLATES, tmp_path / "templates"))
     out = tmp_path / "out"
 
-    def changed(runtime: RuntimeChoice = "torch") -> bool:
-        return export_repository(bundle, out, runtime, templates=templates).changed
+    def changed(backend: BackendChoice = "torch") -> bool:
+        return export_repository(bundle, out, backend, templates=templates).changed
 
     assert changed() and not changed()
     assert changed("onnxruntime") and not changed("onnxruntime")
@@ -239,11 +253,12 @@ def test_other_options_templates_or_weights_export_again(
 
 
 @pytest.mark.parametrize(
-    ("module", "moment", "runtime"),
+    ("module", "moment", "backend"),
     [
-        (build, "write_onnx", "auto"),
-        (build, "parity", "auto"),
-        (build, "median_ms", "auto"),
+        (candidates, "write_onnx", "auto"),
+        (candidates, "Reference", "auto"),
+        (candidates, "median_ms", "auto"),
+        (build, "choose", "auto"),
         (repository, "_write_records", "torch"),
         (repository, "replace_folder", "torch"),
     ],
@@ -256,7 +271,7 @@ def test_an_interrupted_export_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
     module: ModuleType,
     moment: str,
-    runtime: RuntimeChoice,
+    backend: BackendChoice,
     was_there: bool,
 ) -> None:
     out = tmp_path / "repository"
@@ -269,7 +284,7 @@ def test_an_interrupted_export_leaves_nothing_behind(
 
     monkeypatch.setattr(module, moment, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export_repository(tiny_bundle.root, out, runtime, force=True)
+        export_repository(tiny_bundle.root, out, backend, force=True)
     assert fingerprint(tmp_path) == before
 
 
@@ -281,12 +296,12 @@ def test_a_signal_to_the_command_leaves_nothing_behind(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
     program = (
         "import signal, sys\n"
-        "from export import build\n"
+        "from export import candidates\n"
         "from export.__main__ import main\n"
         "def stand_still(*_):\n"
         "    print('in the middle', flush=True)\n"
         "    signal.pause()\n"
-        "build.parity = stand_still\n"
+        "candidates.median_ms = stand_still\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", program, str(tiny_bundle.root), "--out", str(out)]
@@ -332,5 +347,7 @@ def test_the_command_prints_what_it_chose(
     assert main([str(tiny_bundle.root), "--out", str(copied)]) == 0
     printed = capsys.readouterr().out
     for name in (name for names in GRAPHS.values() for name in names):
-        assert re.search(rf"{name}\b.*(onnxruntime|torch).*\d\.\de[+-]\d\d.*\d\.\d\d.*\d\.\d\d", printed)
+        assert re.search(rf"{name}\b.*chosen.*cpu.*fp32.*\d\.\d\d.*\d\.\d\d", printed)
+    for backend in ("onnxruntime", "torch"):
+        assert len(re.findall(rf"\b{backend}\b", printed)) == sum(map(len, GRAPHS.values()))
     assert f"{copied}: up to date" in printed

@@ -92,10 +92,10 @@ def test_the_prompt_the_negative_prompt_and_the_seed_matter(pipeline: Pipeline) 
         assert not torch.allclose(finished(pipeline, changed), base)
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
-def test_the_exported_stages_equal_the_bundle(bundle: Bundle, pipeline: Pipeline, tmp_path: Path, runtime: str) -> None:
-    exported = Pipeline.load(export_repository(bundle.root, tmp_path / "repository", runtime).folder, threads=1)
-    assert {graph.backend for graph in exported.denoise.graphs.values()} == {runtime}
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_the_exported_stages_equal_the_bundle(bundle: Bundle, pipeline: Pipeline, tmp_path: Path, backend: str) -> None:
+    exported = Pipeline.load(export_repository(bundle.root, tmp_path / "repository", backend).folder, threads=1)
+    assert {graph.backend for graph in exported.denoise.graphs.values()} == {backend}
     expected, actual = (side.generate(LONG).splats for side in (pipeline, exported))
     assert expected.shape == (4 * 32 * 32, 14)
     # position and colour; a canonical quaternion may flip where two scales are nearly the same

@@ -23,7 +23,7 @@ from diffsplat.bundle import Bundle, open_bundle
 from diffsplat.pipeline import Pipeline, PipelineResult
 from diffsplat.serving.server import TritonServer
 from export.__main__ import main
-from export.common import RuntimeChoice
+from export.common import BackendChoice
 from export.importing.layout import default_tags
 from export.repository import export_repository
 from tests.families import write_family_bundle
@@ -74,7 +74,7 @@ class Cell:
     image: bool = False
     controls: tuple[ControlType, ...] = ()
     images: bool = False  # the image encoder and ElevEst beside the model
-    runtime: RuntimeChoice = "onnxruntime"  # of all graphs
+    backend: BackendChoice = "onnxruntime"  # of all graphs
 
     @property
     def name(self) -> str:
@@ -91,15 +91,15 @@ CELLS = {
     "sd21-image": Cell("sd21", IMAGE, image=True),
     "sdxl": Cell("sdxl", TEXT),
     "sdxl-image": Cell("sdxl", IMAGE, image=True),
-    "sdxl-controls": Cell("sdxl", CONTROL, controls=ALL_CONTROLS, runtime="torch"),
-    "pixart-alpha": Cell("pixart_alpha", TEXT, runtime="torch"),
+    "sdxl-controls": Cell("sdxl", CONTROL, controls=ALL_CONTROLS, backend="torch"),
+    "pixart-alpha": Cell("pixart_alpha", TEXT, backend="torch"),
     "pixart-alpha-image": Cell("pixart_alpha", IMAGE, image=True),
     "pixart-sigma": Cell("pixart_sigma", TEXT),
     "pixart-sigma-image": Cell("pixart_sigma", IMAGE, image=True),
     "sd3": Cell("sd3", TEXT),
     "sd3-image": Cell("sd3", IMAGE, image=True),
     "sd35": Cell("sd35", TEXT),
-    "sd35-image": Cell("sd35", IMAGE, image=True, runtime="torch"),
+    "sd35-image": Cell("sd35", IMAGE, image=True, backend="torch"),
 }
 
 
@@ -136,8 +136,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     direct = write_family_bundle(root / "direct", cell.name, cell.controls, cell.images)
     imported = import_by_command(cell, direct, root)
     assert imported.spec == direct.spec
-    repository = export_repository(imported.root, root / "repository", cell.runtime)
-    assert {graph.backend for graph in repository.graphs.values()} == {cell.runtime}
+    repository = export_repository(imported.root, root / "repository", cell.backend)
+    assert {graph.backend for graph in repository.graphs.values()} == {cell.backend}
     poses = np.array([[np.nan, azimuth, 1.4, 1] for azimuth in (0, 90)], np.float32)
     requests = [GenerationRequest(**fields, seed=7, frame_poses=poses, frame_size=32) for fields in cell.requests]
     run_one_process_per_model(repository.folder)
