@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from diffsplat_client.request import GenerationRequest
 
+from diffsplat.backends.transfer import to_host
 from diffsplat.bundle import Bundle
 from diffsplat.stages.decode import DecodeStage
 from diffsplat.stages.denoise import DenoiseStage
@@ -76,7 +77,7 @@ class Pipeline:
             EncodeStage.load(folders["encode"], threads, device),
             DenoiseStage.load(folders["denoise"], threads, device),
             DecodeStage.load(folders["decode"], threads, device),
-            RasterizeStage.load(folders["rasterize"], threads),
+            RasterizeStage.load(folders["rasterize"], threads, device),
             PackageStage.load(folders["package"]),
         )
 
@@ -102,6 +103,7 @@ class Pipeline:
 
         Raises:
             InvalidRequestError: names the bad field, its value and the allowed range.
+            NotFiniteError: the denoiser's numbers left the range of its precision.
         """
         work = self.encode.run(request)
         envelope = work.envelope
@@ -113,12 +115,13 @@ class Pipeline:
             if on_progress is not None:
                 on_progress(job.step, job.steps)
         denoised = perf_counter()
-        splats, raw_splats = self.decode.run(job.latents, envelope)
+        splats, raw_splats = self.decode.run(job.result(), envelope)
         decoded = perf_counter()
         frames = self.rasterize.run(splats, envelope).frames
         rasterized = perf_counter()
-        raw = None if raw_splats is None else raw_splats.numpy()
-        gaussians, asset = self.package.run(splats.numpy(), envelope, raw)
+        raw = None if raw_splats is None else to_host(raw_splats).numpy()
+        on_host = to_host(splats).numpy()
+        gaussians, asset = self.package.run(on_host, envelope, raw)
         times = {"denoise": started, "decode": denoised, "rasterize": decoded, "package": rasterized}
         ends = (denoised, decoded, rasterized, perf_counter())
         timings_ms = {
@@ -126,7 +129,7 @@ class Pipeline:
         }
         return PipelineResult(
             request=envelope.request,
-            splats=splats.numpy(),
+            splats=on_host,
             gaussians=gaussians,
             asset=asset,
             frames=None if frames is None else frames.numpy(),

@@ -12,6 +12,7 @@ import numpy as np
 from diffsplat_client.contract import RECONSTRUCT
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 
+from diffsplat.backends.transfer import to_host
 from diffsplat.bundle import Bundle
 from diffsplat.stages.package import PackageStage
 from diffsplat.stages.rasterize import RasterizeStage
@@ -48,7 +49,7 @@ class ReconstructionPipeline:
         folders = {stage: Path(repository) / stage / version for stage in (RECONSTRUCT, "rasterize", "package")}
         return cls(
             ReconstructStage.load(folders[RECONSTRUCT], threads, device),
-            RasterizeStage.load(folders["rasterize"], threads),
+            RasterizeStage.load(folders["rasterize"], threads, device),
             PackageStage.load(folders["package"]),
         )
 
@@ -64,9 +65,10 @@ class ReconstructionPipeline:
         times.append(perf_counter())
         frames = self.rasterize.run(splats, envelope).frames
         times.append(perf_counter())
-        raw = None if raw_splats is None else raw_splats.numpy()
-        gaussians, asset = self.package.run(splats.numpy(), envelope, raw)
+        raw = None if raw_splats is None else to_host(raw_splats).numpy()
+        on_host = to_host(splats).numpy()
+        gaussians, asset = self.package.run(on_host, envelope, raw)
         times.append(perf_counter())
         stages = (RECONSTRUCT, "rasterize", "package")
         spent = {stage: 1e3 * (times[i + 1] - times[i]) for i, stage in enumerate(stages)}
-        return ReconstructionResult(splats.numpy(), gaussians, asset, None if frames is None else frames.numpy(), spent)
+        return ReconstructionResult(on_host, gaussians, asset, None if frames is None else frames.numpy(), spent)

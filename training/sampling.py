@@ -1,11 +1,14 @@
 """Prompts -> latents by the loop that is served, to look at a denoiser while it is trained."""
 
+from functools import partial
+
 import torch
 from diffsplat_client.request import GenerationRequest
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backends.eager import TorchGraph
+from diffsplat.backends.transfer import call_from_host, to_host
 from diffsplat.denoisers.graph_inputs import STEP, request_graphs
 from diffsplat.networks import build_graph_module
 from diffsplat.stages.denoise import DenoiseStage
@@ -42,7 +45,8 @@ def generate_latents(
     """
     names = (*request_graphs(spec), STEP)
     stage = DenoiseStage(spec, {name: TorchGraph(name, build_graph_module(name, spec, denoiser)) for name in names})
-    encoder = PromptEncoder(spec.text, [tokenizer], [TorchGraph("text_encoder", text_encoder)])
+    encode = partial(call_from_host, TorchGraph("text_encoder", text_encoder))
+    encoder = PromptEncoder(spec.text, [tokenizer], [encode])
     seeds = torch.randint(_SEEDS, (len(prompts),), generator=generator).tolist()
     jobs = []
     for prompt, seed in zip(prompts, seeds, strict=True):
@@ -50,4 +54,4 @@ def generate_latents(
         jobs.append(stage.start(DenoiseWork(Envelope(request), encoder.encode([prompt, None]).features)))
     for _ in range(jobs[0].steps):
         stage.step(jobs)
-    return torch.stack([job.latents for job in jobs])
+    return to_host(torch.stack([job.latents for job in jobs]))

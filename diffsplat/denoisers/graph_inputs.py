@@ -3,6 +3,9 @@
     text features, timesteps -> prepare -> RequestInputs                       once per request
     requests, their steps -> join_rows -> denoiser graph -> prediction         every step
 
+`prepare` takes tensors of the host and moves them to the graphs' device; what it returns lies there. `join_rows` runs
+when requests join or leave: it neither moves a tensor nor waits for one.
+
 Axes: R rows (request, guidance branch), V views, L text tokens, P width of the text context, T steps of a schedule.
 
     family   once per request                                                       every step, after latents, plucker
@@ -15,15 +18,15 @@ An image model's step also takes `condition_latents`; a bundle with ControlNets 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec
+from diffsplat.backends.transfer import to_device
 from diffsplat.graph import Graph
-from diffsplat.text.features import TextFeatures, batch_contexts, drop_masked_tokens
+from diffsplat.text.features import TextFeatures, batch_contexts, kept_tokens_first
 
 CONTEXT, ADDED, MODULATIONS, STEP = "denoiser_context", "denoiser_added", "denoiser_modulations", "denoiser"
 
@@ -33,6 +36,7 @@ class RequestInputs(NamedTuple):
 
     constant: dict[str, Tensor]  # name -> [rows, ...], the same at every step
     stepwise: dict[str, Tensor]  # name -> [rows, T, ...], one entry for every step
+    lengths: tuple[int, ...] = ()  # text tokens of each row, where texts of different lengths share a batch
 
 
 @dataclass(frozen=True)
@@ -51,25 +55,31 @@ class Family:
 def _prepare_unet(
     spec: BackboneSpec, graphs: Mapping[str, Graph], features: TextFeatures, timesteps: Tensor
 ) -> RequestInputs:
-    constant = {"context": graphs[CONTEXT](features.embeddings)}
+    constant = {"context": _run(graphs[CONTEXT], features.embeddings)}
     if takes_pooled_text(spec):
         sizes = size_numbers(len(features.pooled), spec.image_size)
-        constant["added"] = graphs[ADDED](features.pooled, sizes)
+        constant["added"] = _run(graphs[ADDED], features.pooled, sizes)
     return RequestInputs(constant, {})
 
 
 def _prepare_pixart(
     spec: BackboneSpec, graphs: Mapping[str, Graph], features: TextFeatures, timesteps: Tensor
 ) -> RequestInputs:
-    text = drop_masked_tokens(features.embeddings, features.mask)  # no view attends to the other tokens
-    return RequestInputs({"context": graphs[CONTEXT](text.tokens), "kept": text.kept.float()}, {})
+    text, lengths = kept_tokens_first(features.embeddings, features.mask)  # no view attends to the other tokens
+    return RequestInputs({"context": _run(graphs[CONTEXT], text)}, {}, lengths)
 
 
 def _prepare_sd3(
     spec: BackboneSpec, graphs: Mapping[str, Graph], features: TextFeatures, timesteps: Tensor
 ) -> RequestInputs:
-    modulations = graphs[MODULATIONS](features.pooled, timesteps.float())  # [R, T, M]
-    return RequestInputs({"context": graphs[CONTEXT](features.embeddings)}, {"modulations": modulations})
+    modulations = _run(graphs[MODULATIONS], features.pooled, timesteps.float())  # [R, T, M]
+    return RequestInputs({"context": _run(graphs[CONTEXT], features.embeddings)}, {"modulations": modulations})
+
+
+def _run(graph: Graph, *inputs: Tensor) -> Tensor:
+    """A graph with one output on tensors of the host; the output stays on the graph's device."""
+    output: Tensor = graph(*(to_device(tensor, graph.device) for tensor in inputs))
+    return output
 
 
 FAMILIES = {
@@ -114,6 +124,11 @@ def takes_pooled_text(spec: BackboneSpec) -> bool:
     return FAMILIES[spec.family].takes_pooled_text(spec)
 
 
+def masks_padding(spec: BackboneSpec) -> bool:
+    """Whether texts of different lengths may share a batch."""
+    return "kept" in FAMILIES[spec.family].step_inputs
+
+
 def step_input_names(spec: BackboneSpec) -> tuple[str, ...]:
     """Inputs of the step graph, in order."""
     names = FAMILIES[spec.family].step_inputs
@@ -136,15 +151,18 @@ def prepare(
     Args:
         spec: the backbone.
         graphs: those of `request_graphs`.
-        features: of the request's rows.
-        timesteps: [T] of its schedule.
-        condition_latents: [C, h, w] of the image; the unconditional row gets zeros. For image models only.
+        features: of the request's rows, on the host.
+        timesteps: [T] of its schedule, on the host.
+        condition_latents: [C, h, w] of the image, on the host; the unconditional row gets zeros. For image models only.
+
+    Returns:
+        Tensors on the device of the graphs.
     """
     inputs = FAMILIES[spec.family].prepare(spec, graphs, features, timesteps)
     if condition_latents is not None:
         rows = torch.zeros(len(features.embeddings), *condition_latents.shape)
         rows[-1] = condition_latents
-        inputs.constant["condition_latents"] = rows
+        inputs.constant["condition_latents"] = to_device(rows, inputs.constant["context"].device)
     return inputs
 
 
@@ -154,20 +172,26 @@ def size_numbers(rows: int, image_size: int) -> Tensor:
     return torch.tensor([size, size, 0.0, 0.0, size, size]).expand(rows, -1)
 
 
-def join_rows(requests: Sequence[RequestInputs]) -> dict[str, Tensor]:
-    """Constant inputs of several requests as one batch. Texts of different lengths need a family that masks padding."""
+def join_rows(requests: Sequence[RequestInputs], tokens: int | None = None) -> dict[str, Tensor]:
+    """Constant inputs of several requests as one batch. Texts of different lengths need a family that masks padding.
+
+    Args:
+        requests: of one `batch_key`.
+        tokens: length to which such texts are padded; by default that of the longest one.
+    """
     joined = {}
     for name in requests[0].constant:
         parts = [request.constant[name] for request in requests]
-        if name == "context" and "kept" in requests[0].constant:
-            kept = chain.from_iterable(request.constant["kept"] for request in requests)
-            text = batch_contexts([row[keep != 0] for row, keep in zip(chain(*parts), kept, strict=True)])
+        if name == "context" and requests[0].lengths:
+            rows = [row for part in parts for row in part.unbind(0)]
+            lengths = [length for request in requests for length in request.lengths]
+            text = batch_contexts([row[:length] for row, length in zip(rows, lengths, strict=True)], tokens)
             joined["context"], joined["kept"] = text.tokens, text.kept.float()
-        elif name != "kept":
+        else:
             joined[name] = torch.cat(parts)
     return joined
 
 
 def batch_key(inputs: RequestInputs) -> int:
     """Requests of equal keys may share a batch: the number of text tokens, 0 where texts of any length may."""
-    return 0 if "kept" in inputs.constant else inputs.constant["context"].shape[1]
+    return 0 if inputs.lengths else inputs.constant["context"].shape[1]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffsplat.backbones import SplatGeometry
 from diffsplat.geometry.cameras import Cameras, unproject_depth
+from diffsplat.geometry.eigen import eigenvectors_of_symmetric
 
 GRID_LAYOUT = {
     "rgb": slice(0, 3),
@@ -108,14 +109,12 @@ def canonicalize(gaussians: Gaussians, geometry: SplatGeometry) -> Gaussians:
     """The same Gaussians with unit quaternions, so that every renderer and file format draws the same object.
 
     With `geometry.unit_quats` the quaternions are only normalised. Otherwise their length shapes the splat: the
-    covariance is decomposed in float64 into new scales and a proper rotation.
+    covariance is decomposed in float64 into new scales, growing, and a proper rotation.
     """
     if geometry.unit_quats:
         return gaussians._replace(quats_wxyz=F.normalize(gaussians.quats_wxyz, dim=-1))
     double = gaussians._replace(scales=gaussians.scales.double(), quats_wxyz=gaussians.quats_wxyz.double())
-    variances, axes = torch.linalg.eigh(covariances(double))  # [B, N, 3], [B, N, 3, 3] orthonormal columns
-    flip = torch.where(torch.linalg.det(axes) < 0, -1.0, 1.0)
-    axes = torch.cat([axes[..., :2], axes[..., 2:] * flip[..., None, None]], dim=-1)  # det +1
+    variances, axes = eigenvectors_of_symmetric(covariances(double))  # [B, N, 3], [B, N, 3, 3]
     dtype = gaussians.scales.dtype
     return gaussians._replace(scales=variances.clamp_min(0.0).sqrt().to(dtype), quats_wxyz=_quaternions(axes).to(dtype))
 

@@ -8,7 +8,7 @@ splats are ordered by z of their centres, equal ones by index.
 `eps2d` (square pixels added to the 2-D covariance) is 0.3 by gsplat's default; DiffSplat's official weights were
 trained without dilation and need 0.
 
-Splats with opacity below 1/255 change no pixel and are culled once per call.
+Splats with opacity below 1/255 change no pixel; on the CPU they are culled once per call.
 """
 
 from typing import Any
@@ -119,7 +119,8 @@ def render_uint8(
     """Render 8-bit RGB frames for serving, without gradients; background and conversion happen inside the CPU kernel.
 
     Arguments as in `rasterization`; `splat_scales` are factors on all splats' scales, one per camera (the growing-splat
-    video), 1 by default. A channel is ``int(255 * clamp(x, 0, 1))``, truncated as in the DiffSplat reference.
+    video), 1 by default, on the host. On CUDA `opacities` may be [C, N], others for each camera. A channel is
+    ``int(255 * clamp(x, 0, 1))``, truncated as in the DiffSplat reference.
 
     Returns:
         Frames [C, H, W, 3], uint8, on the device of `means`.
@@ -129,8 +130,9 @@ def render_uint8(
         CrowdedFrameError: (a ValueError) On the CPU, more large splats than the lists of one frame can hold.
         ImportError: CUDA tensors without gsplat.
     """
+    per_camera = means.is_cuda and opacities.dim() == 2 and opacities.shape[0] == viewmats.shape[0]
     check_arguments(
-        means, quats, scales, opacities, colors, viewmats, Ks, width, height,
+        means, quats, scales, opacities[0] if per_camera else opacities, colors, viewmats, Ks, width, height,
         near_plane, far_plane, eps2d, backgrounds, "RGB", covars,
     )  # fmt: skip
     count = viewmats.shape[0]

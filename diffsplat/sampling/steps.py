@@ -37,7 +37,7 @@ def model_input(x: Tensor, coeffs: Tensor) -> Tensor:
 
     Args:
         x: [R, ...].
-        coeffs: [R, 8] float64, one row of a table per member.
+        coeffs: [R, 8] float64 or float32, one row of a table per member.
     """
     return _columns(coeffs, x)[_C_IN] * x
 
@@ -45,38 +45,49 @@ def model_input(x: Tensor, coeffs: Tensor) -> Tensor:
 def sampler_step(
     x: Tensor, prediction: Tensor, x0_previous: Tensor | None, noise: Tensor | None, coeffs: Tensor
 ) -> StepResult:
-    """One update of a whole batch, in float32; the float64 coefficients are rounded once.
+    """One update of a whole batch, in float32; float64 coefficients are rounded once.
 
     A row's result does not depend on its neighbours, to the last bit: a term with factor zero adds an exact zero. So
-    `x0_previous` and `noise` of rows that do not use them must be finite.
+    `x0_previous` and `noise` of rows that do not use them must be finite. Coefficients on an accelerator are not looked
+    at, which would make the host wait: there every term that is given is computed.
 
     Args:
         x: [R, ...] the state.
         prediction: [R, ...] the (guided) output of the denoiser.
         x0_previous: [R, ...] `x0` of the step before; None if every row takes its first step.
         noise: [R, ...] standard normal; None if no row needs it (`needs_noise`).
-        coeffs: [R, 8] float64, one row of a table per member.
+        coeffs: [R, 8] float64 or float32, one row of a table per member, on the device of `x`.
     """
     x = x.float()
     c = _columns(coeffs, x)
     x0 = c[_A] * x + c[_B] * prediction.float()
     result = c[_C_X] * x + c[_C_0] * x0
-    if bool((coeffs[:, _C_K] != 0).any()):
+    if _may_use(coeffs, _C_K):
         result = result + c[_C_K] * x0.clamp(-1, 1)
     if x0_previous is not None:
         result = result + c[_C_1] * x0_previous
     else:
-        assert not bool((coeffs[:, _C_1] != 0).any()), "a row of the batch needs x0_previous"
+        assert coeffs.is_cuda or not _may_use(coeffs, _C_1), "a row of the batch needs x0_previous"
     if noise is not None:
         result = result + c[_C_N] * noise
     else:
-        assert not needs_noise(coeffs), "a row of the batch needs noise"
+        assert coeffs.is_cuda or not needs_noise(coeffs), "a row of the batch needs noise"
     return StepResult(result, x0)
 
 
 def needs_noise(coeffs: Tensor) -> bool:
     """Whether any of these steps [..., 8] adds noise. DDIM with eta > 0 and the SDE solver do at nearly every step."""
     return bool((coeffs[..., _C_N] != 0).any())
+
+
+def noisy_steps(table: SamplerTable) -> list[bool]:
+    """Which steps of a schedule add noise."""
+    return (table.coeffs[:, _C_N] != 0).tolist()
+
+
+def _may_use(coeffs: Tensor, column: int) -> bool:
+    """Whether any row uses a term; on an accelerator always True."""
+    return coeffs.is_cuda or bool((coeffs[:, column] != 0).any())
 
 
 def _columns(coeffs: Tensor, x: Tensor) -> list[Tensor]:

@@ -25,13 +25,17 @@ from diffsplat.serving.drain import refuse_while_draining
 from diffsplat.serving.triton_io import (
     array_tensor,
     read_arrays,
+    read_tensor,
     text_tensor,
     to_torch,
+    torch_tensor,
 )
 from diffsplat.serving.triton_stage import LaterStage, StageModel
 from diffsplat.stages.envelope import Envelope, OutputEnvelope
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffsplat.stages.decode import DecodeResult
 
 _log = logging.getLogger("diffsplat.serving")
@@ -102,6 +106,7 @@ class DecodeModel(LaterStage):
     """LATENTS -> SPLATS, with the request that belongs to them."""
 
     name, source, request_tensor = "decode", "LATENTS", "RESOLVED_REQUEST"
+    read = staticmethod(read_tensor)
     passes_on = True
     envelope = Envelope
 
@@ -118,17 +123,18 @@ class DecodeModel(LaterStage):
         request = GenerationRequest(_TINY_PROMPT).with_defaults(
             **{**spec.request_defaults, "elevation_deg": 0.0, "seed": 0}
         )
-        self.work(np.zeros(shape, np.float32), Envelope(request))
+        self.work(to_torch(np.zeros(shape, np.float32)), Envelope(request))
 
-    def work(self, array: np.ndarray, envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
+    def work(self, source: "Tensor", envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
         """Decode one object."""
-        return _decoded_tensors(self.stage.run(to_torch(array), envelope), envelope)
+        return _decoded_tensors(self.stage.run(source, envelope), envelope)
 
 
 class RasterizeModel(LaterStage):
     """SPLATS -> FRAMES, if the request has poses."""
 
     name, source, request_tensor = "rasterize", "SPLATS", "DECODED_REQUEST"
+    read = staticmethod(read_tensor)
 
     def load(self, folder: Path) -> None:
         """Only the geometry."""
@@ -140,9 +146,9 @@ class RasterizeModel(LaterStage):
         """Load or compile the kernels."""
         self.stage.warm_up()
 
-    def work(self, array: np.ndarray, envelope: OutputEnvelope, *also: np.ndarray | None) -> list[Any]:
+    def work(self, source: "Tensor", envelope: OutputEnvelope, *also: np.ndarray | None) -> list[Any]:
         """Draw one object."""
-        frames = self.stage.run(to_torch(array), envelope).frames
+        frames = self.stage.run(source, envelope).frames
         return [] if frames is None else [array_tensor("FRAMES", frames.numpy())]
 
 
@@ -158,9 +164,9 @@ class PackageModel(LaterStage):
 
         self.stage = PackageStage.load(folder)
 
-    def work(self, array: np.ndarray, envelope: OutputEnvelope, *also: np.ndarray | None) -> list[Any]:
+    def work(self, source: np.ndarray, envelope: OutputEnvelope, *also: np.ndarray | None) -> list[Any]:
         """Package one object."""
-        gaussians, asset = self.stage.run(array, envelope, *also)
+        gaussians, asset = self.stage.run(source, envelope, *also)
         tensors = [] if gaussians is None else [array_tensor("GAUSSIANS", gaussians)]
         return tensors if asset is None else [*tensors, pb_utils.Tensor("ASSET", np.array([asset], dtype=np.object_))]
 
@@ -168,5 +174,5 @@ class PackageModel(LaterStage):
 def _decoded_tensors(decoded: "DecodeResult", envelope: OutputEnvelope) -> list[Any]:
     """The tensors that `rasterize` and `package` read."""
     splats, raw_splats = decoded
-    tensors = [array_tensor("SPLATS", splats.numpy()), text_tensor("DECODED_REQUEST", envelope.to_json())]
-    return tensors if raw_splats is None else [*tensors, array_tensor("RAW_SPLATS", raw_splats.numpy())]
+    tensors = [torch_tensor("SPLATS", splats), text_tensor("DECODED_REQUEST", envelope.to_json())]
+    return tensors if raw_splats is None else [*tensors, torch_tensor("RAW_SPLATS", raw_splats)]

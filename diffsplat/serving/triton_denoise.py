@@ -29,7 +29,7 @@ from diffsplat.stages.envelope import Envelope
 
 if TYPE_CHECKING:
     from diffsplat.backbones import BackboneSpec
-    from diffsplat.stages.denoise import DenoiseJob
+    from diffsplat.stages.denoise_job import DenoiseJob
     from diffsplat.stages.work import DenoiseWork
 
 _log = logging.getLogger("diffsplat.serving")
@@ -44,12 +44,12 @@ class DenoiseModel(StageModel):
         """Both graphs, and the thread that runs them."""
         from diffsplat.stages.denoise import DenoiseStage
 
-        self.stage = DenoiseStage.load(folder, self.threads)
         self.policy = EnginePolicy.from_parameters(self.parameters)
+        self.stage = DenoiseStage.load(folder, self.threads, max_batch=self.policy.max_batch)
         self.answers = self.make_ledger()
 
     def warm_up(self) -> None:
-        """One step for one request and for a full batch, then the engine starts."""
+        """One step for one request and for a full batch, on CUDA for every bucket; then the engine starts."""
         for requests in {1, self.policy.max_batch}:
             self.stage.warm_up(requests)
         family = pb_utils.MetricFamily(

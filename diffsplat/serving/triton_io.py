@@ -14,6 +14,7 @@ from diffsplat.serving.answers import AnswersFullError
 from diffsplat.serving.drain import ServerDrainingError
 from diffsplat.serving.engine_interface import EngineClosedError, QueueFullError
 from diffsplat.stages.envelope import MAX_CHARACTERS
+from diffsplat.stages.errors import NotFiniteError
 
 MAX_ID_CHARACTERS = 128
 
@@ -67,6 +68,21 @@ def required_text(request: Any, name: str) -> str:
         raise InvalidRequestError(f"{name} is not UTF-8 text") from None
 
 
+def read_tensor(request: Any, name: str) -> Any:
+    """An input as a torch tensor, None when it was not sent: a copy on the host, or the memory of the device itself.
+
+    It comes from a device only where the model's configuration says FORCE_CPU_ONLY_INPUT_TENSORS = no.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    if tensor.is_cpu():
+        return to_torch(tensor.as_numpy())
+    from torch.utils.dlpack import from_dlpack
+
+    return from_dlpack(tensor.to_dlpack())
+
+
 def to_torch(array: np.ndarray) -> Any:
     """A copy: the input's memory may be read-only and goes back to the server."""
     import torch
@@ -77,6 +93,16 @@ def to_torch(array: np.ndarray) -> Any:
 def array_tensor(name: str, array: np.ndarray) -> Any:
     """An output tensor."""
     return pb_utils.Tensor(name, np.ascontiguousarray(array))
+
+
+def torch_tensor(name: str, tensor: Any) -> Any:
+    """An output tensor, which stays on its device. The host waits for it there: Triton reads on a stream of its own."""
+    if not tensor.is_cuda:
+        return array_tensor(name, tensor.numpy())
+    import torch
+
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return pb_utils.Tensor.from_dlpack(name, torch.utils.dlpack.to_dlpack(tensor.contiguous()))
 
 
 def text_tensor(name: str, text: str) -> Any:
@@ -103,6 +129,8 @@ def describe_error(error: Exception, request_id: str, stage: str) -> tuple[str, 
         if isinstance(error, kind):
             return code, str(error)
     _log.error("request %s failed in %s", request_id[:MAX_ID_CHARACTERS], stage, exc_info=error)
+    if isinstance(error, NotFiniteError):
+        return "INTERNAL", str(error)
     return "INTERNAL", f"{stage} failed; the server's log says why under this request's id"
 
 

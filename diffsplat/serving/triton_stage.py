@@ -95,6 +95,7 @@ class LaterStage(StageModel):
     request_tensor: str  # comes from the same stage as `source`
     also: tuple[str, ...] = ()  # tensors of that stage which only some requests have
     envelope: type[OutputEnvelope] = OutputEnvelope  # how much of the request it reads
+    read = staticmethod(read_array)  # how `source` is read
     passes_on = False  # whether other stages make the answer from what it makes
 
     def _respond(self, request: Any) -> Any:
@@ -108,8 +109,8 @@ class LaterStage(StageModel):
 
     def answer(self, request: Any) -> list[Any]:
         """Do the work if there is any and its deadline has not passed."""
-        array = read_array(request, self.source)
-        if array is None:
+        source = self.read(request, self.source)
+        if source is None:
             return []
         envelope = self.envelope.from_json(required_text(request, self.request_tensor))
         queued_ms, started = envelope.queued_ms(), perf_counter()
@@ -117,7 +118,7 @@ class LaterStage(StageModel):
         try:
             envelope.deadlines.check(time.monotonic(), self.name)
             with self.in_flight:
-                tensors = self.work(array, envelope, *(read_array(request, name) for name in self.also))
+                tensors = self.work(source, envelope, *(read_array(request, name) for name in self.also))
             made = True
         finally:
             if envelope.ticket is not None and not (made and self.passes_on):
@@ -125,6 +126,6 @@ class LaterStage(StageModel):
         timings = {f"queued_{self.name}": queued_ms, self.name: round((perf_counter() - started) * 1e3, 3)}
         return [*tensors, text_tensor(f"TIMINGS_{self.name.upper()}", json.dumps(timings))]
 
-    def work(self, array: np.ndarray, envelope: Any, *also: np.ndarray | None) -> list[Any]:
-        """Output tensors except the timings."""
+    def work(self, source: Any, envelope: Any, *also: np.ndarray | None) -> list[Any]:
+        """Output tensors except the timings; `source` is what `read` gives."""
         raise NotImplementedError

@@ -8,11 +8,11 @@ import triton_python_backend_utils as pb_utils
 
 from diffsplat.serving.answers import AnswerLedger
 from diffsplat.serving.engine_interface import EngineProgress
-from diffsplat.serving.triton_io import array_tensor, describe_early_end, text_tensor, to_triton_error
+from diffsplat.serving.triton_io import describe_early_end, text_tensor, to_triton_error, torch_tensor
 from diffsplat.stages.envelope import Envelope
 
 if TYPE_CHECKING:
-    from diffsplat.stages.denoise import DenoiseJob
+    from diffsplat.stages.denoise_job import DenoiseJob
 
 
 class ResponseSender:
@@ -33,14 +33,13 @@ class ResponseSender:
 
     def finished(self, state: "DenoiseJob", denoise_ms: float, queued_ms: float) -> None:
         """LATENTS, and the request once more: the later stages may only read tensors that come from here."""
-        if not bool(state.latents.isfinite().all()):
-            raise RuntimeError("the network's result is not finite")
+        latents = state.result()
         envelope = self.envelope.with_timing("queued", queued_ms).with_timing("denoise", denoise_ms)
         tensors = [
             self._status(EngineProgress("finished", state.step, state.steps, 0, None)),
             text_tensor("TIMINGS", json.dumps(envelope.timings_ms)),
             text_tensor("RESOLVED_REQUEST", envelope.to_json()),
-            array_tensor("LATENTS", state.latents.numpy()),
+            torch_tensor("LATENTS", latents),
         ]
         self.sender.send(pb_utils.InferenceResponse(tensors), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 

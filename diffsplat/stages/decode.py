@@ -1,4 +1,4 @@
-"""`decode`: latents -> splats of one object."""
+"""`decode`: latents -> splats of one object, on the device of the decoder."""
 
 import os
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from diffsplat_client.formats import file_format
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec, SplatGeometry
+from diffsplat.backends.transfer import to_device
 from diffsplat.bundle import Bundle
 from diffsplat.export_record import ExportRecord
 from diffsplat.geometry.cameras import Cameras, generated_view_cameras
@@ -45,10 +46,11 @@ class DecodeStage:
         return cls(bundle.spec, bundle_graph(bundle, "decoder"))
 
     def run(self, latents: Tensor, envelope: Envelope) -> DecodeResult:
-        """Decode [V, C, h, w]. InvalidRequestError for a wrong shape, or values that no latent has."""
+        """Decode [V, C, h, w] of any device. InvalidRequestError for a wrong shape, or values that no latent has."""
         spec, request = self.spec, envelope.request
         assert request.elevation_deg is not None and request.distance is not None
         check_shape("LATENTS", latents, (spec.geometry.views, spec.latent_channels, spec.latent_size, spec.latent_size))
+        latents = to_device(latents, self.decoder.device)
         check_range("LATENTS", latents)
         grid = self.decoder(latents[None])  # [1, V, 12, H, W]
         cameras = generated_view_cameras(request.elevation_deg, request.distance, spec.geometry.views)
@@ -57,8 +59,12 @@ class DecodeStage:
 
 @torch.no_grad()
 def splats_of(grid: Tensor, cameras: Cameras, geometry: SplatGeometry, format_name: str) -> DecodeResult:
-    """Lift one object's grid [1, V, 12, H, W] into the world; `format` decides whether raw splats are kept."""
-    gaussians = grid_to_gaussians(grid, cameras, geometry)
+    """Lift one object's grid [1, V, 12, H, W] into the world; `format` decides whether raw splats are kept.
+
+    In float32, whatever the precision of the graph that made the grid, and on its device. `cameras` lie on the host.
+    """
+    cameras = Cameras(*(to_device(values, grid.device) for values in cameras))
+    gaussians = grid_to_gaussians(grid.float(), cameras, geometry)
     splats = to_array(canonicalize(gaussians, geometry))
     format = file_format(format_name)
     return DecodeResult(splats, to_array(gaussians) if format is not None and format.as_decoded else None)

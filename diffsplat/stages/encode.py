@@ -4,6 +4,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -13,6 +14,7 @@ from diffsplat_client.request_checks import short
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backbones.text import TEXT_ENCODER
+from diffsplat.backends.transfer import call_from_host
 from diffsplat.bundle import Bundle, tokenizer_files
 from diffsplat.export_record import ExportRecord
 from diffsplat.graph import Graph
@@ -29,12 +31,12 @@ DRAWN_SEED_LIMIT = 2**32  # short enough to be typed again
 
 
 class EncodeStage:
-    """Fills in the defaults of a request and encodes its texts and images."""
+    """Fills in the defaults of a request and encodes its texts and images; features lie on the host."""
 
     def __init__(self, spec: BackboneSpec, graphs: Mapping[str, Graph], tokenizers: Sequence[Tokenizer]) -> None:
         """`graphs`: those of `encode_graphs`, by name."""
         self.spec = spec
-        texts = [graphs[name] for name in spec.text.numbered(TEXT_ENCODER)]
+        texts = [partial(call_from_host, graphs[name]) for name in spec.text.numbered(TEXT_ENCODER)]
         self.prompts = PromptEncoder(spec.text, tokenizers, texts)
         self.images = ImageEncoderStage(spec, graphs)
 

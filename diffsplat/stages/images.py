@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
 from torch import Tensor, ones, stack
 
 from diffsplat.backbones import BackboneSpec
+from diffsplat.backends.transfer import call_from_host
 from diffsplat.graph import Graph
 from diffsplat.images.background import BackgroundRemover, load_background_remover
 from diffsplat.images.decode_file import read_image
@@ -55,7 +56,7 @@ class ImageEncoderStage:
         size = self.spec.image_size
         if request.image is not None:
             image = prepare_image(request.image, size, remover, request.border_ratio)
-            mean, _ = self.graphs["image_encoder"](image.rgb[None])
+            mean, _ = self._run("image_encoder", image.rgb[None])
             features, warnings = ImageFeatures(condition_latents=mean[0]), image.notes
             request = self._with_elevation(request, image.rgb)
         elif request.control_image is not None:
@@ -70,7 +71,7 @@ class ImageEncoderStage:
                     photo = prepare_image(decoded, size, remover, request.border_ratio, CONTROL_IMAGE)
                 request = self._with_elevation(request, photo.rgb)
         if request.has_blob_start:
-            mean, std = self.graphs["image_encoder"](blob_views(size, request.init_std, request.init_background))
+            mean, std = self._run("image_encoder", blob_views(size, request.init_std, request.init_background))
             # unlike a condition image's, these latents are denoised: they are shifted as the denoiser's own
             features = features._replace(start_moments=stack([mean - self.spec.scaled_shift, std]))
         return Images(request, features, warnings)
@@ -79,9 +80,9 @@ class ImageEncoderStage:
         """Run every graph once."""
         white = ones(1, 3, self.spec.image_size, self.spec.image_size)
         if self.spec.image_encoder:
-            self.graphs["image_encoder"](white)
+            self._run("image_encoder", white)
         if self.spec.elevest is not None:
-            self.graphs["elevest"](elevation_input(white, self._elevation_size))
+            self._run("elevest", elevation_input(white, self._elevation_size))
 
     def _check(self, request: GenerationRequest) -> None:
         spec = self.spec
@@ -104,8 +105,11 @@ class ImageEncoderStage:
         """The request with the elevation estimated from an image [3, H, W] in [0, 1], if it asks for that."""
         if not request.estimate_elevation:
             return request
-        elevation_deg = float(self.graphs["elevest"](elevation_input(rgb[None], self._elevation_size))[0])
+        elevation_deg = float(self._run("elevest", elevation_input(rgb[None], self._elevation_size))[0])
         return dataclasses.replace(request, elevation_deg=elevation_deg, estimate_elevation=False)
+
+    def _run(self, graph: str, images: Tensor) -> Any:
+        return call_from_host(self.graphs[graph], images)
 
     def _background_remover(self) -> BackgroundRemover:
         """Loaded when the first request asks for it."""

@@ -11,6 +11,7 @@ from diffsplat_client.reconstruction_request import MAPS, ReconstructionRequest
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec
+from diffsplat.backends.transfer import to_device
 from diffsplat.bundle import Bundle
 from diffsplat.export_record import ExportRecord
 from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL, Cameras, generated_view_cameras, plucker_rays
@@ -59,7 +60,8 @@ class ReconstructStage:
         cameras = Cameras(tensors["CAMERA_TO_WORLD"], tensors.get("INTRINSICS", _intrinsics(len(images[0]))))
         side = self.spec.geometry.grid_size
         rays = plucker_rays(*cameras, side, side, self.config.ray_pixel_rule)[None]  # [1, V, 6, H, W]
-        grid = self.gsrecon(images, rays)  # [1, V, 12, H, W]
+        device = self.gsrecon.device
+        grid = self.gsrecon(to_device(images, device), to_device(rays, device))  # [1, V, 12, H, W]
         decoded = splats_of(grid, cameras, self.spec.geometry, request.format)
         return ReconstructResult(decoded, OutputEnvelope(request.output_options(), deadlines=deadlines))
 

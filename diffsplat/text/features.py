@@ -149,8 +149,33 @@ def drop_masked_tokens(text_embeddings: Tensor, mask: Tensor) -> Text:
     return Text(text_embeddings[:, used], kept[:, used])
 
 
-def batch_contexts(contexts: Sequence[Tensor]) -> Text:
-    """Packed contexts [L_r, P] of different lengths as one batch; shorter ones are padded with zeros and masked."""
-    lengths = torch.tensor([len(context) for context in contexts])
-    tokens = pad_sequence(list(contexts), batch_first=True)
-    return Text(tokens, (torch.arange(tokens.shape[1]) < lengths[:, None]).to(tokens.device))
+def kept_tokens_first(text_embeddings: Tensor, mask: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The tokens that count, in front of each row, and how many they are. On the host: it looks at the mask.
+
+    Args:
+        text_embeddings: [R, L, D].
+        mask: [R, L], nonzero = keep.
+
+    Returns:
+        [R, L', D] with the length L' of the longest row, the others padded with zeros; the lengths.
+
+    Raises:
+        ValueError: as `drop_masked_tokens`.
+    """
+    text = drop_masked_tokens(text_embeddings, mask)
+    rows = [tokens[kept] for tokens, kept in zip(*text, strict=True)]
+    return pad_sequence(rows, batch_first=True), tuple(len(row) for row in rows)
+
+
+def batch_contexts(contexts: Sequence[Tensor], tokens: int | None = None) -> Text:
+    """Packed contexts [L_r, P] of different lengths as one batch; shorter ones are padded with zeros and masked.
+
+    Args:
+        contexts: on one device, where the batch is made without waiting for it.
+        tokens: length L of the batch; by default that of the longest context.
+    """
+    lengths = [len(context) for context in contexts]
+    tokens = max(lengths) if tokens is None else tokens
+    padded = [F.pad(context, (0, 0, 0, tokens - len(context))) for context in contexts]
+    kept = [F.pad(context.new_ones(len(context), dtype=torch.bool), (0, tokens - len(context))) for context in contexts]
+    return Text(torch.stack(padded), torch.stack(kept))

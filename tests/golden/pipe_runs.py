@@ -27,7 +27,8 @@ from diffsplat.denoisers.view_inputs import split_views, stock_config
 from diffsplat.geometry.cameras import generated_view_cameras, plucker_rays
 from diffsplat.images.vae_encoder import ImageEncoder, ImageMoments
 from diffsplat.networks import build_graph_module
-from diffsplat.stages.denoise import DenoiseJob, DenoiseStage
+from diffsplat.stages.denoise import DenoiseStage
+from diffsplat.stages.denoise_job import DenoiseJob
 from diffsplat.stages.envelope import Envelope
 from diffsplat.stages.image_features import ImageFeatures
 from diffsplat.stages.images import ImageEncoderStage

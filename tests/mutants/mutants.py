@@ -20,7 +20,8 @@ class Mutant(NamedTuple):
 _PIPES = "tests/golden/test_golden_pipes.py::test_every_run_alone"
 _BATCH = "tests/golden/test_golden_pipes.py::test_all_runs_at_once"
 _BLOB = "tests/golden/test_golden_blob_start.py"
-_DENOISE = "diffsplat/stages/denoise.py"
+_DENOISE, _DENOISE_BATCH = "diffsplat/stages/denoise.py", "diffsplat/stages/denoise_batch.py"
+_LOOP = "tests/serving/test_device_loop.py"
 _SCHEDULERS, _STEPS = "diffsplat/sampling/schedulers.py", "diffsplat/sampling/steps.py"
 _CAMERAS, _GAUSSIANS = "diffsplat/geometry/cameras.py", "diffsplat/geometry/gaussians.py"
 _ENGINE = "diffsplat/serving/engine.py"
@@ -44,8 +45,8 @@ LOOP = [
     Mutant(
         "x0_previous never kept",
         _DENOISE,
-        "job.x0_previous, job.noise = latents[i], x0[i], None",
-        "job.x0_previous, job.noise = latents[i], job.x0_previous, None",
+        "job.x0_previous, job.finite_steps = latents[i], x0[i], finite[i]",
+        "job.x0_previous, job.finite_steps = latents[i], job.x0_previous, finite[i]",
         f"{_PIPES}[pipe_sd3_text]",
     ),
     Mutant(
@@ -57,16 +58,16 @@ LOOP = [
     ),
     Mutant(
         "c_in dropped",
-        _DENOISE,
-        '"latents": model_input(latents, coeffs).float()',
-        '"latents": latents.float()',
+        _DENOISE_BATCH,
+        '"latents": self._rows(model_input(latents, coeffs))',
+        '"latents": self._rows(latents)',
         f"{_PIPES}[pipe_sd_text]",
     ),
     Mutant(
         "guess mode's residuals on the unconditional row",
         "diffsplat/denoisers/control_inputs.py",
-        "range(end - (1 if control.guess_mode else count), end)",
-        "range(end - count, end - (1 if control.guess_mode else 0))",
+        "append((control, end - controlled, end))",
+        "append((control, end - count, end - count + controlled))",
         f"{_PIPES}[pipe_controlnet]",
     ),
     Mutant(
@@ -85,16 +86,16 @@ LOOP = [
     ),
     Mutant(
         "noise of a step drawn anew for its neighbours",
-        _DENOISE,
-        "self.step]):\n                self.noise = self.noise_source.draw(self.latents.shape)",
-        "self.step]):\n                self.noise = torch.randn(self.latents.shape)",
+        "diffsplat/stages/denoise_job.py",
+        "[source.draw(shape) for is_noisy in noisy if is_noisy]",
+        "[torch.randn(shape) for is_noisy in noisy if is_noisy]",
         f"{_BATCH}[pipe_sd3_text]",
     ),
     Mutant(
         "timestep of the first job for the whole batch",
-        _DENOISE,
-        "torch.stack([job.sampler.timesteps[job.step] for job in jobs])",
-        "torch.stack([job.sampler.timesteps[jobs[0].step] for job in jobs])",
+        _DENOISE_BATCH,
+        "torch.stack([job.tables.timesteps[job.step] for job in jobs])",
+        "torch.stack([job.tables.timesteps[jobs[0].step] for job in jobs])",
         f"{_BATCH}[pipe_sd_text]",
     ),
     Mutant(
@@ -190,8 +191,8 @@ GUIDANCE_AND_TEXT = [
     Mutant(
         "padding of a shorter text kept",
         "diffsplat/text/features.py",
-        "(torch.arange(tokens.shape[1]) < lengths[:, None])",
-        "(torch.arange(tokens.shape[1]) <= lengths[:, None])",
+        "F.pad(context.new_ones(len(context), dtype=torch.bool), (0, tokens - len(context)))",
+        "F.pad(context.new_ones(len(context), dtype=torch.bool), (0, tokens - len(context)), value=True)",
         f"{_PIPES}[pipe_pixart_alpha_text]",
     ),
     Mutant(
@@ -293,9 +294,9 @@ GEOMETRY = [
     ),
     Mutant(
         "a reflection for a rotation",
-        _GAUSSIANS,
-        "torch.where(torch.linalg.det(axes) < 0, -1.0, 1.0)",
-        "torch.where(torch.linalg.det(axes) < 0, 1.0, 1.0)",
+        "diffsplat/geometry/eigen.py",
+        "torch.linalg.cross(vectors[..., 0], vectors[..., 1], dim=-1)",
+        "torch.linalg.cross(vectors[..., 1], vectors[..., 0], dim=-1)",
         "tests/library/test_gaussians.py::test_canonical_form_keeps_the_covariance",
     ),
     Mutant(

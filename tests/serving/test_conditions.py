@@ -14,8 +14,8 @@ from diffsplat.images import prepare
 from diffsplat.images.decode_file import DecodedImage, read_image
 from diffsplat.images.prepare import elevation_input, prepare_control_map, prepare_image
 from diffsplat.pipeline import Pipeline
-from diffsplat.stages import denoise, images
-from diffsplat.stages.denoise import DenoiseJob
+from diffsplat.stages import denoise_batch, images
+from diffsplat.stages.denoise_job import DenoiseJob
 from diffsplat.stages.work import DenoiseWork
 from tests.families import GRID, LATENT, write_family_bundle
 from tests.image_files import image
@@ -131,7 +131,7 @@ def test_steps_without_a_control_map_share_the_zeros_that_they_add(make, monkeyp
         added.append(add_residuals(*arguments))
         return added[-1]
 
-    monkeypatch.setattr(denoise, "add_residuals", keep)
+    monkeypatch.setattr(denoise_batch, "add_residuals", keep)
     request = GenerationRequest("a red cube", seed=1, steps=3)
     finish(pipeline, start(pipeline, request))
     assert len(added) == 3 and all(residuals is added[0] for residuals in added)

@@ -9,9 +9,11 @@ from diffsplat_client.request import GenerationRequest
 
 from diffsplat.backends.eager import TorchGraph
 from diffsplat.bundle import Bundle
+from diffsplat.denoisers.buckets import Buckets
 from diffsplat.denoisers.graph_inputs import STEP
 from diffsplat.pipeline import Pipeline
-from diffsplat.stages.denoise import DenoiseJob
+from diffsplat.stages.denoise import DenoiseStage
+from diffsplat.stages.denoise_job import DenoiseJob
 from export.repository import export_repository
 from tests.families import write_family_bundle
 
@@ -55,12 +57,31 @@ def test_requests_do_not_depend_on_their_neighbours(pipeline: Pipeline) -> None:
         assert (job.latents - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
+def test_padding_to_buckets_changes_no_request(pipeline: Pipeline) -> None:
+    """Sizes that are only used on CUDA, forced on the CPU; five rows become eight, whatever the padding holds."""
+    denoise = pipeline.denoise
+    padded = DenoiseStage(denoise.spec, denoise.graphs, Buckets(8, denoise.spec.text.tokens))
+    requests = (SHORT, LONG, PLAIN)
+    expected = [started(pipeline, request) for request in requests]
+    jobs = [started(pipeline, request) for request in requests]
+    for _ in range(2):
+        denoise.step(expected)
+        padded.step(jobs)
+    for job, plain in zip(jobs, expected, strict=True):
+        assert (job.latents - plain.latents).abs().max() <= 1e-5 * plain.latents.abs().max()  # of another batch size
+    others = [started(pipeline, request) for request in (SHORT, LONG, SHORT, SHORT)]  # real rows instead of the padding
+    for _ in range(2):
+        padded.step(others)
+    for job, other in zip(jobs[:2], others, strict=False):
+        assert torch.equal(job.latents, other.latents)
+
+
 def test_prompts_of_different_lengths_make_one_batch(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
     step = pipeline.denoise.graphs[STEP]
     counted = {**pipeline.denoise.graphs, STEP: lambda *inputs: rows.append(len(inputs[0])) or step(*inputs)}
-    monkeypatch.setattr(pipeline.denoise, "graphs", counted)
     jobs = [started(pipeline, request) for request in (SHORT, LONG, PLAIN)]
+    monkeypatch.setattr(pipeline.denoise, "graphs", counted)
     pipeline.denoise.step(jobs)
     assert rows == [5]  # guided rows count twice
 
@@ -68,14 +89,12 @@ def test_prompts_of_different_lengths_make_one_batch(pipeline: Pipeline, monkeyp
 def test_what_a_request_computes_once_is_computed_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: dict[str, int] = {}
 
-    def counted(name: str, graph: TorchGraph):
-        def run(*inputs: torch.Tensor) -> torch.Tensor:
-            calls[name] = calls.get(name, 0) + 1
-            return graph(*inputs)
+    class Counted(TorchGraph):
+        def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+            calls[self.name] = calls.get(self.name, 0) + 1
+            return super().__call__(*inputs)
 
-        return run
-
-    graphs = {name: counted(name, graph) for name, graph in pipeline.denoise.graphs.items()}
+    graphs = {name: Counted(name, graph.module) for name, graph in pipeline.denoise.graphs.items()}
     monkeypatch.setattr(pipeline.denoise, "graphs", graphs)
     finished(pipeline, LONG)
     assert calls.pop(STEP) == 5

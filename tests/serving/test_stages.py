@@ -20,9 +20,11 @@ from diffsplat.denoisers.graph_inputs import STEP
 from diffsplat.integrity import BundleError
 from diffsplat.pipeline import Pipeline
 from diffsplat.stages.decode import DecodeStage
-from diffsplat.stages.denoise import DenoiseJob, DenoiseStage
+from diffsplat.stages.denoise import DenoiseStage
+from diffsplat.stages.denoise_job import DenoiseJob
 from diffsplat.stages.encode import EncodeStage
 from diffsplat.stages.envelope import Deadlines, Envelope
+from diffsplat.stages.errors import NotFiniteError
 from diffsplat.stages.work import DenoiseWork
 from diffsplat.text.features import TextFeatures
 
@@ -115,9 +117,9 @@ def test_noise_comes_from_the_requests_own_generator_in_the_references_order(pip
     first = torch.randn(job.latents.shape, generator=generator)
     assert torch.equal(job.latents, first * job.sampler.init_sigma)
     for _ in range(2):
-        assert torch.equal(job.next_noise(), torch.randn(job.latents.shape, generator=generator))
-        assert torch.equal(job.next_noise(), job.next_noise())  # drawn once per step
+        assert job.noise is not None and torch.equal(job.noise, torch.randn(job.latents.shape, generator=generator))
         pipeline.denoise.step([job])
+    assert job.noise is None and job.tables.noise is not None and len(job.tables.noise) == 2  # none for the last step
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++", "sde-dpmsolver++", "edm"])
@@ -159,7 +161,22 @@ def test_a_failed_step_changes_nothing(pipeline: Pipeline) -> None:
     stage.graphs = {**stage.graphs, STEP: denoiser}
     while job.step < job.steps:
         stage.step([job])
-    assert torch.equal(job.latents, run_job(pipeline, request).latents)
+    assert torch.equal(job.result(), run_job(pipeline, request).result())
+
+
+def test_latents_that_are_not_finite_fail_their_request_alone(pipeline: Pipeline) -> None:
+    """As a network in bf16 may: the error names the first such step, what ran it, and its precision."""
+    requests = [GenerationRequest("a red cube", seed=seed, steps=3) for seed in (1, 2)]
+    bad, good = (pipeline.denoise.start(pipeline.encode.run(request)) for request in requests)
+    pipeline.denoise.step([bad, good])
+    bad.x0_previous = torch.full_like(bad.x0_previous, torch.inf)  # inf - inf in the step's update
+    while good.step < good.steps:
+        pipeline.denoise.step([bad, good])
+    graph = pipeline.denoise.graphs[STEP]
+    says = rf"step 2 of 3 gave latents that are not finite \(graph denoiser, {graph.backend} in {graph.precision}\)"
+    with pytest.raises(NotFiniteError, match=says):
+        bad.result()
+    assert torch.equal(good.result(), run_job(pipeline, requests[1]).result())
 
 
 def test_the_pipeline_gives_the_same_object_for_a_seed(pipeline: Pipeline, four_views: np.ndarray) -> None:
