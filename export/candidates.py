@@ -26,7 +26,11 @@ from export.to_onnx import write_onnx
 # Back end -> module with `build(graph, module, folder, precision, onnx, device) -> files`. It writes what `load` of the
 # back end reads into `folder`, the first file being the record's, and raises ExportError if the graph cannot be built.
 # `module` is the graph's on `device` in `precision`, float32 in and out; `onnx` gives the files of `OnnxFiles`.
-BUILDERS: dict[Backend, str] = {}
+BUILDERS: dict[Backend, str] = {
+    "onnxruntime": "export.engines.onnx_runtime",
+    "openvino": "export.engines.openvino",
+    "aotinductor": "export.engines.aotinductor",
+}
 COMPETING: tuple[Precision, ...] = ("fp32", "bf16")  # when the precision is left to the measurement
 
 
@@ -156,8 +160,6 @@ class _Workshop:
         bundle, network = self.bundle, self.graph.network(self.bundle.spec)
         if backend == "torch":
             return [bundle.root / name for name in weight_files(bundle.root, bundle.files, network)]
-        if backend == "onnxruntime":
-            return self.onnx(precision)
         own = self.folder / f"{backend}-{precision}"
         own.mkdir()
         build = import_module(BUILDERS[backend]).build

@@ -20,7 +20,7 @@ class BackendInfo:
     precisions: Mapping[DeviceType, tuple[Precision, ...]]  # device types that it runs on -> what it computes in there
     packages: tuple[str, ...] = ()  # that must be importable: any one of them is enough
     extras: Mapping[DeviceType, str] = field(default_factory=dict)  # of pyproject, which install them
-    check: str = ""  # function of `module`: DeviceType -> why it does not work here all the same, or None
+    check: str = ""  # "module:function", DeviceType -> why it does not work here all the same, or None
     quick: bool = True  # builds within seconds, so that an export tries it unasked
 
 
@@ -31,8 +31,21 @@ BACKENDS: dict[Backend, BackendInfo] = {
     ),
     "onnxruntime": BackendInfo(
         module="diffsplat.backends.onnx_runtime",
-        precisions={"cpu": ("fp32",)},
+        precisions={"cpu": ("fp32",), "cuda": ("fp32", "bf16", "fp16")},
         packages=("onnxruntime",),
+        extras={"cuda": "onnxruntime-gpu"},
+        check="diffsplat.backends.onnx_providers:missing_provider",
+    ),
+    "openvino": BackendInfo(
+        module="diffsplat.backends.openvino",
+        precisions={"cpu": ("fp32", "bf16", "fp16")},
+        packages=("openvino",),
+        extras={"cpu": "openvino"},
+    ),
+    "aotinductor": BackendInfo(
+        module="diffsplat.backends.aotinductor",
+        precisions={"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")},
+        quick=False,  # minutes for a UNet
     ),
 }
 
@@ -49,5 +62,6 @@ def unavailable(backend: Backend, device: DeviceType, precision: Precision = "fp
         fix = f"pip install 'diffsplat-triton[{extra}]'" if extra else f"pip install {info.packages[0]}"
         return f"{' or '.join(info.packages)} is not installed: {fix}"
     if info.check:
-        return getattr(import_module(info.module), info.check)(device)  # type: ignore[no-any-return]
+        module, function = info.check.split(":")
+        return getattr(import_module(module), function)(device)  # type: ignore[no-any-return]
     return None

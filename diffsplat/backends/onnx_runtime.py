@@ -1,5 +1,7 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: on the CPU, or on a GPU by its providers for CUDA and TensorRT."""
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,34 +9,56 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from diffsplat.backends.onnx_providers import CPU, CUDA, Provider, missing_provider, on_stream, read_provider
 from diffsplat.export_record import GraphRecord
 from diffsplat.graph import Backend, Graph, Precision
 
+_CPU = torch.device("cpu")
 _NUMPY_TYPES = {torch.float32: "float32", torch.int64: "int64"}  # names that IOBinding takes
+_ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
 def load(name: str, folder: Path, record: GraphRecord, threads: int, device: torch.device) -> Graph:
-    """The graph from the `.onnx` file of its record."""
-    assert device.type == "cpu", device
-    return OnnxGraph(name, folder / record.file, threads)
+    """The graph from the `.onnx` file of its record; on a GPU with the provider that the export wrote down.
+
+    Raises:
+        ValueError: this ONNX Runtime lacks the provider; the message names the extra to install.
+    """
+    path = folder / record.file
+    if device.type == "cpu":
+        return OnnxGraph(name, path, threads, record.precision)
+    if reason := missing_provider(device.type):
+        raise ValueError(f"graph {name!r}: {reason}")
+    return OnnxCudaGraph(name, path, threads, record.precision, device, read_provider(folder, name))
 
 
 class OnnxGraph:
-    """A graph run by ONNX Runtime on the CPU; it reads and writes torch tensors without copying them.
+    """A graph run by ONNX Runtime; it reads and writes torch tensors without copying them.
 
     Args:
         name: name of the graph.
         path: the `.onnx` file. Every free dimension of its outputs must be one of its inputs' (by symbolic name).
         threads: threads of one call. They spin between the operators of a call, which is 10 % faster, and sleep as
             soon as it ends, because the processes of a server share the cores.
+        precision: of the file; its inputs and outputs are float32 in any.
+        device: where inputs and outputs lie.
+        providers: of ONNX Runtime, in the order in which they may take operators.
     """
 
     backend: Backend = "onnxruntime"
-    device = torch.device("cpu")
-    precision: Precision = "fp32"
 
-    def __init__(self, name: str, path: Path, threads: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        threads: int,
+        precision: Precision = "fp32",
+        device: torch.device = _CPU,
+        providers: Sequence[Provider] = ((CPU, {}),),
+    ) -> None:
         self.name = name
+        self.precision: Precision = precision
+        self.device = device
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -42,7 +66,9 @@ class OnnxGraph:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names, settings = [each for each, _ in providers], [dict(values) for _, values in providers]
+        self._session = onnxruntime.InferenceSession(str(path), options, names, settings)
+        assert self._session.get_providers()[0] == names[0], (self._session.get_providers(), names)
         self._inputs = self._session.get_inputs()
         self._outputs = self._session.get_outputs()
         known = {dim for node in self._inputs for dim in node.shape}
@@ -50,30 +76,63 @@ class OnnxGraph:
             assert all(isinstance(dim, int) or dim in known for dim in output.shape), (output.name, output.shape)
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Run. Raises ValueError if the number, a type or a shape of the inputs does not fit the graph."""
+        """Run. Raises ValueError if the number, a type, a shape or the device of the inputs does not fit the graph."""
         if len(inputs) != len(self._inputs):
             raise ValueError(f"graph {self.name!r} takes {len(self._inputs)} inputs, not {len(inputs)}")
         binding = self._session.io_binding()
+        place = (self.device.type, self.device.index or 0)
         sizes: dict[str, int] = {}
         held = [tensor.detach().contiguous() for tensor in inputs]  # keeps the memory alive during the run
         for node, tensor in zip(self._inputs, held, strict=True):
             numpy_type = _NUMPY_TYPES.get(tensor.dtype, str(tensor.dtype))
-            if node.type != _ONNX_TYPES.get(numpy_type) or not _shape_fits(node.shape, tensor.shape, sizes):
+            fits = node.type == _ONNX_TYPES.get(numpy_type) and _shape_fits(node.shape, tensor.shape, sizes)
+            if not fits or tensor.device != self.device:
                 raise ValueError(
-                    f"graph {self.name!r}, input {node.name!r}: {numpy_type} {list(tensor.shape)} given, "
-                    f"{node.type} {node.shape} expected"
+                    f"graph {self.name!r}, input {node.name!r}: {numpy_type} {list(tensor.shape)} given on "
+                    f"{tensor.device}, {node.type} {node.shape} expected on {self.device}"
                 )
-            binding.bind_input(node.name, "cpu", 0, numpy_type, list(tensor.shape), tensor.data_ptr())
+            binding.bind_input(node.name, *place, numpy_type, list(tensor.shape), tensor.data_ptr())
         outputs = []
         for node in self._outputs:
             shape = [dim if isinstance(dim, int) else sizes[dim] for dim in node.shape]
-            outputs.append(torch.empty(shape, dtype=torch.float32))
-            binding.bind_output(node.name, "cpu", 0, "float32", shape, outputs[-1].data_ptr())
-        self._session.run_with_iobinding(binding)
+            outputs.append(torch.empty(shape, dtype=torch.float32, device=self.device))
+            binding.bind_output(node.name, *place, "float32", shape, outputs[-1].data_ptr())
+        self._run(binding, [*held, *outputs])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
+    def _run(self, binding: onnxruntime.IOBinding, tensors: Sequence[Tensor]) -> None:
+        """Run on bound memory, which belongs to `tensors`."""
+        self._session.run_with_iobinding(binding)
 
-_ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+
+class OnnxCudaGraph(OnnxGraph):
+    """A graph run by ONNX Runtime on a GPU, on a stream of its own that waits for torch's and is waited for by it.
+
+    torch's default stream is the null stream, which ONNX Runtime takes for "none given" and replaces by a stream of
+    its own that the host must wait for. Events between two streams need no host.
+
+    Args:
+        provider: CUDA, or TensorRT, which leaves to CUDA what it cannot run.
+    """
+
+    def __init__(
+        self, name: str, path: Path, threads: int, precision: Precision, device: torch.device, provider: Provider
+    ) -> None:
+        self._stream = torch.cuda.Stream(device)
+        providers = on_stream([provider, (CUDA, {})][: 1 if provider[0] == CUDA else 2], device, self._stream)
+        super().__init__(name, path, threads, precision, device, providers)
+        self._options = onnxruntime.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._lock = threading.Lock()  # a stream takes one call at a time
+
+    def _run(self, binding: onnxruntime.IOBinding, tensors: Sequence[Tensor]) -> None:
+        with self._lock:
+            caller = torch.cuda.current_stream(self.device)
+            self._stream.wait_stream(caller)
+            for tensor in tensors:
+                tensor.record_stream(self._stream)
+            self._session.run_with_iobinding(binding, self._options)
+            caller.wait_stream(self._stream)
 
 
 def _shape_fits(expected: list[int | str], shape: torch.Size, sizes: dict[str, int]) -> bool:
