@@ -41,11 +41,14 @@ serve: $(VENV)/.serve
 	@$(BIN)/python -m export $(BUNDLE) --out $(REPOSITORY)
 	@$(BIN)/diffsplat serve $(REPOSITORY) --grpc-port $(GRPC_PORT)
 
+# two workers or more; one thread each, because torch's threads wait busily for each other
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'not triton'
+	$(PYTEST) -m 'not triton'
 
 # one-line faults in a copy of the code, each of which its test must notice
 mutants: $(VENV)/.test

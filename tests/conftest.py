@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,8 +14,34 @@ if TYPE_CHECKING:  # at run time inside the fixtures: the client's tests start w
     from diffsplat.bundle import Bundle
 
 MAX_TOKENS = 8
-PICO = Path(__file__).resolve().parents[1] / "bundles" / "pico"
+HERE = Path(__file__).resolve().parent
+PICO = HERE.parent / "bundles" / "pico"
 CAPTIONS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("cube", "sphere", "cone")]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers (`make test`) tests with a real server come first, since they take longest."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("triton") is None)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which tests stay together in one worker: see `worker_group`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return worker_group(nodeid)
+
+    return ByGroup(config, log)
+
+
+def worker_group(nodeid: str) -> str:
+    """Tests of a file share its fixtures, golden tests the list of what they have read; each family has a server."""
+    path, _, test = nodeid.partition("::")
+    if path.startswith("tests/golden/"):
+        return "golden"
+    return f"{path} {test.partition('[')[2]}" if path.endswith("test_families_served.py") else path
 
 
 def tiny_spec(vocab_size: int) -> BackboneSpec:
@@ -66,9 +93,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def exported_repository(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The served repository of `tiny_bundle`, exported once, back ends chosen by measurement. Read only."""
-    from export.repository import export_repository
-
-    return export_repository(tiny_bundle.root, tmp_path_factory.mktemp("repositories") / "tiny").folder
+    return _export_once(tiny_bundle.root, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +107,15 @@ def pico_bundle() -> Bundle:
 @pytest.fixture(scope="session")
 def pico_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The served repository of pico, exported once. Read only."""
+    return _export_once(PICO, tmp_path_factory)
+
+
+def _export_once(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export a bundle unless another worker of this run has done so."""
     from export.repository import export_repository
 
-    return export_repository(PICO, tmp_path_factory.mktemp("repositories") / "pico").folder
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if root.name.startswith("popen-gw") else root  # of all workers
+    with (shared / f"{bundle.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return export_repository(bundle, shared / "repositories" / bundle.name).folder

@@ -49,12 +49,6 @@ def server(pico_repository: Path) -> Iterator[TritonServer]:
         assert server.running, server.why_it_failed()
 
 
-def run_one_process_per_model(repository: Path) -> None:
-    """Let a test's server start sooner; the shared server has all instances."""
-    for config in repository.glob("*/config.pbtxt"):
-        config.write_text(config.read_text().replace("count: 2", "count: 1"))
-
-
 @pytest.fixture
 def light_repository(tmp_path: Path) -> Path:
     """A repository whose only model loads at once: enough for a launcher."""

@@ -1,6 +1,7 @@
 """Every backbone and condition from official folders to a client: imported, exported, served, equal to the pipeline."""
 
 import dataclasses
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diffsplat_client.client import Client
+from diffsplat_client.contract import RECONSTRUCT, RECONSTRUCTION
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.events import Progress
 from diffsplat_client.generation import Generation
@@ -29,7 +31,6 @@ from export.repository import export_repository
 from tests.families import write_family_bundle
 from tests.image_files import BAD_IMAGES, cmyk_image, grey_16_bit_image, image
 from tests.official import unpublished_tags, write_official
-from tests.serving.conftest import run_one_process_per_model
 
 pytestmark = pytest.mark.triton
 
@@ -140,10 +141,18 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     assert {graph.backend for graph in repository.graphs.values()} == {cell.backend}
     poses = np.array([[np.nan, azimuth, 1.4, 1] for azimuth in (0, 90)], np.float32)
     requests = [GenerationRequest(**fields, seed=7, frame_poses=poses, frame_size=32) for fields in cell.requests]
-    run_one_process_per_model(repository.folder)
+    leave_out_what_other_tests_start(repository.folder)
     with TritonServer(repository.folder) as server:
         pipeline = Pipeline.from_bundle(direct)  # what was neither imported nor exported, request by request
         yield Served(cell, server, requests, [pipeline.generate(request) for request in requests])
+
+
+def leave_out_what_other_tests_start(repository: Path) -> None:
+    """Second processes of a model, and reconstruction: a process takes seconds to start."""
+    for config in repository.glob("*/config.pbtxt"):
+        config.write_text(config.read_text().replace("count: 2", "count: 1"))
+    for model in (RECONSTRUCT, RECONSTRUCTION):
+        shutil.rmtree(repository / model)
 
 
 def test_a_client_gets_what_the_pipeline_makes(served: Served) -> None:
