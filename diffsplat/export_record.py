@@ -24,6 +24,7 @@ class Candidate:
     error: float | None = None  # largest error / largest value against torch in float32; None: not compared
     ms: float | None = None  # median milliseconds of a call for one request; None: not timed
     megabytes: float | None = None  # of its files; None: not built
+    memory_mb: float | None = None  # that it takes of its device: on CUDA measured, on a CPU its weights
     refused: str = ""  # why it cannot serve the graph
 
 
@@ -75,7 +76,7 @@ class ExportRecord:
                 the message names the file.
         """
         path = Path(folder) / RECORD
-        record = cls._parse(path)
+        record = cls.parse(path)
         if record.contract_version != CONTRACT_VERSION:
             raise BundleError(
                 f"{path}: written for contract version {record.contract_version}, this code speaks {CONTRACT_VERSION}: "
@@ -86,7 +87,8 @@ class ExportRecord:
         return record
 
     @classmethod
-    def _parse(cls, path: Path) -> "ExportRecord":
+    def parse(cls, path: Path) -> "ExportRecord":
+        """Read a record without verifying files or contract version. BundleError names it when it is not valid."""
         if not path.is_file():
             raise BundleError(f"{path}: missing; `python -m export` writes it")
         try:

@@ -15,7 +15,7 @@ from torch import nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backends import BACKENDS, unavailable
-from diffsplat.backends.devices import check_precision, find_device
+from diffsplat.backends.devices import check_precision, exact_float32, find_device, inspect
 from diffsplat.backends.eager import TorchGraph
 from diffsplat.backends.precision import in_precision
 from diffsplat.bundle import Bundle
@@ -80,6 +80,8 @@ def load_graphs(
     placed = find_device(device or record.device)
     if placed.type != record.device:
         raise BundleError(f"{folder / RECORD}: exported for {record.device}, not for {placed}: export again for it")
+    facts = inspect(str(placed))
+    exact_float32()
     threads = threads or available_cores()
     graphs: dict[str, Graph] = {}
     networks: dict[tuple[str, Precision], nn.Module] = {}
@@ -91,7 +93,7 @@ def load_graphs(
             verify_file(folder, RECORD, file, expected)
         if reason := unavailable(graph.backend, record.device, graph.precision):
             raise BundleError(f"{folder / RECORD}: graph {name!r} was exported for {graph.backend}: {reason}")
-        check_precision(placed, graph.precision)
+        check_precision(facts, graph.precision)
         _log.info(
             "graph %s of %s: %s on %s in %s, %d threads (at export: %s)",
             *(name, record.bundle, graph.backend, placed, graph.precision, threads, _comparison(graph)),

@@ -9,8 +9,17 @@ import torch
 from torch import nn
 
 from diffsplat.backends import BACKENDS, unavailable
-from diffsplat.backends.devices import device_type, find_device
+from diffsplat.backends.devices import (
+    DeviceError,
+    check_memory,
+    cuda_free_bytes,
+    device_type,
+    exact_float32,
+    find_device,
+    inspect,
+)
 from diffsplat.backends.eager import TorchGraph
+from diffsplat.backends.precision import DTYPES
 from diffsplat.bundle import Bundle
 from diffsplat.export_record import Candidate, GraphRecord
 from diffsplat.graph import Backend, Graph, Precision
@@ -97,6 +106,7 @@ def try_candidates(
         ExportError: none is left, or the one back end that the options name cannot serve the graph.
     """
     report("building")
+    exact_float32()
     workshop = _Workshop(graph, bundle, find_device(options.device), folder)
     trials: list[Trial] = []
     refused: list[Candidate] = []
@@ -149,12 +159,34 @@ class _Workshop:
         backend, precision = candidate.backend, candidate.precision
         if reason := unavailable(backend, candidate.device, precision):
             raise ExportError(f"graph {self.graph.name!r}: {reason}")
-        files = self._build(backend, precision)
-        run = self._load(candidate, files)
+        weights = self._weight_bytes(precision)
+        free = self._check_room(weights, precision)
+        try:
+            files = self._build(backend, precision)
+            run = self._load(candidate, files)
+        except torch.OutOfMemoryError as failure:
+            raise ExportError(f"graph {self.graph.name!r}: {str(failure).splitlines()[0]}") from None
         is_reference = (backend, precision, candidate.device) == ("torch", "fp32", "cpu")
         error = None if is_reference else self.reference.compare(run)
+        memory = weights if free is None else max(weights, free - cuda_free_bytes(self.device.index))
         megabytes = sum(path.stat().st_size for path in files) / 1e6
-        return Trial(replace(candidate, error=error, megabytes=megabytes), files, run)
+        return Trial(replace(candidate, error=error, megabytes=megabytes, memory_mb=memory / 1e6), files, run)
+
+    def _weight_bytes(self, precision: Precision) -> int:
+        """Of the graph's network, were all of it in this precision."""
+        numbers = sum(tensor.numel() for tensor in self.modules().state_dict().values())
+        return numbers * DTYPES[precision].itemsize
+
+    def _check_room(self, weights: int, precision: Precision) -> int | None:
+        """Free bytes of the card, None for a CPU. ExportError if not even the weights fit."""
+        if self.device.type == "cpu":
+            return None
+        facts = inspect(str(self.device))
+        try:
+            check_memory(facts, weights, f"graph {self.graph.name!r} in {precision}")
+        except DeviceError as error:
+            raise ExportError(str(error)) from None
+        return facts.free_bytes
 
     def _build(self, backend: Backend, precision: Precision) -> list[Path]:
         bundle, network = self.bundle, self.graph.network(self.bundle.spec)

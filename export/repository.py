@@ -25,7 +25,7 @@ from typing import Any
 from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, MODELS, RECONSTRUCT
 
 from diffsplat.backends import BACKENDS, unavailable
-from diffsplat.backends.devices import check_precision, device_type, find_device
+from diffsplat.backends.devices import check_precision, device_type, inspect
 from diffsplat.bundle import Bundle, check_replaceable, open_bundle, replace_folder
 from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
 from diffsplat.integrity import BundleError, check_seal, describe_file, read_json, verify_file, write_sealed
@@ -85,9 +85,9 @@ def export_repository(
         ExportError: a template is missing, or no back end can serve a graph (or not the one that was named).
     """
     options = BuildOptions(backend, device, precision)
-    placed = find_device(device)
-    for each in () if precision == "auto" else (precision,):
-        check_precision(placed, each)
+    facts = inspect(device)
+    if precision != "auto":
+        check_precision(facts, precision)
     bundle = open_bundle(bundle_root)
     for path in bundle.tokenizer_paths:
         if path.name not in bundle.files:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from diffsplat.serving.placement import AUTO
 from diffsplat.serving.ports import EVERY_ADDRESS, LOOPBACK
 from diffsplat.serving.processes import machine_memory
 from diffsplat.serving.server import TritonServer
@@ -29,6 +30,12 @@ def serve_command(subparsers: Any) -> None:
     add("--grpc-port", type=int, default=8001, help="default 8001; 0 takes a free one")
     add("--http-port", type=int, help="serve HTTP as well; 0 takes a free port (default: no HTTP)")
     add("--metrics-port", type=int, default=8002, help="default 8002; 0 takes a free one")
+    add(
+        "--device",
+        default=AUTO,
+        metavar="auto|cpu|cuda:N",
+        help="what to serve on (default: auto, the kind of device that the repository was exported for)",
+    )
     add("--address", default=LOOPBACK, help="IPv4 address to listen on (default: %(default)s)")
     add(
         "--tritonserver",
@@ -66,6 +73,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         metrics_port=arguments.metrics_port,
         address=arguments.address,
         tritonserver=arguments.tritonserver and arguments.tritonserver.absolute(),
+        device=arguments.device,
         log_folder=folder,
         policy=SupervisorPolicy(drain_timeout_s=arguments.drain_timeout, memory_limit_bytes=arguments.memory_limit),
         on_event=lambda line: print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", file=sys.stderr, flush=True),

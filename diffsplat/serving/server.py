@@ -23,6 +23,7 @@ from pathlib import Path
 
 from diffsplat.serving import guard
 from diffsplat.serving.drain import DRAIN_FILE_VARIABLE
+from diffsplat.serving.gpu_lock import lock_card
 from diffsplat.serving.installation import (
     Installation,
     check_address,
@@ -31,8 +32,10 @@ from diffsplat.serving.installation import (
     server_environment,
 )
 from diffsplat.serving.metrics import read_metrics, requests_in_flight
+from diffsplat.serving.placement import AUTO, place
 from diffsplat.serving.ports import LOOPBACK, accepts_connections, choose_ports, reached_at
 from diffsplat.serving.prerequisites import libpython_problem
+from diffsplat.serving.repository_copy import copy_repository, count_instances, read_configs
 from diffsplat.serving.server_log import LoadingReport, explain_failure, new_log
 from diffsplat.serving.wheel import ServerStartError
 from diffsplat.serving.workspace import SHM_ROOT, Workspace, remove_leftovers
@@ -55,6 +58,7 @@ class TritonServer:
         http_port: None leaves HTTP off, 0 takes a free one.
         address: IPv4 address on which they listen. The wheel's server takes those of loopback only.
         tritonserver: folder of another Triton installation than the wheel's, such as /opt/tritonserver of a container.
+        device: "cpu", "cuda:N", or "auto" for the kind of device that the repository was exported for.
         log_folder: where the logs are kept, one per run; None: in the work folder, removed with it.
         on_progress: called with one short line for every model that starts loading or is ready.
         start_timeout_s: how long loading may take.
@@ -63,6 +67,7 @@ class TritonServer:
     Attributes:
         grpc_url, http_url, metrics_url: where this machine reaches it, without a scheme for gRPC; http_url is None when
             HTTP is off.
+        placement: the device that it serves on.
         pid: process id of tritonserver, which leads a process group of its own.
         log_path: everything the server and its models print.
         control_key: value of the header that the restricted protocols need, see `control_headers`.
@@ -81,6 +86,7 @@ class TritonServer:
         metrics_port: int = 0,
         address: str = LOOPBACK,
         tritonserver: Path | None = None,
+        device: str = AUTO,
         log_folder: Path | None = None,
         on_progress: Callable[[str], None] | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
@@ -93,6 +99,8 @@ class TritonServer:
             self._asked_ports["HTTP"] = http_port
         self._address = address
         self._tritonserver = tritonserver
+        self._device = device
+        self._card_lock: int | None = None
         self._log_folder = log_folder
         self._on_progress = on_progress or (lambda line: None)
         self._start_timeout_s = start_timeout_s
@@ -149,6 +157,9 @@ class TritonServer:
         self.grpc_url = f"{host}:{self.ports['gRPC']}"
         self.http_url = f"http://{host}:{self.ports['HTTP']}" if "HTTP" in self.ports else None
         self.metrics_url = f"http://{host}:{self.ports['metrics']}/metrics"
+        configs = read_configs(self.repository)
+        self.placement = place(self.repository, self._device, count_instances(configs))
+        self._on_progress(f"serving on {self.placement.facts}")
         remove_leftovers()
         self._workspace = workspace = Workspace()
         if workspace.note:
@@ -156,8 +167,9 @@ class TritonServer:
         self.drain_file = workspace.folder / "draining"
         try:
             self.log_path = new_log(self._log_folder) if self._log_folder else workspace.folder / "server.log"
-            self._repository_link = workspace.folder / "repository"
-            self._repository_link.symlink_to(self.repository)
+            self._lock_card()
+            self._repository_copy = workspace.folder / "repository"
+            copy_repository(self.repository, self._repository_copy, configs, self.placement)
             self._launch(installation, workspace)
             self._wait_until_ready()
         except BaseException:
@@ -185,7 +197,14 @@ class TritonServer:
 
     def why_it_failed(self) -> str:
         """What the log says about a failure: one line per model that could not be loaded, else its last lines."""
-        return explain_failure(self.log_path).replace(str(self._repository_link), str(self.repository))
+        return explain_failure(self.log_path).replace(str(self._repository_copy), str(self.repository))
+
+    def _lock_card(self) -> None:
+        """Keep other servers off the card. The guard holds the lock too, so that it outlives a killed launcher."""
+        facts = self.placement.facts
+        if facts.uuid:
+            holder = f"diffsplat serve {self.repository} (process {os.getpid()})"
+            self._card_lock = lock_card(facts.uuid, str(facts), holder)
 
     def _launch(self, installation: Installation, workspace: Workspace) -> None:
         environment = {**server_environment(installation), DRAIN_FILE_VARIABLE: str(self.drain_file)}
@@ -199,7 +218,7 @@ class TritonServer:
                 stderr=log,
                 env=environment,
                 start_new_session=True,
-                pass_fds=workspace.lock_fds,
+                pass_fds=[*workspace.lock_fds, *([] if self._card_lock is None else [self._card_lock])],
             )
         assert self._guard.stdout is not None
         with self._guard.stdout as answer:
@@ -212,7 +231,7 @@ class TritonServer:
         restricted = ",".join(RESTRICTED_PROTOCOLS)
         command = [
             str(installation.server),
-            f"--model-repository={self._repository_link}",
+            f"--model-repository={self._repository_copy}",
             f"--backend-directory={link_backend(installation, workspace.folder)}",
             f"--backend-config=python,shm-region-prefix-name={workspace.prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
@@ -271,6 +290,9 @@ class TritonServer:
             if self._workspace is not None:
                 self._workspace.close()
                 self._workspace = None
+            if self._card_lock is not None:
+                os.close(self._card_lock)
+                self._card_lock = None
 
 
 def _ready(grpc_url: str) -> bool:

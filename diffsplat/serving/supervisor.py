@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffsplat.serving.metrics import read_metrics
+from diffsplat.serving.placement import AUTO
 from diffsplat.serving.ports import LOOPBACK
 from diffsplat.serving.processes import death_of, find_stubs, group_memory, machine_memory
 from diffsplat.serving.server import TritonServer
@@ -62,8 +63,8 @@ class Supervisor:
     """A server that is restarted when it, or one of its models, dies or hangs.
 
     Args:
-        repository, grpc_port, http_port, metrics_port, address, tritonserver: as for TritonServer. The ports stay the
-            same over restarts.
+        repository, grpc_port, http_port, metrics_port, address, tritonserver, device: as for TritonServer. The ports
+            stay the same over restarts.
         log_folder: where the logs of all runs are kept.
         policy: when it counts as down.
         on_event: called with one line for every fault and restart.
@@ -85,6 +86,7 @@ class Supervisor:
         metrics_port: int = 0,
         address: str = LOOPBACK,
         tritonserver: Path | None = None,
+        device: str = AUTO,
         log_folder: Path | None = None,
         policy: SupervisorPolicy | None = None,
         on_event: Callable[[str], None] | None = None,
@@ -95,7 +97,7 @@ class Supervisor:
         self.restarts = 0
         self.state = "starting"
         self._repository = repository
-        self._address, self._tritonserver = address, tritonserver
+        self._address, self._tritonserver, self._device = address, tritonserver, device
         self._log_folder = log_folder
         self._on_event = on_event or (lambda line: None)
         self._stopping = threading.Event()
@@ -110,6 +112,7 @@ class Supervisor:
             metrics_port=metrics_port,
             address=address,
             tritonserver=tritonserver,
+            device=device,
             log_folder=log_folder,
             on_progress=on_progress,
             abort=abort,
@@ -285,6 +288,7 @@ class Supervisor:
             metrics_port=ports["metrics"],
             address=self._address,
             tritonserver=self._tritonserver,
+            device=self._device,
             log_folder=self._log_folder,
             abort=self._stopping,
         )

@@ -51,7 +51,7 @@ class EncodeModel(StageModel):
         """Text encoder and tokenizer."""
         from diffsplat.stages.encode import EncodeStage
 
-        self.stage = EncodeStage.load(folder, self.threads)
+        self.stage = EncodeStage.load(folder, self.threads, self.device)
 
     def warm_up(self) -> None:
         """One prompt, one image."""
@@ -82,7 +82,7 @@ class ReconstructModel(StageModel):
         """GSRecon."""
         from diffsplat.stages.reconstruct import ReconstructStage
 
-        self.stage = ReconstructStage.load(folder, self.threads)
+        self.stage = ReconstructStage.load(folder, self.threads, self.device)
         self.answers = self.make_ledger()
 
     def warm_up(self) -> None:
@@ -114,7 +114,7 @@ class DecodeModel(LaterStage):
         """The splat decoder."""
         from diffsplat.stages.decode import DecodeStage
 
-        self.stage = DecodeStage.load(folder, self.threads)
+        self.stage = DecodeStage.load(folder, self.threads, self.device)
 
     def warm_up(self) -> None:
         """Latents of zeros."""
@@ -140,7 +140,7 @@ class RasterizeModel(LaterStage):
         """Only the geometry."""
         from diffsplat.stages.rasterize import RasterizeStage
 
-        self.stage = RasterizeStage.load(folder, self.threads)
+        self.stage = RasterizeStage.load(folder, self.threads, self.device)
 
     def warm_up(self) -> None:
         """Load or compile the kernels."""

@@ -45,7 +45,7 @@ class DenoiseModel(StageModel):
         from diffsplat.stages.denoise import DenoiseStage
 
         self.policy = EnginePolicy.from_parameters(self.parameters)
-        self.stage = DenoiseStage.load(folder, self.threads, max_batch=self.policy.max_batch)
+        self.stage = DenoiseStage.load(folder, self.threads, self.device, max_batch=self.policy.max_batch)
         self.answers = self.make_ledger()
 
     def warm_up(self) -> None:

@@ -45,6 +45,7 @@ class StageModel:
             key: value["string_value"] for key, value in config.get("parameters", {}).items()
         }
         self.threads = int(self.parameters["threads"]) if self.parameters.get("threads", "0") != "0" else None
+        self.device = self.parameters.get("device")  # None, without `diffsplat serve`: what it was exported for
         folder = Path(args["model_repository"]) / args["model_version"]
         self.in_flight = InFlightGauge(self.name, args["model_instance_name"])
         started = perf_counter()

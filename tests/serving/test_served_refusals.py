@@ -224,6 +224,7 @@ def test_after_all_that_the_server_serves_and_hides_nothing(
     assert local is not None and np.abs(served - local).max() <= 1e-5 * np.abs(local).max()
     status = client.status()
     assert status.ready and {model.state for model in status.models} == {"READY"}
+    assert status.parameters["device"] == "cpu" and status.parameters["graphs"].startswith("text_encoder ")
     assert "Traceback" not in server.log_path.read_text()
     assert server.grpc_url.startswith("127.0.0.1:") and server.metrics_url.startswith("http://127.0.0.1:")
     assert server.http_url is None

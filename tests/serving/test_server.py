@@ -128,7 +128,7 @@ class TestLife:
         told: list[str] = []
         with TritonServer(light_repository, on_progress=told.append) as running:
             pid, prefix, folder = running.pid, workspace_of(running).prefix, running.log_path.parent
-            assert told == ["loading diffsplat (version 1)", "diffsplat is ready"]
+            assert told == ["serving on cpu", "loading diffsplat (version 1)", "diffsplat is ready"]
             assert running.requests_in_flight() == 0
             assert len(group_members(pid)) >= 2, "tritonserver and its model"
             assert left_files(prefix) and oct(folder.stat().st_mode)[-2:] == "00", "other users may not look inside"
@@ -172,7 +172,7 @@ class TestLife:
         monkeypatch.setattr(tempfile, "tempdir", str(awkward))
         told: list[str] = []
         with TritonServer(repository, on_progress=told.append) as running:
-            assert told[0].startswith("working in /tmp: Triton cannot use a path such as")
+            assert told[1].startswith("working in /tmp: Triton cannot use a path such as")
             with contextlib.closing(GrpcTransport(running.grpc_url)) as wire:
                 assert list(wire.stream("diffsplat", {}, "", TIMEOUT_S)) == [{}]
             assert not list(awkward.glob("diffsplat-server-*"))
