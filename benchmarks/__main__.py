@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "fresh_clone": ("fresh_clone",),
     "stop_storm": ("stop_storm", "bundles/pico"),
     "flops": ("flops",),
+    "precision": ("precision",),
 }
 EVERYWHERE = ("flops",)  # counted, not measured: the same on every machine
 

@@ -18,6 +18,7 @@ from diffsplat_client.request import GenerationRequest
 
 from diffsplat.backends.transfer import to_host
 from diffsplat.bundle import Bundle
+from diffsplat.graph import Precision
 from diffsplat.stages.decode import DecodeStage
 from diffsplat.stages.denoise import DenoiseStage
 from diffsplat.stages.encode import EncodeStage
@@ -82,12 +83,12 @@ class Pipeline:
         )
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> "Pipeline":
+    def from_bundle(cls, bundle: Bundle, precision: Precision = "fp32") -> "Pipeline":
         """Straight from a bundle, all networks run by torch."""
         return cls(
-            EncodeStage.from_bundle(bundle),
-            DenoiseStage.from_bundle(bundle),
-            DecodeStage.from_bundle(bundle),
+            EncodeStage.from_bundle(bundle, precision),
+            DenoiseStage.from_bundle(bundle, precision),
+            DecodeStage.from_bundle(bundle, precision),
             RasterizeStage(bundle.spec),
             PackageStage(),
         )

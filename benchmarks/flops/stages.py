@@ -82,13 +82,19 @@ def meta_network(spec: BackboneSpec, name: str) -> nn.Module:
     return nn.Module.to(network, DTYPE)  # diffusers' own `to` warns about modules kept in float32; there are none here
 
 
-def meta_inputs(spec: BackboneSpec, graph: GraphSpec, settings: Settings) -> tuple[Tensor, ...]:
-    """Inputs of a graph as one guided request has them."""
+def request_sizes(spec: BackboneSpec, graph: GraphSpec, settings: Settings) -> dict[str, int]:
+    """Sizes of a graph's free axes in one guided request."""
     sizes: dict[str, int] = {**graph.serving_sizes, "steps": settings.steps}
     if spec.text.encoders[-1].masked:  # padding is dropped; what is left is as long as the longer one of the two texts
         sizes["tokens"] = settings.prompt_tokens
     if spec.text.zero_negative and graph.name.startswith(TEXT_ENCODER):  # an empty negative prompt needs no encoder
         sizes["rows"] = 1
+    return sizes
+
+
+def meta_inputs(spec: BackboneSpec, graph: GraphSpec, settings: Settings) -> tuple[Tensor, ...]:
+    """Inputs of a graph as one guided request has them."""
+    sizes = request_sizes(spec, graph, settings)
     types = {"token": torch.int64, "mask": torch.int64, "timestep": torch.float32}
     return tuple(
         torch.empty(

@@ -13,8 +13,8 @@ from diffsplat.bundle import Bundle
 from diffsplat.export_record import ExportRecord
 from diffsplat.geometry.cameras import Cameras, generated_view_cameras
 from diffsplat.geometry.gaussians import canonicalize, grid_to_gaussians, to_array
-from diffsplat.graph import Graph
-from diffsplat.runtime import bundle_graph, load_graph
+from diffsplat.graph import Graph, Precision
+from diffsplat.runtime import bundle_graphs, load_graph
 from diffsplat.stages.checks import check_range, check_shape
 from diffsplat.stages.envelope import Envelope
 
@@ -41,9 +41,9 @@ class DecodeStage:
         return cls(ExportRecord.read(folder).spec, load_graph(folder, "decoder", threads, device))
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> "DecodeStage":
+    def from_bundle(cls, bundle: Bundle, precision: Precision = "fp32") -> "DecodeStage":
         """Straight from a bundle, run by torch."""
-        return cls(bundle.spec, bundle_graph(bundle, "decoder"))
+        return cls(bundle.spec, bundle_graphs(bundle, ["decoder"], precision)["decoder"])
 
     def run(self, latents: Tensor, envelope: Envelope) -> DecodeResult:
         """Decode [V, C, h, w] of any device. InvalidRequestError for a wrong shape, or values that no latent has."""

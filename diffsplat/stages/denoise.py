@@ -21,7 +21,7 @@ from diffsplat.denoisers.control_inputs import control_graphs, prepare_control
 from diffsplat.denoisers.graph_inputs import STEP, batch_key, masks_padding, prepare, request_graphs
 from diffsplat.export_record import ExportRecord
 from diffsplat.geometry.cameras import generated_view_cameras, latent_plucker
-from diffsplat.graph import Graph
+from diffsplat.graph import Graph, Precision
 from diffsplat.runtime import bundle_graphs, load_graphs
 from diffsplat.sampling.blob_start import LateStart, late_start
 from diffsplat.sampling.guidance import guidance_scales, needs_guidance
@@ -87,9 +87,9 @@ class DenoiseStage:
         return cls(spec, graphs, Buckets(2 * max_batch, spec.text.tokens) if on_cuda else None, sync_debug)
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> "DenoiseStage":
+    def from_bundle(cls, bundle: Bundle, precision: Precision = "fp32") -> "DenoiseStage":
         """Straight from a bundle, run by torch."""
-        return cls(bundle.spec, bundle_graphs(bundle, denoise_graphs(bundle.spec)))
+        return cls(bundle.spec, bundle_graphs(bundle, denoise_graphs(bundle.spec), precision))
 
     def warm_up(self, requests: int) -> None:
         """One step of some requests that use every graph; with buckets one step of every size that they allow."""

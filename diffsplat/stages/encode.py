@@ -17,7 +17,7 @@ from diffsplat.backbones.text import TEXT_ENCODER
 from diffsplat.backends.transfer import call_from_host
 from diffsplat.bundle import Bundle, tokenizer_files
 from diffsplat.export_record import ExportRecord
-from diffsplat.graph import Graph
+from diffsplat.graph import Graph, Precision
 from diffsplat.integrity import BundleError
 from diffsplat.runtime import bundle_graphs, load_graphs
 from diffsplat.sampling.blob_start import kept_steps
@@ -50,9 +50,9 @@ class EncodeStage:
         return cls(spec, graphs, _tokenizers(spec, Path(folder)))
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> "EncodeStage":
+    def from_bundle(cls, bundle: Bundle, precision: Precision = "fp32") -> "EncodeStage":
         """Straight from a bundle, run by torch."""
-        graphs = bundle_graphs(bundle, encode_graphs(bundle.spec))
+        graphs = bundle_graphs(bundle, encode_graphs(bundle.spec), precision)
         return cls(bundle.spec, graphs, _tokenizers(bundle.spec, bundle.root))
 
     def run(self, request: GenerationRequest) -> DenoiseWork:

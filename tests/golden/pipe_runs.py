@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import SD15, BackboneSpec, NoiseSchedule, SplatGeometry, TextEncoderSpec, TextSpec
 from diffsplat.backends.eager import TorchGraph
+from diffsplat.backends.precision import cast_network, in_precision
 from diffsplat.denoisers.control_inputs import control_graphs
 from diffsplat.denoisers.controlnet import controlnet_config
 from diffsplat.denoisers.graph_inputs import STEP, request_graphs
@@ -25,8 +26,9 @@ from diffsplat.denoisers.interface import build_denoiser
 from diffsplat.denoisers.unet import set_multiview_attention
 from diffsplat.denoisers.view_inputs import split_views, stock_config
 from diffsplat.geometry.cameras import generated_view_cameras, plucker_rays
-from diffsplat.images.vae_encoder import ImageEncoder, ImageMoments
-from diffsplat.networks import build_graph_module
+from diffsplat.graph import Precision
+from diffsplat.images.vae_encoder import ImageEncoder
+from diffsplat.networks import FLOAT32_PARTS, build_graph_module, served_precision
 from diffsplat.stages.denoise import DenoiseStage
 from diffsplat.stages.denoise_job import DenoiseJob
 from diffsplat.stages.envelope import Envelope
@@ -95,21 +97,36 @@ class PipeJob(NamedTuple):
 class PipeStage:
     """`DenoiseStage` with the networks of one file, for the cases that share a noise schedule."""
 
-    def __init__(self, file: Any, schedule: NoiseSchedule) -> None:
+    def __init__(
+        self,
+        file: Any,
+        schedule: NoiseSchedule,
+        precision: Precision = "fp32",
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.file = file
+        self.precision = precision
+        self.device = device
         self.spec = _spec(file, schedule)
         network = build_denoiser(self.spec)
         (name,) = {"unet", "transformer"} & {key.split("/")[1] for key in file.tensors if key.startswith("weights/")}
         network.load_state_dict(file.weights(name))  # strict
-        graphs = _graphs(self.spec, request_graphs(self.spec), network)
-        graphs |= _graphs(self.spec, [STEP], network)
+        graphs = self._graphs("denoiser", (*request_graphs(self.spec), STEP), network)
         if self.spec.controls:
-            graphs |= _graphs(self.spec, control_graphs(self.spec, CONTROL), _controlnet(file, self.spec))
+            controlnet = _controlnet(file, self.spec)
+            graphs |= self._graphs(f"controlnet_{CONTROL}", control_graphs(self.spec, CONTROL), controlnet)
         self.stage = DenoiseStage(self.spec, graphs)
         self.network_inputs: list[Tensor] = []  # of every call of the denoiser, [R * W, C', h, w]
         layers = graphs[STEP].module.named_modules()
         first = next(layer for name, layer in layers if name.endswith((".conv_in", ".pos_embed")))
         first.register_forward_pre_hook(self._see)
+
+    def _graphs(self, owner: str, names: Iterable[str], network: nn.Module) -> dict[str, TorchGraph]:
+        """Graphs of a network as a bundle's would be loaded in this precision."""
+        precision = served_precision(owner, self.precision)
+        cast_network(network, precision, FLOAT32_PARTS.get(owner, ())).to(self.device)
+        modules = {name: build_graph_module(name, self.spec, network) for name in names}
+        return {name: TorchGraph(name, in_precision(module, precision), precision) for name, module in modules.items()}
 
     def _see(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         (seen,) = inputs
@@ -171,8 +188,7 @@ class PipeStage:
         """The image half of `encode`, with the file's base image VAE."""
         vae = AutoencoderKL(**self.file.config["vae_config"]).eval().requires_grad_(False)
         vae.load_state_dict(self.file.weights("vae"))  # strict
-        graph = TorchGraph("image_encoder", ImageMoments(ImageEncoder(vae)))
-        return ImageEncoderStage(self.spec, {"image_encoder": graph})
+        return ImageEncoderStage(self.spec, self._graphs("image_encoder", ["image_encoder"], ImageEncoder(vae)))
 
 
 def case_options(file: Any, case: str) -> dict[str, Any]:
@@ -202,10 +218,6 @@ def branches_first(rows: Tensor, branches: int, views: int) -> Tensor:
 def _of_object(value: Tensor, index: int) -> Tensor:
     """An input of one object; what is given once serves all objects."""
     return value if value.ndim == 0 or len(value) == 1 else value[index : index + 1]
-
-
-def _graphs(spec: BackboneSpec, names: Iterable[str], network: nn.Module) -> dict[str, TorchGraph]:
-    return {name: TorchGraph(name, build_graph_module(name, spec, network)) for name in names}
 
 
 def _controlnet(file: Any, spec: BackboneSpec) -> nn.Module:

@@ -1,7 +1,6 @@
 """GSVAE with the reference's weights: initialisation, both directions, tiny decoder; and latents to Gaussians."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,31 +12,11 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffsplat.backbones import SD15
 from diffsplat.geometry.cameras import generated_view_cameras, world_to_camera
 from diffsplat.geometry.gaussians import GRID_LAYOUT, grid_to_gaussians
-from diffsplat.splats.gsvae import GSVAE, build_gsvae, widen_from_image_vae
+from diffsplat.splats.gsvae import widen_from_image_vae
+from tests.golden.gsvae_files import build_golden_gsvae, options_of
 
 PARTS = ["gsvae_sd", "gsvae_sdxl", "gsvae_sd3"]
-TINY_NAMES = {  # arguments of DecoderTiny -> of AutoencoderTiny
-    "num_blocks": "num_decoder_blocks",
-    "block_out_channels": "decoder_block_out_channels",
-    "upsampling_scaling_factor": "upsampling_scaling_factor",
-    "act_fn": "act_fn",
-    "upsample_fn": "upsample_fn",
-}
 REFERENCE_NAMES = {"rgb": "rgb", "scale": "scale", "rotation": "quat_wxyz", "opacity": "opacity", "depth": "depth"}
-
-
-def build(config: dict[str, Any]) -> GSVAE:
-    vae = options_of(config["vae_config"])
-    vae = {name: value for name, value in vae.items() if name not in ("in_channels", "out_channels")}
-    if config.get("tiny_config"):
-        tiny = options_of(config["tiny_config"])
-        vae["tiny_decoder"] = {ours: tiny[theirs] for ours, theirs in TINY_NAMES.items() if theirs in tiny}
-    return build_gsvae(replace(SD15, gsvae=vae))
-
-
-def options_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments; a saved config also names its class and version."""
-    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -45,7 +24,7 @@ def test_widening(golden, assert_close, part):
     """The reference's initialisation from an image autoencoder."""
     file = golden(part)
     given, expected = file.case_in("init"), file.out("init")
-    gsvae = build(file.config)
+    gsvae = build_golden_gsvae(file.config)
     vae_state = AutoencoderKL(**options_of(file.config["vae_config"])).state_dict()
     vae_state["encoder.conv_in.weight"] = given["base_encoder_conv_in_weight"]
     vae_state["encoder.conv_in.bias"] = given["base_encoder_conv_in_bias"]
@@ -73,7 +52,7 @@ def test_widening(golden, assert_close, part):
 @torch.no_grad()
 def test_both_directions(golden, assert_close, part):
     file = golden(part)
-    gsvae = build(file.config)
+    gsvae = build_golden_gsvae(file.config)
     gsvae.load_state_dict(file.weights("gsvae"))
 
     grid = file.case_in("encode")["gs"][None]  # views of one object
@@ -105,7 +84,7 @@ def test_latents_to_gaussians(golden, assert_close):
     """From the sampler's last latents to every number that the rasterizer gets."""
     file = golden("e2e_latents_to_gaussians")
     config = file.config
-    gsvae = build(config)
+    gsvae = build_golden_gsvae(config)
     gsvae.load_state_dict(file.weights("gsvae"))
     scales = {name: config["opt"][name] for name in ("scale_min", "scale_max") if name in config["opt"]}
     geometry = replace(SD15.geometry, **scales)
