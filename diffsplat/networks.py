@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backbones.text import TEXT_ENCODER
-from diffsplat.backends.precision import cast_network
+from diffsplat.backends.precision import cast_network, without_parameters
 from diffsplat.bundle import Bundle
 from diffsplat.denoisers.control_inputs import control_graphs
 from diffsplat.denoisers.graph_inputs import STEP, request_graphs, takes_pooled_text
@@ -109,10 +109,11 @@ def load_network(
         BundleError: the weights are missing, damaged, or do not fit the spec; the message names the file.
     """
     weight_files(folder, listed, network)  # fails before a large module is built
-    module = network_builders(spec)[network]()
-    load_weights(module, folder, listed, network)
-    cast_network(module, served_precision(network, precision), FLOAT32_PARTS.get(network, ()))
-    return module.eval().requires_grad_(False).to(device)
+    with without_parameters():
+        module = network_builders(spec)[network]()
+    cast_network(module, served_precision(network, precision), FLOAT32_PARTS.get(network, ()), device)
+    load_weights(module, folder, listed, network)  # casts them tensor by tensor, straight to where they are wanted
+    return module.eval().requires_grad_(False)
 
 
 class SplatDecoder(nn.Module):

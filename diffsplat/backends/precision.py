@@ -6,7 +6,8 @@ AOTInductor) export this one, so that their files have the same interface.
 """
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,35 +50,70 @@ def in_precision(module: nn.Module, precision: Precision) -> nn.Module:
     return module if precision == "fp32" else HalfPrecision(module, DTYPES[precision])
 
 
-def cast_network(network: nn.Module, precision: Precision, float32_parts: Collection[str] = ()) -> nn.Module:
+@contextmanager
+def without_parameters() -> Iterator[None]:
+    """Networks built inside have their parameters on the meta device, so that nothing is allocated or initialised.
+
+    Their buffers are real: not all of them are weights, and no file holds the others. `cast_network` allocates the
+    parameters, in the type and on the device where they are wanted.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:  # one that is registered twice stays one
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def cast_network(
+    network: nn.Module,
+    precision: Precision,
+    float32_parts: Collection[str] = (),
+    device: torch.device | str | None = None,
+) -> nn.Module:
     """Cast the weights of a network in place.
 
     Args:
-        network: in float32.
+        network: in float32; or built `without_parameters`, and its weights are loaded afterwards.
         precision: the type that it will compute in.
         float32_parts: names of submodules that stay in float32. They cast what they are given; what follows them in the
             network must take float32.
+        device: where its weights shall lie; None leaves them where they are.
     """
-    if precision == "fp32":
-        return network
-    kept = {name: network.get_submodule(name) for name in float32_parts}
-    held = {id(module) for part in kept.values() for module in part.modules()}
+    kept = [] if precision == "fp32" else [network.get_submodule(name) for name in float32_parts]
+    held = {id(module) for part in kept for module in part.modules()}
+    made: dict[int, nn.Parameter] = {}  # parameters on the meta device -> what replaces them wherever they are used
     for module in network.modules():
-        if id(module) not in held:
-            _cast_own(module, DTYPES[precision])
-    for part in kept.values():
+        _move_own(module, torch.float32 if id(module) in held else DTYPES[precision], device, made)
+    for part in kept:
         part.register_forward_pre_hook(_inputs_to_float32)
     return network
 
 
-def _cast_own(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a module's own floating-point tensors, not those of its children, as `nn.Module.to` does."""
-    for parameter in module.parameters(recurse=False):
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-    for name, buffer in module.named_buffers(recurse=False):
-        if buffer.is_floating_point():
-            module._buffers[name] = buffer.to(dtype)
+def _move_own(
+    module: nn.Module, dtype: torch.dtype, device: torch.device | str | None, made: dict[int, nn.Parameter]
+) -> None:
+    """Cast and move a module's own tensors, not those of its children. Only floating-point ones change their type."""
+
+    def of(tensor: Tensor) -> torch.dtype:
+        return dtype if tensor.is_floating_point() else tensor.dtype
+
+    for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+        if parameter.is_meta and device is not None:
+            if id(parameter) not in made:
+                empty = torch.empty_like(parameter, dtype=of(parameter), device=device)
+                made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+            module._parameters[name] = made[id(parameter)]
+        else:
+            parameter.data = parameter.data.to(device, of(parameter))
+    for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+        module._buffers[name] = buffer.to(device, of(buffer))
 
 
 def _inputs_to_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
