@@ -16,6 +16,8 @@ from benchmarks.machine import machine_name
 # name -> module of this package and its arguments; each prints its figures and writes them with `--json PATH`
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "rasterizer": ("rasterizer",),
+    "cpu_backends": ("cpu_backends",),
+    "backend_objects": ("backend_objects", "bundles/nano"),
     "formats": ("formats",),
     "quality_nano": ("quality", "bundles/nano", "--sweep"),
     "quality_pico": ("quality", "bundles/pico"),

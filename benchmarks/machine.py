@@ -7,7 +7,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "numpy", "numba", "diffusers", "onnxruntime", "tritonclient", "nvidia-pytriton", "gsplat")
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "numba",
+    "diffusers",
+    "onnxruntime",
+    "openvino",
+    "tritonclient",
+    "nvidia-pytriton",
+    "gsplat",
+)
 
 
 def machine_name() -> str:
