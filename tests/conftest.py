@@ -25,6 +25,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: item.get_closest_marker("triton") is None)
 
 
+@pytest.hookimpl(optionalhook=True)  # mutants run without plugins
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Which tests stay together in one worker: see `worker_group`."""
     from xdist.scheduler import LoadScopeScheduling

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,6 +20,7 @@ from diffsplat.backbones import BackboneSpec
 from diffsplat.backends import cuda_sync, transfer
 from diffsplat.backends.eager import TorchGraph
 from diffsplat.networks import build_graph_module, graph_modules, network_builders
+from diffsplat.stages import rasterize
 
 CUDA = torch.device("cuda", 0)
 
@@ -34,13 +35,24 @@ class FakeCuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=False)
         self.transfers: list[tuple[str, tuple[int, ...]]] = []  # where to, and which shape
+        self.waits = 0  # for a shape that depends on values
         monkeypatch.setattr(transfer, "copy", self._copy)
+        monkeypatch.setattr(rasterize, "rows_where", self._rows_where)
         monkeypatch.setattr(cuda_sync.Pace, "mark", lambda pace: None)  # there is no stream to record an event on
 
     def _copy(self, tensor: Tensor, device: torch.device) -> Tensor:
         """To the host come zeros."""
         self.transfers.append((device.type, tuple(tensor.shape)))
-        return self.tensor(tensor) if device.type == "cuda" else torch.zeros(tensor.shape, dtype=tensor.dtype)
+        if device.type == "cuda":
+            return self.tensor(tensor)
+        with unset_fake_temporarily():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+    def _rows_where(self, values: Tensor, keep: Tensor) -> Tensor:
+        """Three quarters of the rows."""
+        assert values.device == keep.device == CUDA and keep.dtype == torch.bool
+        self.waits += 1
+        return torch.ops.aten.slice.Tensor(values, 0, 0, len(values) * 3 // 4)
 
     def tensor(self, like: Tensor) -> Tensor:
         """A tensor of the device, of that shape and type."""
@@ -66,10 +78,16 @@ class FakeCuda:
                         tensors[name] = moved.setdefault(id(tensor), self.tensor(tensor))  # type: ignore[assignment]
 
     @contextmanager
+    def work(self) -> Iterator[None]:
+        """Inside: no look at a value of the device; transfers are counted."""
+        with _Bindings(self.mode):
+            yield
+
+    @contextmanager
     def step(self) -> Iterator[None]:
         """Inside: no transfer, no operation that takes or makes a tensor of the host, and no look at a value."""
         before = len(self.transfers)
-        with self.mode, _DeviceOnly(), _Bindings():
+        with self.mode, _DeviceOnly(), _Bindings(self.mode):
             yield
         assert self.transfers[before:] == [], "transfers inside a step"
 
@@ -87,19 +105,27 @@ class _FakeGraph(TorchGraph):
         for tensor in inputs:
             assert tensor.device == CUDA, f"graph {self.name}: an input lies on {tensor.device}"
             assert tensor.dtype in (torch.float32, torch.int64), f"graph {self.name}: an input is {tensor.dtype}"
-        with self.mode, _Bindings():
+        with self.mode, _Bindings(self.mode):
             return super().__call__(*inputs)
 
 
 class _Bindings(TorchFunctionMode):
     """Calls whose Python bindings ask for CUDA themselves, which a CPU build of torch does not have, as operations."""
 
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.mode = mode
+
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if function is Tensor.__getitem__:
             return _indexed(*args)
         if function is Tensor.contiguous:
-            return torch.ops.aten.contiguous.default(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
+            return torch.ops.aten.contiguous.default(*args, **kwargs)
+        if kwargs.get("device") == CUDA or any(isinstance(value, FakeTensor) for value in tree_leaves((args, kwargs))):
+            with self.mode:  # which makes new tensors there
+                return function(*args, **kwargs)
+        return function(*args, **kwargs)
 
 
 def _indexed(tensor: Tensor, index: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """The one way from device to device: every stage moves its tensors here, once per request and never inside a step.
 
-A test replaces `copy`, through which all of them go, and counts.
+Tests replace `copy` and `rows_where`, which stand for all transfers and all shapes that depend on values, and count.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -40,3 +40,8 @@ def call_from_host(graph: "Graph", *inputs: Tensor) -> Any:
     """Run a graph that is called once per request on tensors of the host; its outputs come back there."""
     outputs = graph(*(to_device(tensor, graph.device) for tensor in inputs))
     return to_host(outputs) if isinstance(outputs, Tensor) else tuple(map(to_host, outputs))
+
+
+def rows_where(values: Tensor, keep: Tensor) -> Tensor:
+    """The rows of `values` [N, ...] where `keep` [N] is True; the host waits until their number is known."""
+    return values[keep]

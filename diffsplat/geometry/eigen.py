@@ -21,7 +21,7 @@ def eigenvectors_of_symmetric(matrices: Tensor) -> tuple[Tensor, Tensor]:
         Eigenvalues [..., 3], growing, and eigenvectors as columns of rotations [..., 3, 3], determinant +1.
     """
     upper = {(i, j): matrices[..., i, j] for i in range(3) for j in range(i, 3)}
-    columns = list(torch.eye(3, dtype=matrices.dtype, device=matrices.device).expand_as(matrices).unbind(-1))
+    columns = list(torch.diag_embed(torch.ones_like(matrices[..., 0])).unbind(-1))
     for p, q in _PAIRS * SWEEPS:
         (r,) = {0, 1, 2} - {p, q}
         off, one, two = upper[p, q], upper[p, p], upper[q, q]

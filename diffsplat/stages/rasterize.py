@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backends.devices import find_device
-from diffsplat.backends.transfer import HOST, to_device, to_host
+from diffsplat.backends.transfer import HOST, rows_where, to_device, to_host
 from diffsplat.export_record import ExportRecord
 from diffsplat.geometry.cameras import orbit_cameras, pixel_intrinsics, world_to_camera
 from diffsplat.geometry.gaussians import Gaussians, from_array
@@ -62,7 +62,7 @@ class RasterizeStage:
         visible = (opacities > request.opacity_threshold_render) & (opacities >= VISIBLE_OPACITY)
         poses = torch.as_tensor(request.frame_poses, dtype=torch.float32)
         try:
-            return RasterizeResult(self._draw(from_array(splats[visible]), poses, request.frame_size))
+            return RasterizeResult(self._draw(from_array(rows_where(splats, visible)), poses, request.frame_size))
         except CrowdedFrameError as error:
             raise InvalidRequestError(
                 f"frame_poses with frame_size = {request.frame_size}: {error}; take a larger distance, a smaller "

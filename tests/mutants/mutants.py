@@ -27,6 +27,51 @@ _CAMERAS, _GAUSSIANS = "diffsplat/geometry/cameras.py", "diffsplat/geometry/gaus
 _ENGINE = "diffsplat/serving/engine.py"
 _PLY = "client/diffsplat_client/formats/ply.py"
 
+DEVICE = [
+    Mutant(
+        "the host looks at a device's step",
+        _DENOISE_BATCH,
+        "finite = torch.isfinite(result.x).flatten(1).all(dim=1)",
+        "finite = torch.isfinite(result.x).flatten(1).all(dim=1) & bool(result.x.amax().item() < 1e6)",
+        f"{_LOOP}::test_nor_does_a_step_with_control_maps",
+    ),
+    Mutant(
+        "a device's guidance left on the host",
+        _DENOISE,
+        "guidance=to_device(guidance, self.device)",
+        "guidance=guidance",
+        f"{_LOOP}::test_nor_does_a_step_with_control_maps",
+    ),
+    Mutant(
+        "a device's noise left on the host",
+        "diffsplat/stages/denoise_job.py",
+        "to_device(torch.stack(drawn), device) if drawn else None",
+        "torch.stack(drawn) if drawn else None",
+        f"{_LOOP}::test_nor_does_a_step_with_control_maps",
+    ),
+    Mutant(
+        "rows of a device's batch chosen by an index of the host",
+        _DENOISE_BATCH,
+        "torch.stack([predictions[end - 1] for end in self._ends])",
+        "predictions[torch.tensor(self._ends) - 1]",
+        f"{_LOOP}::test_nor_does_a_step_with_control_maps",
+    ),
+    Mutant(
+        "a device's grid decoded with cameras of the host",
+        "diffsplat/stages/decode.py",
+        "Cameras(*(to_device(values, grid.device) for values in cameras))",
+        "Cameras(*cameras)",
+        "tests/serving/test_device_objects.py::test_decode_looks_at_its_latents_once",
+    ),
+    Mutant(
+        "what padding holds reaches a request",
+        _DENOISE_BATCH,
+        "for end in self._ends])  # [J",
+        "for end in [*self._ends[:-1], len(predictions)]])  # [J",
+        "tests/serving/test_families.py::test_padding_to_buckets_changes_no_request[sd15]",
+    ),
+]
+
 LOOP = [
     Mutant(
         "prompt and negative rows swapped",
@@ -447,4 +492,4 @@ TRAINING = [
     ),
 ]
 
-MUTANTS = (*LOOP, *SAMPLERS, *GUIDANCE_AND_TEXT, *IMAGES, *GEOMETRY, *FILES_AND_SERVICE, *TRAINING)
+MUTANTS = (*DEVICE, *LOOP, *SAMPLERS, *GUIDANCE_AND_TEXT, *IMAGES, *GEOMETRY, *FILES_AND_SERVICE, *TRAINING)
