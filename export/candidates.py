@@ -12,6 +12,7 @@ from diffsplat.backends import BACKENDS, unavailable
 from diffsplat.backends.devices import (
     DeviceError,
     check_memory,
+    check_precision,
     cuda_free_bytes,
     device_type,
     exact_float32,
@@ -115,8 +116,8 @@ def try_candidates(
         try:
             trials.append(workshop.attempt(candidate))
         except ExportError as error:
-            if options.backend == candidate.backend:
-                raise
+            if options.backend == candidate.backend and options.precision != "auto":
+                raise  # there is no other candidate
             refused.append(replace(candidate, refused=str(error)))
     if not trials:
         reasons = "; ".join(f"{each.backend} {each.precision}: {each.refused}" for each in refused)
@@ -160,15 +161,16 @@ class _Workshop:
         if reason := unavailable(backend, candidate.device, precision):
             raise ExportError(f"graph {self.graph.name!r}: {reason}")
         weights = self._weight_bytes(precision)
-        free = self._check_room(weights, precision)
+        self._check_card(weights, precision)
         try:
             files = self._build(backend, precision)
+            free = self._free_bytes()
             run = self._load(candidate, files)
         except torch.OutOfMemoryError as failure:
             raise ExportError(f"graph {self.graph.name!r}: {str(failure).splitlines()[0]}") from None
         is_reference = (backend, precision, candidate.device) == ("torch", "fp32", "cpu")
         error = None if is_reference else self.reference.compare(run)
-        memory = weights if free is None else max(weights, free - cuda_free_bytes(self.device.index))
+        memory = max(weights, free - self._free_bytes())
         megabytes = sum(path.stat().st_size for path in files) / 1e6
         return Trial(replace(candidate, error=error, megabytes=megabytes, memory_mb=memory / 1e6), files, run)
 
@@ -177,16 +179,18 @@ class _Workshop:
         numbers = sum(tensor.numel() for tensor in self.modules().state_dict().values())
         return numbers * DTYPES[precision].itemsize
 
-    def _check_room(self, weights: int, precision: Precision) -> int | None:
-        """Free bytes of the card, None for a CPU. ExportError if not even the weights fit."""
-        if self.device.type == "cpu":
-            return None
+    def _check_card(self, weights: int, precision: Precision) -> None:
+        """ExportError if the card lacks the precision, or if not even the weights fit."""
         facts = inspect(str(self.device))
         try:
+            check_precision(facts, precision)
             check_memory(facts, weights, f"graph {self.graph.name!r} in {precision}")
         except DeviceError as error:
             raise ExportError(str(error)) from None
-        return facts.free_bytes
+
+    def _free_bytes(self) -> int:
+        """Of the card; 0 for a CPU, whose memory other processes use as well."""
+        return cuda_free_bytes(self.device.index) if self.device.type == "cuda" else 0
 
     def _build(self, backend: Backend, precision: Precision) -> list[Path]:
         bundle, network = self.bundle, self.graph.network(self.bundle.spec)
