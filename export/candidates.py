@@ -72,7 +72,7 @@ class GraphModules:
 class OnnxFiles:
     """The ONNX files of one graph, one set per precision: written when first asked for, shared by the back ends."""
 
-    def __init__(self, graph: GraphSpec, modules: GraphModules, folder: Path) -> None:
+    def __init__(self, graph: GraphSpec, modules: Callable[[Precision], nn.Module], folder: Path) -> None:
         self._graph = graph
         self._modules = modules
         self._folder = folder
