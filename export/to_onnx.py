@@ -8,15 +8,18 @@ number that it takes as a constant; comparing at other batch sizes than the trac
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torch import nn
+from torch.onnx import symbolic_helper, symbolic_opset14
 
 from export.graph_spec import GraphSpec
 
 OPSET = 18
 TRACED_ROWS = 2
+BF16_OPSET, BF16_IR = 22, 10  # convolutions take bfloat16 from here on; what tracing writes did not change otherwise
 SINGLE_FILE_BYTES = 1_500_000_000  # protobuf is limited to 2 GiB
 
 
@@ -50,6 +53,9 @@ def write_onnx(
                 dynamo=False,
             )
         model = onnx.load(str(traced))
+    is_bf16 = any(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
+    if is_bf16:
+        model.opset_import[0].version, model.ir_version = BF16_OPSET, BF16_IR
     # tracing loses the fixed sizes of outputs, from which the runtime allocates them
     for traced_output, output in zip(model.graph.output, graph.outputs, strict=True):
         for dim, axis in zip(traced_output.type.tensor_type.shape.dim, output.axes, strict=True):
@@ -61,5 +67,20 @@ def write_onnx(
     data = path.with_name(path.name + ".data")
     apart = sum(parameter.nbytes for parameter in module.parameters()) > single_file_bytes
     onnx.save(model, str(path), save_as_external_data=apart, location=data.name)
-    onnx.checker.check_model(str(path), full_check=True)
+    onnx.checker.check_model(str(path), full_check=not is_bf16)  # ONNX has no bfloat16 for Einsum, TensorRT has
     return [path, data] if apart else [path]
+
+
+@symbolic_helper.parse_args("v", "v", "v", "v", "f", "b", "v", "b")  # type: ignore[untyped-decorator]
+def _attention(
+    g: Any, query: Any, key: Any, value: Any, mask: Any, dropout: float, is_causal: bool, scale: Any, gqa: bool
+) -> Any:
+    """Torch's own, but with a given scale in bf16: there torch 2.13 cannot export the product of the two types."""
+    number = symbolic_helper._maybe_get_const(scale, "f")
+    if isinstance(number, float) and query.type().scalarType() == "BFloat16":
+        scale = g.op("Constant", value_t=torch.tensor(number, dtype=torch.bfloat16))
+    attention = symbolic_opset14.scaled_dot_product_attention
+    return attention(g, query, key, value, mask, dropout, is_causal, scale, gqa)
+
+
+torch.onnx.register_custom_op_symbolic("aten::scaled_dot_product_attention", _attention, OPSET)
