@@ -1,6 +1,6 @@
 # Each recipe is a short command that you could type yourself; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast mutants lint bench clean
+.PHONY: help demo serve test test-fast test-tensorrt mutants lint bench clean
 
 PROMPT ?= a cupcake
 BUNDLE ?= bundles/nano
@@ -18,6 +18,7 @@ help:
 	@echo 'make demo [PROMPT="a blue sphere"]  set up, export, serve, generate one object, stop; results in $(OUT)/'
 	@echo 'make serve                          set up, export, serve until Ctrl-C'
 	@echo 'make test | test-fast               set up and run all tests | all but those with a real server'
+	@echo 'make test-tensorrt                  build the TensorRT engine of every graph of every family'
 	@echo 'make mutants                        change one line at a time in a copy: a test must fail on each'
 	@echo 'make lint                           check style, format and types'
 	@echo 'make bench                          run all benchmarks; python -m benchmarks readme --write pastes figures'
@@ -49,6 +50,10 @@ test: $(VENV)/.test
 
 test-fast: $(VENV)/.test
 	$(PYTEST) -m 'not triton'
+
+# the TensorRT engine of every graph of every family (very small): takes minutes
+test-tensorrt: $(VENV)/.test
+	$(PYTEST) --tensorrt -m tensorrt
 
 # one-line faults in a copy of the code, each of which its test must notice
 mutants: $(VENV)/.test

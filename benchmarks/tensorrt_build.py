@@ -20,11 +20,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.machine import describe_machine
+from diffsplat.backbones.spec import ControlType
+from diffsplat.graph import Precision
 
-PRECISION = "bf16"
+PRECISION: Precision = "bf16"
 TIMEOUT_S = 3600
 _BLOCK = 1 << 22  # random numbers that are made once and written again and again
 
@@ -42,7 +44,7 @@ class Row:
 
     backbone: str
     graph: str
-    control: str = ""
+    control: ControlType | Literal[""] = ""
     blocks: int = 0
 
     @property
@@ -170,7 +172,7 @@ def _parameters_on_meta() -> Iterator[None]:
         if parameter is not None and not parameter.is_meta:
             module._parameters[name] = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
 
-    torch.nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    torch.nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

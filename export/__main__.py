@@ -1,6 +1,7 @@
 """The command line of the export room.
 
 python -m export BUNDLE --out DIR                          bundle -> served repository
+python -m export engines BUNDLE                            bundle or repository -> TensorRT engines in a cache
 python -m export import --backbone sd15 SOURCE OUT         official checkpoints -> bundle
 python -m export models FOLDER ...                         list bundles and served repositories
 python -m export upgrade BUNDLE                            bring a bundle of an older version up to date
@@ -33,6 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:  # the import takes seconds
             return 130
         return import_command(arguments[1:])
+    if arguments[:1] == ["engines"]:
+        try:
+            from export.engines.command import engines_command  # likewise
+        except KeyboardInterrupt:
+            return 130
+        return engines_command(arguments[1:])
     if arguments[:1] == ["models"]:
         return _list_models(arguments[1:])
     if arguments[:1] == ["upgrade"]:
@@ -69,8 +76,8 @@ def _export(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Bundle -> served Triton model repository.",
-        epilog="Other commands: `import --help`, official checkpoints -> bundle; `models --help`, list models; "
-        "`upgrade --help`, bring an older bundle up to date.",
+        epilog="Other commands: `engines --help`, TensorRT engines ahead of time; `import --help`, official "
+        "checkpoints -> bundle; `models --help`, list models; `upgrade --help`, bring an older bundle up to date.",
     )
     parser.add_argument("bundle", help="folder of the bundle, such as bundles/pico")
     parser.add_argument("--out", required=True, help="folder of the model repository to write")

@@ -24,6 +24,7 @@ from diffsplat.backends.precision import DTYPES
 from diffsplat.bundle import Bundle
 from diffsplat.export_record import Candidate, GraphRecord
 from diffsplat.graph import Backend, Graph, Precision
+from diffsplat.integrity import BundleError
 from diffsplat.networks import served_precision
 from diffsplat.runtime import available_cores
 from diffsplat.weights import weight_files
@@ -40,6 +41,7 @@ BUILDERS: dict[Backend, str] = {
     "onnxruntime": "export.engines.onnx_runtime",
     "openvino": "export.engines.openvino",
     "aotinductor": "export.engines.aotinductor",
+    "tensorrt": "export.engines.tensorrt",
 }
 COMPETING: tuple[Precision, ...] = ("fp32", "bf16")  # when the precision is left to the measurement
 
@@ -168,6 +170,8 @@ class _Workshop:
             run = self._load(candidate, files)
         except torch.OutOfMemoryError as failure:
             raise ExportError(f"graph {self.graph.name!r}: {str(failure).splitlines()[0]}") from None
+        except BundleError as failure:
+            raise ExportError(f"graph {self.graph.name!r}: {backend} cannot load its own files: {failure}") from None
         is_reference = (backend, precision, candidate.device) == ("torch", "fp32", "cpu")
         error = None if is_reference else self.reference.compare(run)
         memory = max(weights, free - self._free_bytes())

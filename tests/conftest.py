@@ -19,8 +19,17 @@ PICO = HERE.parent / "bundles" / "pico"
 CAPTIONS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("cube", "sphere", "cone")]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--tensorrt` runs what is left out otherwise."""
+    parser.addoption("--tensorrt", action="store_true", help="also build the TensorRT engines of every family: minutes")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With several workers (`make test`) tests with a real server come first, since they take longest."""
+    if not config.getoption("--tensorrt"):
+        left_out = [item for item in items if item.get_closest_marker("tensorrt")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.get_closest_marker("triton") is None)
 

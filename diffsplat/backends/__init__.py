@@ -42,6 +42,13 @@ BACKENDS: dict[Backend, BackendInfo] = {
         packages=("openvino",),
         extras={"cpu": "openvino"},
     ),
+    "tensorrt": BackendInfo(
+        module="diffsplat.backends.tensorrt",
+        precisions={"cuda": ("fp32", "bf16", "fp16")},
+        packages=("tensorrt", "tensorrt_rtx"),
+        extras={"cuda": "tensorrt"},
+        check="diffsplat.backends.tensorrt:check",
+    ),
     "aotinductor": BackendInfo(
         module="diffsplat.backends.aotinductor",
         precisions={"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")},

@@ -1,7 +1,7 @@
 """A TensorRT engine on disk: `<graph>.engine`, and beside it `<graph>.engine.json`, which says what the engine is.
 
 TensorRT can read an engine only on a card that it was built for. The description can be read anywhere, and tells an
-engine of another version or card before TensorRT is asked. Imports neither torch nor TensorRT.
+engine of another version or card before TensorRT is asked.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from diffsplat.backends.signature import Signature
 from diffsplat.graph import Precision
 from diffsplat.integrity import BundleError, check_seal, read_json, verify_file, write_sealed
 
@@ -20,16 +21,7 @@ TensorRTModule = Literal["tensorrt", "tensorrt_rtx"]
 EXTRAS: Mapping[TensorRTModule, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 SUFFIX = ".engine"
 
-Shape = tuple[int, ...]  # -1: a free axis
-
-
-@dataclass(frozen=True)
-class EngineTensor:
-    """An input or output of an engine."""
-
-    name: str
-    dtype: str  # "float32" or "int64"
-    shape: Shape
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -61,8 +53,7 @@ class EngineInfo:
     capabilities: tuple[str, ...]  # compute capabilities of the cards that it runs on: "8.9"
     precision: Precision
     profiles: tuple[Profile, ...]
-    inputs: tuple[EngineTensor, ...]
-    outputs: tuple[EngineTensor, ...]
+    signature: Signature
     layers: int  # of the network before fusion
     build_s: float
     file: Mapping[str, Any]  # {"sha256", "bytes"}
@@ -100,8 +91,7 @@ class EngineInfo:
             info,
             capabilities=tuple(info.capabilities),
             profiles=tuple({name: _range(each) for name, each in profile.items()} for profile in values["profiles"]),
-            inputs=tuple(_tensor(each) for each in values["inputs"]),
-            outputs=tuple(_tensor(each) for each in values["outputs"]),
+            signature=Signature.from_dict(values["signature"]),
         )
 
 
@@ -112,10 +102,6 @@ def description(engine: Path) -> Path:
 
 def _range(values: Mapping[str, Any]) -> ShapeRange:
     return ShapeRange(*(tuple(values[name]) for name in ("smallest", "best", "largest")))
-
-
-def _tensor(values: Mapping[str, Any]) -> EngineTensor:
-    return EngineTensor(values["name"], values["dtype"], tuple(values["shape"]))
 
 
 def installed_modules() -> tuple[TensorRTModule, ...]:

@@ -86,11 +86,15 @@ class Signature:
         """Read it. BundleError if it is missing or not valid."""
         path = signature_path(folder, graph)
         try:
-            values = read_json(path)
-            tensors = _tensors(values["inputs"]), _tensors(values["outputs"])
-            return cls(str(values["graph"]), *tensors, dict(values["largest"]))
+            return cls.from_dict(read_json(path))
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{path}: not a valid signature ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Signature":
+        """The signature in a JSON object; ValueError, KeyError or TypeError if it is none."""
+        tensors = _tensors(values["inputs"]), _tensors(values["outputs"])
+        return cls(str(values["graph"]), *tensors, dict(values["largest"]))
 
 
 def signature_path(folder: Path, graph: str) -> Path:

@@ -23,6 +23,7 @@ from diffsplat.integrity import BundleError
 from export.common import ExportError
 
 FOLDER_VARIABLE = "DIFFSPLAT_ENGINE_CACHE"
+_FORMAT = 1  # of the description: a newer one must not find older engines
 _LOCK = "lock"
 _PREFIX = ".building-"
 
@@ -30,7 +31,9 @@ _PREFIX = ".building-"
 def default_folder() -> Path:
     """``$DIFFSPLAT_ENGINE_CACHE`` if that is set, else ``diffsplat/engines`` in the user's folder of caches."""
     named = os.environ.get(FOLDER_VARIABLE)
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "diffsplat/engines").expanduser()
+    return (
+        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "diffsplat/engines").expanduser()
+    )
 
 
 def file_hash(files: list[Path]) -> str:
@@ -52,7 +55,7 @@ def engine_key(
 ) -> str:
     """The key of an engine: 20 hexadecimal digits."""
     ranges = [{name: asdict(each) for name, each in profile.items()} for profile in profiles]
-    values = (graph_hash, module, version, capabilities, precision, ranges)
+    values = (_FORMAT, graph_hash, module, version, capabilities, precision, ranges)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -128,4 +131,3 @@ class EngineCache:
                     shutil.rmtree(folder, ignore_errors=True)
             except OSError:  # being built, or just made
                 continue
-

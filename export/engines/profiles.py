@@ -1,7 +1,7 @@
 """Optimisation profiles of a graph: the ranges of its free axes that an engine is built for.
 
     axis      of which graphs                   ranges
-    rows      a step: denoiser, ControlNet      1 .. 2, 3 .. 4, 5 .. 8 ... up to two rows for each of `max_batch` requests
+    rows      a step: denoiser, ControlNet      1 .. 2, 3 .. 4, 5 .. 8 ... up to two rows per request
     rows      once per request                  1 .. 4, best at the two of a guided request
     objects   decoder, encoders of images       1 .. 4, best at one
     tokens    all                               1 .. the longest text
@@ -28,15 +28,17 @@ class Limits:
     Attributes:
         max_batch: requests that make a step together, as `max_batch` of `denoise/config.pbtxt`.
         steps: usual length of a schedule.
+        first_rows: largest batch of a step's first profile; every further profile doubles it.
     """
 
     max_batch: int = 4
     steps: int = 20
+    first_rows: int = 2
 
     def __post_init__(self) -> None:
         """Refuse an empty range."""
-        if self.max_batch < 1 or self.steps < 1:
-            raise ValueError(f"max_batch = {self.max_batch}, steps = {self.steps}: both must be 1 or more")
+        if min(self.max_batch, self.steps, self.first_rows) < 1:
+            raise ValueError(f"{self}: all must be 1 or more")
 
 
 def is_step(graph: GraphSpec) -> bool:
@@ -57,7 +59,7 @@ def _batches(graph: GraphSpec, limits: Limits) -> list[tuple[int, int, int]]:
     if not is_step(graph):
         return [(1, graph.serving_sizes[graph.batch_axis], FEW)]
     last = max(2 * limits.max_batch, FEW)
-    ranges, low, high = [], 1, 2
+    ranges, low, high = [], 1, limits.first_rows
     while low <= last:
         high = min(high, last)
         ranges.append((low, high, high))

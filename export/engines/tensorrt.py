@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -23,19 +24,20 @@ from diffsplat.backends.engine_file import (
     EXTRAS,
     SUFFIX,
     EngineInfo,
-    EngineTensor,
     Profile,
     TensorRTModule,
     description,
     import_tensorrt,
     installed_modules,
 )
+from diffsplat.backends.signature import Signature
 from diffsplat.graph import Precision
 from diffsplat.integrity import describe_file
 from diffsplat.serving.engine_interface import EnginePolicy
 from export.common import ExportError
 from export.engines.cache import EngineCache, default_folder, engine_key, file_hash
 from export.engines.profiles import Limits, profiles
+from export.engines.signature import graph_signature
 from export.graph_spec import GraphSpec
 
 _DTYPES = {"FLOAT": "float32", "INT64": "int64"}  # TensorRT's names of the types that a graph's interface has
@@ -166,13 +168,12 @@ def build_engine(
         network = _Build(trt, graph.name, onnx[0], target, ranges, precision).run(path, progress)
         info = EngineInfo(
             *(graph.name, graph_hash, target.module, trt.__version__, target.capabilities, precision, ranges),
-            inputs=tuple(_described(network.get_input(i), graph.name) for i in range(network.num_inputs)),
-            outputs=tuple(_described(network.get_output(i), graph.name) for i in range(network.num_outputs)),
+            signature=graph_signature(graph),
             layers=network.num_layers,
             build_s=round(time.monotonic() - started, 2),
             file=describe_file(path),
         )
-        _compare(graph, info)
+        _compare(network, info.signature)
         info.write(path)
     found = cache.find(graph.name, key)
     assert found is not None
@@ -212,8 +213,9 @@ class _Build:
             return
         first = self.parser.get_error(0)
         if operator := first.node_operator():
-            raise self._error(f"operator {operator} at {first.node_name()} is not supported: {first.desc().strip()}")
-        raise self._error(f"{onnx} cannot be parsed: {first.desc().strip()}")
+            self.logger.errors.clear()  # the parser's dump of the node
+            raise self._error(f"operator {operator} at {first.node_name()} is refused: {first.desc().strip()}")
+        raise self._error(f"{onnx} cannot be parsed")
 
     def run(self, path: Path, progress: Progress) -> Any:
         """Build, write the engine, and return the network."""
@@ -232,19 +234,18 @@ class _Build:
         return ExportError(f"graph {self.graph!r}: {module}: {what}{f' ({said})' if said else ''}")
 
 
-def _described(tensor: Any, graph: str) -> EngineTensor:
-    if tensor.dtype.name not in _DTYPES:
-        raise ExportError(f"graph {graph!r}, tensor {tensor.name!r}: type {tensor.dtype.name} in an engine's interface")
-    return EngineTensor(tensor.name, _DTYPES[tensor.dtype.name], tuple(tensor.shape))
-
-
-def _compare(graph: GraphSpec, info: EngineInfo) -> None:
-    """Names and shapes of the engine's tensors must be the graph's."""
-    for mine, theirs in ((graph.inputs, info.inputs), (graph.outputs, info.outputs)):
-        expected = [(each.name, tuple(axis if isinstance(axis, int) else -1 for axis in each.axes)) for each in mine]
-        actual = [(each.name, each.shape) for each in theirs]
-        if actual != expected:
-            raise ExportError(f"graph {graph.name!r}: its engine has tensors {actual}, expected {expected}")
+def _compare(network: Any, signature: Signature) -> None:
+    """The tensors of what was built must be the graph's; ExportError names the first that is not."""
+    built = [network.get_input(i) for i in range(network.num_inputs)]
+    built += [network.get_output(i) for i in range(network.num_outputs)]
+    actual = [(each.name, _DTYPES.get(each.dtype.name, each.dtype.name), tuple(each.shape)) for each in built]
+    expected = [
+        (each.name, each.dtype, tuple(axis if isinstance(axis, int) else -1 for axis in each.axes))
+        for each in (*signature.inputs, *signature.outputs)
+    ]
+    if actual != expected:
+        wrong = next(pair for pair in zip_longest(actual, expected) if pair[0] != pair[1])
+        raise ExportError(f"graph {signature.graph!r}: its engine has tensor {wrong[0]}, expected {wrong[1]}")
 
 
 def _logger(trt: Any) -> Any:
