@@ -1,9 +1,9 @@
 """How far the host may run ahead of a CUDA device, and a watch for places where it waits without being asked to."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -36,10 +36,19 @@ class Pace:
             self._queued.append(event)
 
 
+def read_sync_debug(parameters: Mapping[str, str]) -> SyncDebug:
+    """The parameter `sync_debug` of a model; "default" where there is none. ValueError names what is allowed."""
+    given = parameters.get("sync_debug", "default")
+    for mode in get_args(SyncDebug):
+        if given == mode:
+            return mode  # type: ignore[no-any-return]
+    raise ValueError(f"parameter sync_debug = {given!r}: must be one of {', '.join(get_args(SyncDebug))}")
+
+
 @contextmanager
-def watch_for_waiting(mode: SyncDebug) -> Iterator[None]:
-    """Torch warns, or raises, where the host waits for a device inside the block; "default" changes nothing."""
-    if mode == "default":
+def watch_for_waiting(mode: SyncDebug, device: torch.device) -> Iterator[None]:
+    """Let torch warn, or raise, where the host waits for a CUDA device inside the block; "default" changes nothing."""
+    if mode == "default" or device.type != "cuda":
         yield
         return
     before = torch.cuda.get_sync_debug_mode()

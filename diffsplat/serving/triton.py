@@ -149,7 +149,7 @@ class RasterizeModel(LaterStage):
     def work(self, source: "Tensor", envelope: OutputEnvelope, *also: np.ndarray | None) -> list[Any]:
         """Draw one object."""
         frames = self.stage.run(source, envelope).frames
-        return [] if frames is None else [array_tensor("FRAMES", frames.numpy())]
+        return [] if frames is None else [torch_tensor("FRAMES", frames)]
 
 
 class PackageModel(LaterStage):

@@ -42,10 +42,12 @@ class DenoiseModel(StageModel):
 
     def load(self, folder: Path) -> None:
         """Both graphs, and the thread that runs them."""
+        from diffsplat.backends.cuda_sync import read_sync_debug
         from diffsplat.stages.denoise import DenoiseStage
 
         self.policy = EnginePolicy.from_parameters(self.parameters)
-        self.stage = DenoiseStage.load(folder, self.threads, self.device, max_batch=self.policy.max_batch)
+        sync_debug = read_sync_debug(self.parameters)
+        self.stage = DenoiseStage.load(folder, self.threads, self.device, self.policy.max_batch, sync_debug)
         self.answers = self.make_ledger()
 
     def warm_up(self) -> None:

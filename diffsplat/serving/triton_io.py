@@ -76,11 +76,10 @@ def read_tensor(request: Any, name: str) -> Any:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         return None
-    if tensor.is_cpu():
-        return to_torch(tensor.as_numpy())
     from torch.utils.dlpack import from_dlpack
 
-    return from_dlpack(tensor.to_dlpack())
+    given = from_dlpack(tensor.to_dlpack())
+    return given if given.is_cuda else given.clone()  # the host's memory goes back to the server
 
 
 def to_torch(array: np.ndarray) -> Any:
@@ -97,12 +96,12 @@ def array_tensor(name: str, array: np.ndarray) -> Any:
 
 def torch_tensor(name: str, tensor: Any) -> Any:
     """An output tensor, which stays on its device. The host waits for it there: Triton reads on a stream of its own."""
-    if not tensor.is_cuda:
-        return array_tensor(name, tensor.numpy())
     import torch
+    from torch.utils.dlpack import to_dlpack
 
-    torch.cuda.current_stream(tensor.device).synchronize()
-    return pb_utils.Tensor.from_dlpack(name, torch.utils.dlpack.to_dlpack(tensor.contiguous()))
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
+    return pb_utils.Tensor.from_dlpack(name, to_dlpack(tensor.contiguous()))
 
 
 def text_tensor(name: str, text: str) -> Any:

@@ -188,7 +188,7 @@ class DenoiseStage:
     def step(self, states: Sequence[DenoiseJob]) -> None:
         """One step of every job. Jobs whose texts fit together run as one batch."""
         self._pace.wait()
-        with watch_for_waiting(self.sync_debug):
+        with watch_for_waiting(self.sync_debug, self.device):
             groups: dict[int, list[DenoiseJob]] = {}
             for job in states:
                 groups.setdefault(batch_key(job.inputs), []).append(job)

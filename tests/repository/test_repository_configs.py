@@ -64,7 +64,8 @@ def test_the_client_can_read_the_contract_version() -> None:
 def test_the_engine_policy_can_be_read_and_denoise_is_one_instance() -> None:
     config = read_config("denoise")
     parameters = {key: value.string_value for key, value in config.parameters.items()}
-    assert set(parameters) == {"threads", "max_batch", "max_queue", "max_answer_mb", "progress_interval_s"}
+    names = {"threads", "max_batch", "max_queue", "max_answer_mb", "progress_interval_s", "sync_debug"}
+    assert set(parameters) == names and parameters["sync_debug"] == "default"
     EnginePolicy.from_parameters(parameters)
     assert [group.count for group in config.instance_group] == [1], "STOP must reach the engine that runs the request"
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffsplat_client.request import GenerationRequest
 
+from diffsplat.backends.cuda_sync import read_sync_debug
 from diffsplat.backends.eager import TorchGraph
 from diffsplat.denoisers.buckets import Buckets
 from diffsplat.denoisers.graph_inputs import STEP
@@ -146,3 +147,12 @@ def test_sizes_of_buckets() -> None:
     assert [Buckets(6, 77).pad_rows(rows) for rows in range(1, 7)] == [1, 2, 4, 4, 6, 6]
     with pytest.raises(ValueError, match="7 rows in a batch of the denoiser: at most 6"):
         Buckets(6, 77).pad_rows(7)
+
+
+def test_the_watch_for_waits_is_a_parameter() -> None:
+    assert [read_sync_debug({"sync_debug": mode}) for mode in ("default", "warn", "error")] == [
+        "default", "warn", "error"
+    ]  # fmt: skip
+    assert read_sync_debug({}) == "default"
+    with pytest.raises(ValueError, match="sync_debug = 'on': must be one of default, warn, error"):
+        read_sync_debug({"sync_debug": "on"})
