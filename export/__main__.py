@@ -154,12 +154,14 @@ def _figures(candidate: Candidate) -> tuple[str, str, str]:
 
 
 def _refusals(graphs: dict[str, GraphRecord]) -> list[str]:
-    """Why candidates were refused, one line each."""
+    """Why candidates were refused, one line per reason."""
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for name, graph in graphs.items():
+        for candidate in graph.candidates:
+            if candidate.refused:
+                names.setdefault((candidate.backend, candidate.precision, candidate.refused), []).append(name)
     return [
-        f"refused: {candidate.backend} {candidate.precision}, {candidate.refused}"
-        for graph in graphs.values()
-        for candidate in graph.candidates
-        if candidate.refused
+        f"refused: {backend} {precision} for {', '.join(of)}: {why}" for (backend, precision, why), of in names.items()
     ]
 
 

@@ -120,7 +120,7 @@ def try_candidates(
         except ExportError as error:
             if options.backend == candidate.backend and options.precision != "auto":
                 raise  # there is no other candidate
-            refused.append(replace(candidate, refused=str(error)))
+            refused.append(replace(candidate, refused=str(error).removeprefix(f"graph {graph.name!r}: ")))
     if not trials:
         reasons = "; ".join(f"{each.backend} {each.precision}: {each.refused}" for each in refused)
         raise ExportError(f"graph {graph.name!r}: no back end can serve it: {reasons}")

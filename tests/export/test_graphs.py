@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 from pathlib import Path
 
 import onnx
@@ -18,6 +19,7 @@ from diffsplat.export_record import ExportRecord
 from diffsplat.integrity import BundleError, write_sealed
 from diffsplat.networks import build_graph_module, bundle_network, network_builders
 from diffsplat.runtime import bundle_graph, load_graph
+from export import timing
 from export.common import ExportError
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
@@ -215,6 +217,20 @@ def test_timing_interleaves_and_gives_back_the_thread_count(tiny_bundle: Bundle)
     ms = median_ms(graphs, (torch.zeros(1),), threads=before + 1)
     assert calls[:6] == ["a", "b"] * 3 and set(ms) == {"a", "b"} and min(ms.values()) > 0
     assert torch.get_num_threads() == before
+
+
+def test_a_hopelessly_slow_back_end_is_called_no_more_than_needed(tiny_bundle: Bundle) -> None:
+    calls = []
+
+    class Sleeping(TorchGraph):
+        def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+            calls.append(self.name)
+            time.sleep(0.05 if self.name == "slow" else 0)
+            return super().__call__(*inputs)
+
+    graphs = {name: Sleeping(name, torch.nn.Identity()) for name in ("slow", "fast")}
+    ms = median_ms(graphs, (torch.zeros(1),), threads=1)
+    assert calls.count("slow") == 1 + timing.FAIR_ROUNDS < calls.count("fast") and ms["slow"] >= 50
 
 
 def test_a_graph_without_known_output_size_is_refused(tmp_path: Path) -> None:
