@@ -176,7 +176,8 @@ def _object(pipeline: Pipeline, request: GenerationRequest) -> tuple[Tensor, Ten
     job = pipeline.denoise.start(pipeline.encode.run(request))
     while job.step < job.steps:
         pipeline.denoise.step([job])
-    return job.latents, _pictures(pipeline.decode, job.latents, job.envelope)
+    latents = job.result()
+    return latents, _pictures(pipeline.decode, latents, job.envelope)
 
 
 def _pictures(decode: DecodeStage, latents: Tensor, envelope: Envelope) -> Tensor:

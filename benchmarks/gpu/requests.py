@@ -105,7 +105,7 @@ def _milliseconds(stages: Served, device: torch.device, seed: int) -> dict[str, 
     while job.step < job.steps:
         stages.denoise.step([job])
     ended()
-    stages.decode.run(job.latents, job.envelope)
+    stages.decode.run(job.result(), job.envelope)
     ended()
     return {
         name: (end - start) * 1e3

@@ -8,7 +8,7 @@ from diffsplat_client.formats import file_format
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec, SplatGeometry
-from diffsplat.backends.transfer import to_device
+from diffsplat.backends.transfer import to_device, to_host
 from diffsplat.bundle import Bundle
 from diffsplat.export_record import ExportRecord
 from diffsplat.geometry.cameras import Cameras, generated_view_cameras
@@ -17,6 +17,7 @@ from diffsplat.graph import Graph, Precision
 from diffsplat.runtime import bundle_graphs, load_graph
 from diffsplat.stages.checks import check_range, check_shape
 from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.errors import NotFiniteError
 
 
 class DecodeResult(NamedTuple):
@@ -46,13 +47,23 @@ class DecodeStage:
         return cls(bundle.spec, bundle_graphs(bundle, ["decoder"], precision)["decoder"])
 
     def run(self, latents: Tensor, envelope: Envelope) -> DecodeResult:
-        """Decode [V, C, h, w] of any device. InvalidRequestError for a wrong shape, or values that no latent has."""
+        """Decode [V, C, h, w] of any device.
+
+        Raises:
+            InvalidRequestError: a wrong shape, or values that no latent has.
+            NotFiniteError: the decoder's numbers left the range of its precision.
+        """
         spec, request = self.spec, envelope.request
         assert request.elevation_deg is not None and request.distance is not None
         check_shape("LATENTS", latents, (spec.geometry.views, spec.latent_channels, spec.latent_size, spec.latent_size))
         latents = to_device(latents, self.decoder.device)
         check_range("LATENTS", latents)
         grid = self.decoder(latents[None])  # [1, V, 12, H, W]
+        if int(to_host(torch.isnan(grid).sum())):  # the clamp at the end of the decoder lets only NaN through
+            raise NotFiniteError(
+                f"decode gave splats that are not numbers (graph {self.decoder.name}, {self.decoder.backend} in "
+                f"{self.decoder.precision}): a bundle exported in a precision with a larger range may help"
+            )
         cameras = generated_view_cameras(request.elevation_deg, request.distance, spec.geometry.views)
         return splats_of(grid, cameras, spec.geometry, request.format)
 

@@ -61,7 +61,7 @@ DEVICE = [
         "diffsplat/stages/decode.py",
         "Cameras(*(to_device(values, grid.device) for values in cameras))",
         "Cameras(*cameras)",
-        "tests/serving/test_device_objects.py::test_decode_looks_at_its_latents_once",
+        "tests/serving/test_device_objects.py::test_decode_looks_at_its_latents_and_its_grid_once",
     ),
     Mutant(
         "what padding holds reaches a request",

@@ -64,7 +64,7 @@ def envelope_of(spec: BackboneSpec, poses: np.ndarray | None = None) -> Envelope
     return Envelope(request.with_defaults(**{**spec.request_defaults, "elevation_deg": 10.0, "seed": 1}))
 
 
-def test_decode_looks_at_its_latents_once(fake: FakeCuda) -> None:
+def test_decode_looks_at_its_latents_and_its_grid_once(fake: FakeCuda) -> None:
     spec = family_spec("sd15")
     stage = DecodeStage(spec, fake.graphs(spec, ["decoder"])["decoder"])
     shape = (spec.geometry.views, spec.latent_channels, spec.latent_size, spec.latent_size)
@@ -73,7 +73,8 @@ def test_decode_looks_at_its_latents_once(fake: FakeCuda) -> None:
         splats, raw = stage.run(latents, envelope_of(spec))
     assert raw is not None and splats.device == raw.device == CUDA and splats.dtype == torch.float32
     assert splats.shape == raw.shape == (4 * 32 * 32, 14)
-    assert fake.transfers == [("cpu", (2, *shape[1:])), ("cuda", (4, 4, 4)), ("cuda", (4, 4))] and not fake.waits
+    cameras = [("cuda", (4, 4, 4)), ("cuda", (4, 4))]
+    assert fake.transfers == [("cpu", (2, *shape[1:])), ("cpu", ()), *cameras] and not fake.waits
 
 
 @pytest.mark.parametrize("compensated", [True, False])
