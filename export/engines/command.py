@@ -102,7 +102,7 @@ def build_engines(
         raise ExportError(f"{folder}: has no graph {sorted(unknown)[0]!r}, only {', '.join(source.graphs)}")
     limits = Limits(max_batch, source.spec.steps)
     names = only or list(source.graphs)
-    target = find_target(capabilities, names[0])
+    target = find_target(capabilities, precision, names[0])
     engines = []
     for index, name in enumerate(names):
 

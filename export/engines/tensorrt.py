@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffsplat.backends.devices import cuda_capability, cuda_count
+from diffsplat.backends.devices import BF16_CAPABILITY, cuda_capability, cuda_count
 from diffsplat.backends.engine_file import (
     EXTRAS,
     SUFFIX,
@@ -75,18 +75,19 @@ def build(
     device: torch.device,
 ) -> list[Path]:
     """The engine of a graph for the card `device`, from the default cache: see `candidates.BUILDERS`."""
-    target = find_target([".".join(map(str, cuda_capability(device.index)))], graph.name)
+    target = find_target([".".join(map(str, cuda_capability(device.index)))], precision, graph.name)
     limits = Limits(EnginePolicy().max_batch)
     return build_engine(graph, onnx(precision), precision, target, limits, EngineCache(default_folder())).files
 
 
-def find_target(capabilities: list[str], graph: str) -> Target:
+def find_target(capabilities: list[str], precision: Precision, graph: str) -> Target:
     """Which module builds for these compute capabilities here.
 
     TensorRT is taken where it is installed and the card is there, else TensorRT-RTX.
 
     Args:
         capabilities: such as "8.9"; none means the first card, or without a card all that TensorRT-RTX builds for.
+        precision: what the engines compute in; older cards have no bf16.
         graph: what it is for; named in errors.
 
     Raises:
@@ -108,14 +109,20 @@ def find_target(capabilities: list[str], graph: str) -> Target:
             f"{wanted}, there {'are ' + ', '.join(sorted(cards)) if cards else 'is no card'}. For other cards: "
             f"pip install 'diffsplat-triton[{EXTRAS['tensorrt_rtx']}]'"
         )
-    known = _rtx_capabilities(import_builder("tensorrt_rtx", graph))
+    known = list(_rtx_capabilities(import_builder("tensorrt_rtx", graph)))
+    have_bf16 = [each for each in known if tuple(map(int, each.split("."))) >= BF16_CAPABILITY]
     for capability in capabilities:
+        if precision == "bf16" and capability in known and capability not in have_bf16:
+            raise ExportError(
+                f"graph {graph!r}: compute capability {capability} has no bf16, which {have_bf16[0]} and newer have; "
+                "use fp16 or fp32"
+            )
         if capability not in known:
             raise ExportError(
                 f"graph {graph!r}: tensorrt_rtx builds for compute capabilities {', '.join(known)}, not for "
                 f"{capability}; where there is such a card: pip install 'diffsplat-triton[{EXTRAS['tensorrt']}]'"
             )
-    return Target("tensorrt_rtx", tuple(dict.fromkeys(capabilities)) or tuple(known))
+    return Target("tensorrt_rtx", tuple(dict.fromkeys(capabilities or (have_bf16 if precision == "bf16" else known))))
 
 
 def import_builder(name: TensorRTModule, graph: str) -> ModuleType:

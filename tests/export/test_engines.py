@@ -244,13 +244,17 @@ def test_an_engine_whose_tensors_are_not_the_graphs_is_refused(
 
 def test_a_missing_builder_and_a_card_that_it_does_not_know_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExportError, match=r"graph 'denoiser': tensorrt_rtx builds for .* not for 9.0; .*\[tensorrt\]'"):
-        find_target(["9.0"], "denoiser")
+        find_target(["9.0"], "fp16", "denoiser")
+    assert find_target([], "fp16", "denoiser").capabilities == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+    assert find_target([], "bf16", "denoiser").capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    with pytest.raises(ExportError, match=r"graph 'denoiser': compute capability 7.5 has no bf16, which 8.0 and newer"):
+        find_target(["7.5"], "bf16", "denoiser")
     monkeypatch.setattr(tensorrt, "installed_modules", lambda: ())
     with pytest.raises(ExportError, match=r"graph 'denoiser': no TensorRT builder is installed: .*\[tensorrt-rtx\]'"):
-        find_target(["8.9"], "denoiser")
+        find_target(["8.9"], "fp16", "denoiser")
     monkeypatch.setattr(tensorrt, "installed_modules", lambda: ("tensorrt",))
     with pytest.raises(ExportError, match=r"asked for 8.9, there is no card. .*\[tensorrt-rtx\]'"):
-        find_target(["8.9"], "denoiser")
+        find_target(["8.9"], "fp16", "denoiser")
 
 
 def test_the_back_end_says_where_it_runs_and_which_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def tensorrt() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_engines_equal_torch(precision: Precision, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    target = find_target([], "all")  # for the card
+    target = find_target([], precision, "all")  # for the card
     for graph in graph_specs(tiny_bundle.spec):
         files = write_onnx(graph, graph.build(tiny_bundle, precision), tmp_path / f"{graph.name}.onnx")
         has = served_precision(graph.network(tiny_bundle.spec), precision)
@@ -61,7 +61,9 @@ def test_engines_equal_torch(precision: Precision, tiny_bundle: Bundle, tmp_path
 def test_an_engine_for_another_card_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
     graph = next(graph for graph in graph_specs(tiny_bundle.spec) if graph.name == "denoiser_context")
     files = write_onnx(graph, graph.build(tiny_bundle), tmp_path / "graph.onnx")
-    engine = build_engine(graph, files, "fp32", find_target([], graph.name), Limits(), EngineCache(tmp_path / "cache"))
+    engine = build_engine(
+        graph, files, "fp32", find_target([], "fp32", graph.name), Limits(), EngineCache(tmp_path / "cache")
+    )
     dataclasses.replace(EngineInfo.read(engine.path), capabilities=("5.2",)).write(engine.path)
     has = ".".join(map(str, cuda_capability(0)))
     with pytest.raises(BundleError, match=f"built for compute capability 5.2, this card has {has}: export again"):
