@@ -33,10 +33,10 @@ class ModelEntry:
     """One line of the list."""
 
     path: Path
-    kind: str  # bundle, or served
+    kind: str  # bundle, or served on cpu or cuda
     backbone: str
     conditions: tuple[str, ...]
-    precision: str
+    precision: str  # of the weights, or what the graphs compute in
     nbytes: int
     licence: str
 
@@ -85,10 +85,13 @@ def _precisions(bundle: Bundle) -> Iterable[str]:
 
 
 def _describe_repository(root: Path) -> ModelEntry:
-    record = ExportRecord.read(next(iter(sorted(root.glob(f"*/*/{RECORD}")))).parent)
+    records = [ExportRecord.read(path.parent) for path in sorted(root.glob(f"*/*/{RECORD}"))]
     nbytes = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    spec = record.spec
-    return ModelEntry(root, "served", spec.name, conditions(spec), "-", nbytes, licence_note(spec.name))
+    spec, device = records[0].spec, records[0].device
+    precisions = sorted({graph.precision for record in records for graph in record.graphs.values()})
+    served = f"served on {device}"
+    licence = licence_note(spec.name)
+    return ModelEntry(root, served, spec.name, conditions(spec), ", ".join(precisions), nbytes, licence)
 
 
 def list_models(folders: Sequence[str | Path]) -> tuple[list[ModelEntry], list[str]]:

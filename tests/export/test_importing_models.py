@@ -25,7 +25,7 @@ def test_bundles_and_served_repositories_are_listed(
     assert (tiny.kind, tiny.backbone, tiny.conditions, tiny.precision) == ("bundle", "tiny", ("text",), "fp16")
     assert tiny.nbytes == sum(file["bytes"] for file in tiny_bundle.files.values())
     assert (controlled.conditions, controlled.precision) == (("text", "depth", "canny"), "fp32")
-    assert (served.kind, served.backbone) == ("served", "tiny")
+    assert (served.kind, served.backbone, served.precision) == ("served on cpu", "tiny", "fp32")
     assert served.nbytes > 0
 
 
