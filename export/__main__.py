@@ -71,8 +71,8 @@ def _upgrade(arguments: list[str]) -> int:
     return 0
 
 
-def _export(arguments: list[str]) -> int:
-    """Parse, export, print."""
+def export_parser() -> argparse.ArgumentParser:
+    """The command line of an export."""
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Bundle -> served Triton model repository.",
@@ -99,7 +99,12 @@ def _export(arguments: list[str]) -> int:
         "for each graph, all also tries the others",
     )
     parser.add_argument("--force", action="store_true", help="export even if DIR is up to date")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _export(arguments: list[str]) -> int:
+    """Parse, export, print."""
+    options = export_parser().parse_args(arguments)
     console = Console()
     try:
         with leave_on_sigterm():  # SIGTERM cleans up like Ctrl-C

@@ -1,5 +1,6 @@
 """The denoising step on every back end that is installed beside torch: built here, loaded, compared, timed."""
 
+import os
 import tempfile
 import time
 from importlib import import_module
@@ -23,6 +24,7 @@ from diffsplat.graph import Backend, Graph, Precision
 from diffsplat.networks import build_graph_module
 from diffsplat.runtime import available_cores
 from export.candidates import BUILDERS, OnnxFiles
+from export.engines.cache import FOLDER_VARIABLE
 from export.graph_spec import GraphSpec
 
 BACKBONES = ("sd15", "pixart_sigma", "sd35")
@@ -51,17 +53,26 @@ class RandomModules:
 
 
 def back_ends(task: Task) -> None:
-    """A row per backbone and back end, in the first precision that it takes; what cannot be built says why."""
-    for spec in specs(task.settings, BACKBONES):
-        (graph,) = (graph for graph in request_graphs_of(spec) if graph.name == STEP)
-        for backend in BUILDERS:
-            for precision in PREFERRED:
-                reason = _try(task, spec, graph, backend, precision)
-                if reason is None:
-                    break
-                task.log.add(backbone=spec.name, back_end=backend, precision=precision, refused=reason)
-        if task.settings.tiny:
-            return
+    """A row per backbone and back end, in the first precision that it takes; what cannot be built says why.
+
+    Those that take minutes to build come last.
+    """
+    chosen = specs(task.settings, BACKBONES)[: 1 if task.settings.tiny else None]
+    with tempfile.TemporaryDirectory() as engines:  # of random weights: not among those that are kept
+        os.environ[FOLDER_VARIABLE] = engines
+        for quick in (True, False):
+            for spec in chosen:
+                (graph,) = (graph for graph in request_graphs_of(spec) if graph.name == STEP)
+                for backend in (backend for backend in BUILDERS if BACKENDS[backend].quick == quick):
+                    _try_precisions(task, spec, graph, backend)
+
+
+def _try_precisions(task: Task, spec: BackboneSpec, graph: GraphSpec, backend: Backend) -> None:
+    for precision in PREFERRED:
+        reason = _try(task, spec, graph, backend, precision)
+        if reason is None:
+            break
+        task.log.add(backbone=spec.name, back_end=backend, precision=precision, refused=reason)
 
 
 def _try(task: Task, spec: BackboneSpec, graph: GraphSpec, backend: Backend, precision: Precision) -> str | None:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from diffsplat.serving.processes import find_stubs
 from diffsplat.serving.server import KILL_AFTER_S, TritonServer
 from diffsplat.serving.supervisor import SupervisorPolicy
 from diffsplat.serving.wheel import ServerStartError
+from export.__main__ import export_parser
 from tests.serving.processes import TIMEOUT_S, child_of, group_members, wait_for
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -196,6 +198,12 @@ def test_the_base_image_is_an_argument_without_default() -> None:
     assert instructions("FROM") == ["${TRITON_IMAGE}"]
 
 
+def test_its_extras_are_those_of_the_package() -> None:
+    (default,) = (value.removeprefix("EXTRAS=") for value in instructions("ARG") if value.startswith("EXTRAS="))
+    extras = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(default.split(",")) <= set(extras) - {"server"}, "the server is the image's"
+
+
 def test_the_container_is_not_root() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     user = instructions("USER")[-1]
@@ -259,8 +267,12 @@ class TestCompose:
     def test_the_export_writes_what_is_served(self, services: dict[str, Any]) -> None:
         export, volumes = services["export"], services["diffsplat"]["volumes"]
         assert export["entrypoint"] == ["python", "-m", "export"]
-        bundle, flag, out = export["command"]
-        assert (bundle, flag) == ("/bundles/${BUNDLE:-nano}", "--out")
+        given = [
+            re.sub(r"\$\{\w+:-(\w+)\}", r"\1", part) for part in export["command"]
+        ]  # what an empty environment gives
+        options = export_parser().parse_args(given)
+        out = options.out
+        assert str(options.bundle) == "/bundles/nano" and (options.device, options.precision) == ("cuda", "bf16")
         assert f"DIFFSPLAT_REPOSITORY:-{out}" in ENTRY_POINT.read_text()
         assert "data:/data" in export["volumes"] and "data:/data" in volumes
         assert any(volume.startswith("../bundles:/bundles") for volume in export["volumes"])
