@@ -4,7 +4,9 @@ A CUDA error spoils its process, and a build may hang: neither must cost the oth
 that torch is imported once; the parent itself never touches a device.
 """
 
+import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -77,25 +79,31 @@ def run_section(section: Section, settings: Settings, limit_s: float) -> Outcome
     started = time.monotonic()
     process = context.Process(target=_child, args=(section, settings, started + limit_s, report), name=section.name)
     process.start()
-    process.join(limit_s)
-    ended = "out of time"
-    if process.exitcode is None:
-        process.terminate()
-        process.join(_TERMINATE_S)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-    elif not report.empty():
-        ended = report.get()
-    elif process.exitcode < 0:
-        ended = f"killed by {signal.Signals(-process.exitcode).name}"
-    else:
-        ended = f"exit code {process.exitcode}"
+    assert process.pid is not None
+    try:
+        process.join(limit_s)
+        ended = _how_it_ended(process.exitcode, report)
+    finally:  # whatever it started goes with it, also after Ctrl-C
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            process.join(_TERMINATE_S)
+        process.kill()  # it may not have become a group yet
+        process.join()
     process.close()
     return Outcome(section.name, ended, time.monotonic() - started)
 
 
+def _how_it_ended(exit_code: int | None, report: "multiprocessing.SimpleQueue[str]") -> str:
+    if exit_code is None:
+        return "out of time"
+    if not report.empty():
+        return report.get()
+    return f"killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
+
+
 def _child(section: Section, settings: Settings, deadline_s: float, report: "multiprocessing.SimpleQueue[str]") -> None:
+    os.setpgid(0, 0)  # with all that it starts
     try:
         section.run(Task(settings, RowLog(settings.out, section.name), deadline_s))
         report.put("complete")

@@ -16,6 +16,7 @@ from benchmarks.gpu.networks import request_graphs_of, specs
 from benchmarks.gpu.rows import RESULTS, ROWS, TABLE, RowLog, markdown, read_rows, write_results
 from benchmarks.gpu.runner import Outcome, Section, Settings, Task, run_all, run_section
 from diffsplat.denoisers.graph_inputs import STEP
+from tests.serving.processes import group_members, wait_for
 
 # sections are forked, and here from a process that has threads
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -91,9 +92,9 @@ def test_a_device_that_does_not_exist_is_the_first_thing_said(tmp_path: Path) ->
 def two_rows_then(after: str):
     def run(task: Task) -> None:
         task.log.add(what="first")
-        task.log.add(what="second", ms=1.0)
+        task.log.add(what="second", group=os.getpid())
         if after == "hang":
-            time.sleep(LIMIT_S)
+            subprocess.run(["sleep", str(LIMIT_S)])
         elif after == "die":
             os.kill(os.getpid(), 9)
         elif after == "raise":
@@ -114,7 +115,9 @@ def two_rows_then(after: str):
 def test_rows_survive_however_a_section_ends(tmp_path: Path, after: str, limit_s: float, ended: str) -> None:
     outcome = run_section(Section("some", two_rows_then(after), 1.0), Settings(tmp_path, "cpu", True), limit_s)
     assert outcome.ended == ended
-    assert [row["what"] for row in read_rows(tmp_path)] == ["first", "second"]
+    first, second = read_rows(tmp_path)
+    assert (first["what"], second["what"]) == ("first", "second")
+    wait_for(lambda: not group_members(second["group"]))  # nor what it started
 
 
 def test_time_that_a_section_leaves_goes_to_the_next_and_results_are_kept_after_each(tmp_path: Path) -> None:
