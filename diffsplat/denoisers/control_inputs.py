@@ -120,7 +120,8 @@ def join_controls(
         controlled = 0 if control is None else 1 if control.guess_mode else count
         if control is not None:
             parts.setdefault(control.kind, []).append((control, end - controlled, end))
-        rows += [(None, count - controlled), (control.kind if control is not None else None, controlled)]
+        owner = control.kind if control is not None else None
+        rows += [(None, count - controlled), (owner, controlled)]
     rows.append((None, len(like) - end))  # padding
     kinds = {}
     for kind, given in parts.items():

@@ -9,11 +9,9 @@ not depend on diffusion or Triton: a `StepModel` starts and steps requests, a `L
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic
 
 from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
@@ -29,28 +27,9 @@ from diffsplat.serving.engine_interface import (
     StepModel,
     Work,
 )
-
-# A STOP may overtake its request, which is then still in the stages before `denoise`: it is remembered for this long
-EARLY_STOP_S = 10.0
-MAX_EARLY_STOPS = 1024
+from diffsplat.serving.engine_jobs import EarlyStops, Job
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Job(Generic[Work, State]):
-    request_id: str
-    work: Work
-    listener: Listener[State]
-    submitted_s: float
-    start_by_s: float | None  # a request that still waits then is given up, and one that has not finished at end_by_s
-    end_by_s: float | None
-    state: State | None = None
-    stopped: bool = False
-    asked_s: float = 0.0  # when the listener was last asked whether its client has left
-    reported_s: float = 0.0  # when progress was last reported
-    reported_position: int = 0
-    started_s: float = 0.0
 
 
 class Engine(Generic[Work, State]):
@@ -76,10 +55,10 @@ class Engine(Generic[Work, State]):
         self._clock = clock
         self._on_load = on_load
         self._reported: tuple[int, int] | None = None
-        self._early_stops: dict[str, float] = {}  # id -> when it was to be stopped, oldest first
+        self._early_stops = EarlyStops(clock)
         self._changed = threading.Condition()
-        self._waiting: list[_Job[Work, State]] = []
-        self._active: list[_Job[Work, State]] = []
+        self._waiting: list[Job[Work, State]] = []
+        self._active: list[Job[Work, State]] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="denoise-engine", daemon=True)
         self._thread.start()
@@ -104,7 +83,7 @@ class Engine(Generic[Work, State]):
         Raises:
             QueueFullError, EngineClosedError: it was not accepted; the listener was not called.
         """
-        job: _Job[Work, State] = _Job(request_id, work, listener, self._clock(), start_by_s, end_by_s)
+        job: Job[Work, State] = Job(request_id, work, listener, self._clock(), start_by_s, end_by_s)
         with self._changed:
             if self._closing:
                 raise EngineClosedError
@@ -112,7 +91,7 @@ class Engine(Generic[Work, State]):
             free = max(0, self.policy.max_batch - len(self._active))
             if len(self._waiting) >= self.policy.max_queue + free:
                 raise QueueFullError(f"{self.policy.max_queue} requests are already waiting: try again later")
-            job.stopped = self._clock() - self._early_stops.pop(request_id, -math.inf) < EARLY_STOP_S
+            job.stopped = self._early_stops.take(request_id)
             self._waiting.append(job)
             position = len(self._waiting) - free
             if position > 0:
@@ -122,17 +101,14 @@ class Engine(Generic[Work, State]):
     def stop(self, request_id: str) -> int:
         """Stop every request of this id at the next step boundary; returns how many there were.
 
-        If there is no such request, one that arrives within `EARLY_STOP_S` is stopped.
+        If there is no such request, one that arrives within `EARLY_STOP_S` (`engine_jobs`) is stopped.
         """
         with self._changed:
             jobs = [job for job in (*self._waiting, *self._active) if job.request_id == request_id]
             for job in jobs:
                 job.stopped = True
             if not jobs:
-                self._early_stops.pop(request_id, None)  # the newest go last
-                self._early_stops[request_id] = self._clock()
-                if len(self._early_stops) > MAX_EARLY_STOPS:
-                    del self._early_stops[next(iter(self._early_stops))]
+                self._early_stops.remember(request_id)
             self._changed.notify()
         return len(jobs)
 
@@ -192,7 +168,7 @@ class Engine(Generic[Work, State]):
             if id(job) in gone:
                 self._fail(job, gone[id(job)])
 
-    def _reason_to_drop(self, job: _Job[Work, State]) -> Exception | None:
+    def _reason_to_drop(self, job: Job[Work, State]) -> Exception | None:
         if job.stopped or self._asked_to_cancel(job):
             return RequestCancelledError("the request was cancelled")
         now = self._clock()
@@ -203,7 +179,7 @@ class Engine(Generic[Work, State]):
             return RequestTimeoutError("start_deadline_s passed while the request waited")
         return None
 
-    def _asked_to_cancel(self, job: _Job[Work, State]) -> bool:
+    def _asked_to_cancel(self, job: Job[Work, State]) -> bool:
         now = self._clock()
         if now - job.asked_s < CANCEL_CHECK_INTERVAL_S:
             return False
@@ -238,7 +214,7 @@ class Engine(Generic[Work, State]):
             if job in self._active:
                 self._after_step(job)
 
-    def _step(self, jobs: list[_Job[Work, State]]) -> list[tuple[_Job[Work, State], Exception]]:
+    def _step(self, jobs: list[Job[Work, State]]) -> list[tuple[Job[Work, State], Exception]]:
         """One step of all jobs. If the batch fails, each job is tried alone, so that only the faulty ones fail."""
         try:
             self.model.step([job.state for job in jobs if job.state is not None])
@@ -249,7 +225,7 @@ class Engine(Generic[Work, State]):
             _log.warning("a step of %d requests failed (%s): trying them one by one", len(jobs), error)
             return [failure for job in jobs for failure in self._step([job])]
 
-    def _after_step(self, job: _Job[Work, State]) -> None:
+    def _after_step(self, job: Job[Work, State]) -> None:
         state = job.state
         assert state is not None
         now = self._clock()
@@ -266,7 +242,7 @@ class Engine(Generic[Work, State]):
         except Exception as error:
             self._drop(job, error)
 
-    def _report_position(self, job: _Job[Work, State], position: int) -> None:
+    def _report_position(self, job: Job[Work, State], position: int) -> None:
         job.reported_s, job.reported_position = self._clock(), position
         try:
             job.listener.progress(EngineProgress("queued", queue_position=position))
@@ -274,12 +250,12 @@ class Engine(Generic[Work, State]):
             _log.warning("the queue position of request %s could not be reported: %s", job.request_id, error)
             job.stopped = True
 
-    def _drop(self, job: _Job[Work, State], error: Exception) -> None:
+    def _drop(self, job: Job[Work, State], error: Exception) -> None:
         with self._changed:
             self._active = [other for other in self._active if other is not job]
         self._fail(job, error)
 
-    def _fail(self, job: _Job[Work, State], error: Exception) -> None:
+    def _fail(self, job: Job[Work, State], error: Exception) -> None:
         try:
             job.listener.failed(error)
         except Exception:  # the client cannot be reached; the other requests must go on

@@ -111,8 +111,8 @@ LOOP = [
     Mutant(
         "guess mode's residuals on the unconditional row",
         "diffsplat/denoisers/control_inputs.py",
-        "append((control, end - controlled, end))",
-        "append((control, end - count, end - count + controlled))",
+        "rows += [(None, count - controlled), (owner, controlled)]",
+        "rows += [(owner, controlled), (None, count - controlled)]",
         f"{_PIPES}[pipe_controlnet]",
     ),
     Mutant(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
 
-from diffsplat.serving.engine import EARLY_STOP_S, MAX_EARLY_STOPS, Engine
+from diffsplat.serving.engine import Engine
 from diffsplat.serving.engine_interface import (
     CANCEL_CHECK_INTERVAL_S,
     EngineClosedError,
@@ -17,6 +17,7 @@ from diffsplat.serving.engine_interface import (
     EngineProgress,
     QueueFullError,
 )
+from diffsplat.serving.engine_jobs import EARLY_STOP_S, MAX_EARLY_STOPS
 
 TIMEOUT_S = 10.0
 
