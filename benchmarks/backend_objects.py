@@ -54,7 +54,8 @@ def difference(mine: Objects, right: Objects) -> dict[str, float]:
     """Largest differences: of latents relative to the largest value, of visible splats in their own units."""
     opacity = GAUSSIAN_COLUMNS["opacity"]
     pairs = list(zip(mine.splats, right.splats, strict=True))
-    seen = [(a[b[:, opacity] >= VISIBLE], b[b[:, opacity] >= VISIBLE]) for a, b in pairs]
+    visible = [b[:, opacity].ravel() >= VISIBLE for _, b in pairs]
+    seen = [(a[rows], b[rows]) for (a, b), rows in zip(pairs, visible, strict=True)]
     latents = zip(mine.latents, right.latents, strict=True)
     return {
         "latents": max(float((a - b).abs().max() / b.abs().max()) for a, b in latents),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from openvino import Core
 from torch import nn
 
 from diffsplat.backends.openvino import missing_precision
@@ -25,8 +26,8 @@ def build(
     """Write the ONNX file and the signature into `folder`; OpenVINO casts the weights when it compiles.
 
     Raises:
-        ExportError: this CPU lacks the precision, or some layers of the graph must stay in float32: OpenVINO has one
-            precision for a whole graph.
+        ExportError: OpenVINO does not know an operator of the graph, this CPU lacks the precision, or some layers of
+            the graph must stay in float32: OpenVINO has one precision for a whole graph.
     """
     if reason := missing_precision(precision):
         raise ExportError(f"graph {graph.name!r}: {reason}")
@@ -39,4 +40,8 @@ def build(
     for path in onnx("fp32"):
         files.append(folder / path.name)
         os.link(path, files[-1])
+    try:
+        Core().read_model(files[0])
+    except RuntimeError as error:
+        raise ExportError(f"graph {graph.name!r}: openvino cannot read it: {error}") from None
     return [*files, graph_signature(graph).write(folder)]
