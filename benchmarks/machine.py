@@ -14,6 +14,7 @@ _PACKAGES = (
     "diffusers",
     "onnxruntime",
     "openvino",
+    "tensorrt-rtx-cu13",
     "tritonclient",
     "nvidia-pytriton",
     "gsplat",

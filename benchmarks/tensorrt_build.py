@@ -230,9 +230,12 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         if "reason" in row:
             lines.append(f"| {name} | not built: {row['reason']}" + " |" * (len(head) - 1))
             continue
+        if row["profiles"] > 1:
+            name += f", {row['profiles']} profiles"
         counts = (f"{row['parameters'] / 1e6:.0f}", f"{row['nodes']:,}", f"{row['layers']:,}")
         sizes = (f"{row['onnx_mb']:,.0f}", f"{row['engine_mb']:,.0f}")
-        others = (f"{row['export_s']:.0f}", f"{row['build_s']:.0f}", f"{row['cpu_s']:.0f}", f"{row['peak_gb']:.1f}")
+        cpu = f"{row['cpu_s']:.0f}" if "cpu_s" in row else "-"  # older rows have none
+        others = (f"{row['export_s']:.0f}", f"{row['build_s']:.0f}", cpu, f"{row['peak_gb']:.1f}")
         lines.append("| " + " | ".join((name, *counts, *sizes, *others)) + " |")
     return "\n".join(lines)
 
