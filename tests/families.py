@@ -121,7 +121,7 @@ def _clip_tokenizer() -> str:
     """Every letter, alone and at the end of a word, and merges that lead to the captions' words."""
     merges: list[tuple[str, str]] = []
     for word in sorted({word for caption in CAPTIONS for word in caption.split()}, key=len, reverse=True):
-        *letters, last = word
+        *letters, last = list(word)
         letters.append(f"{last}</w>")
         for i in range(1, len(letters)):
             merges.append(("".join(letters[:i]), letters[i]))

@@ -9,6 +9,7 @@ from diffsplat.backbones.text import TextSpec
 
 PixelRule = Literal["legacy", "pixel_centers"]
 Prediction = Literal["epsilon", "v_prediction", "velocity"]
+Family = Literal["unet", "pixart", "sd3"]
 ControlType = Literal["depth", "normal", "canny"]
 
 PLUCKER_CHANNELS = 6
@@ -67,7 +68,7 @@ class BackboneSpec:
     """One backbone: networks, noise process, geometry, and the defaults of a request."""
 
     name: str
-    family: Literal["unet", "pixart", "sd3"]
+    family: Family
     latent_channels: int
     latent_size: int
     schedule: NoiseSchedule

@@ -101,11 +101,12 @@ def schedule_of(base: dict[str, Any], prediction_type: str | None = None, common
     unknown = {name: base[name] for name in NOT_BUILT if base.get(name)}
     assert not unknown, f"the samplers do not have {unknown}"
     train_steps = base.get("num_train_timesteps", 1000)
+    prediction: Any = prediction_type or base.get("prediction_type", "epsilon")  # one of `Prediction`
     if base["_class_name"].startswith("FlowMatch"):
         return NoiseSchedule("flow", "velocity", shift=base.get("shift", 1.0), num_train_timesteps=train_steps)
     return NoiseSchedule(
         "vp",
-        prediction_type or base.get("prediction_type", "epsilon"),
+        prediction,
         base.get("beta_schedule", "linear"),
         base.get("beta_start", 0.0001),
         base.get("beta_end", 0.02),

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffsplat.backbones import SD15, BackboneSpec, NoiseSchedule, SplatGeometry, TextEncoderSpec, TextSpec
+from diffsplat.backbones.spec import ControlType, Family
 from diffsplat.backends.eager import TorchGraph
 from diffsplat.backends.precision import cast_network, in_precision
 from diffsplat.denoisers.control_inputs import control_graphs
@@ -37,7 +38,7 @@ from diffsplat.stages.images import ImageEncoderStage
 from diffsplat.stages.work import DenoiseWork
 from diffsplat.text.features import TextFeatures
 
-CONTROL = "normal"  # a file does not say what its map shows, and no network depends on it
+CONTROL: ControlType = "normal"  # a file does not say what its map shows, and no network depends on it
 
 # a case's options and their defaults; None: required
 OPTIONS: dict[str, Any] = {
@@ -186,7 +187,8 @@ class PipeStage:
     @cached_property
     def images(self) -> ImageEncoderStage:
         """The image half of `encode`, with the file's base image VAE."""
-        vae = AutoencoderKL(**self.file.config["vae_config"]).eval().requires_grad_(False)
+        vae: Any = AutoencoderKL(**self.file.config["vae_config"])
+        vae.eval().requires_grad_(False)
         vae.load_state_dict(self.file.weights("vae"))  # strict
         return ImageEncoderStage(self.spec, self._graphs("image_encoder", ["image_encoder"], ImageEncoder(vae)))
 
@@ -222,17 +224,19 @@ def _of_object(value: Tensor, index: int) -> Tensor:
 
 def _controlnet(file: Any, spec: BackboneSpec) -> nn.Module:
     channels = tuple(file.config["conditioning_embedding_out_channels"])  # narrower than the official hint encoders
-    controlnet = ControlNetModel(**controlnet_config(spec.denoiser, channels)).eval().requires_grad_(False)
+    controlnet: Any = ControlNetModel(**controlnet_config(spec.denoiser, channels))
+    controlnet.eval().requires_grad_(False)
     set_multiview_attention(controlnet, spec.geometry.views)
     controlnet.load_state_dict(file.weights("controlnet"))  # strict
-    return controlnet
+    network: nn.Module = controlnet
+    return network
 
 
 def _spec(file: Any, schedule: NoiseSchedule) -> BackboneSpec:
     config = file.config
     net = stock_config(config["net"])
     assert not net.get("use_additional_conditions"), "pipelines have no resolution and aspect ratio embeddings"
-    family = "unet" if "down_block_types" in net else "sd3" if "pos_embed_max_size" in net else "pixart"
+    family: Family = "unet" if "down_block_types" in net else "sd3" if "pos_embed_max_size" in net else "pixart"
     given = file.case_in(file.cases[0])
     width, tokens = given["prompt_embeds"].shape[-1], given["prompt_embeds"].shape[-2]
     pooled = given["pooled_prompt_embeds"].shape[-1] if "pooled_prompt_embeds" in given else 0
