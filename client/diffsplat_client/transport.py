@@ -5,9 +5,11 @@ wrong while a response is handled can get lost in another thread, one channel ca
 call has a deadline and a true status code.
 """
 
+import ctypes
 import os
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -143,6 +145,7 @@ class GrpcStream:
         self._call = call
         self._grpc = grpc
         self._process = os.getpid()
+        _CALLS.add(self)
 
     def __iter__(self) -> Iterator[Tensors]:
         """Is its own iterator."""
@@ -182,6 +185,20 @@ class GrpcStream:
         """End the call; the server sees its client gone. In a forked child nothing: the call is its parent's."""
         if os.getpid() == self._process:
             self._call.cancel()
+
+
+_CALLS: "weakref.WeakSet[GrpcStream]" = weakref.WeakSet()  # of this process
+
+
+def _leave_calls_to_the_parent() -> None:
+    """In a forked child, keep grpc's objects for ever: their finaliser takes a lock that a thread of the parent may
+    have held at the fork, and would wait for a thread that the child does not have.
+    """
+    for stream in _CALLS:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream._call))
+
+
+os.register_at_fork(after_in_child=_leave_calls_to_the_parent)
 
 
 def _check_process(process: int) -> None:

@@ -1,5 +1,7 @@
 """The gRPC transport over a real socket, against a server that speaks Triton's protocol and misbehaves on demand."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -211,13 +213,25 @@ def test_a_server_that_dies_is_noticed(client, server) -> None:
 
 
 FORKING = """
-import os, sys
+import os, sys, threading
 from diffsplat_client import Client, ServerUnavailableError
 
 client = Client(sys.argv[1])
 events = client.stream("waits")
 next(events)
+held, forked = threading.Event(), threading.Event()
+
+
+def work() -> None:  # as a thread of grpc does
+    with events._responses._call._state.condition:
+        held.set()
+        forked.wait()
+
+
+threading.Thread(target=work).start()
+held.wait()
 child = os.fork()
+forked.set()
 if not child:
     for call in (lambda: next(events), lambda: client.generate("x"), client.status):
         try:
@@ -238,8 +252,9 @@ print(type(next(events)).__name__, flush=True)
 def test_a_forked_child_leaves_its_parents_request_alone(server) -> None:
     """It inherits the stream without the threads that serve it; it must neither hang nor stop the request."""
     script = [sys.executable, "-c", FORKING, server.url]
-    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        timer = threading.Timer(HANGS_S, process.kill)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(script, **pipes, start_new_session=True) as process:
+        timer = threading.Timer(HANGS_S, os.killpg, (process.pid, signal.SIGKILL))  # the child has the pipes too
         timer.start()
         assert process.stdout.readline() == "0\n", "the child's exit status"
         assert not server.stopped.is_set()
