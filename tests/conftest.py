@@ -12,6 +12,7 @@ import pytest
 if TYPE_CHECKING:  # at run time inside the fixtures: the client's tests start without torch
     from diffsplat.backbones import BackboneSpec
     from diffsplat.bundle import Bundle
+    from export.common import BackendChoice
 
 MAX_TOKENS = 8
 HERE = Path(__file__).resolve().parent
@@ -116,11 +117,11 @@ def pico_bundle() -> Bundle:
 
 @pytest.fixture(scope="session")
 def pico_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The served repository of pico, exported once. Read only."""
-    return _export_once(PICO, tmp_path_factory)
+    """The served repository of pico, exported once by the back end that the default installation has. Read only."""
+    return _export_once(PICO, tmp_path_factory, "onnxruntime")
 
 
-def _export_once(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _export_once(bundle: Path, tmp_path_factory: pytest.TempPathFactory, backend: BackendChoice = "auto") -> Path:
     """Export a bundle unless another worker of this run has done so."""
     from export.repository import export_repository
 
@@ -128,4 +129,4 @@ def _export_once(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     shared = root.parent if root.name.startswith("popen-gw") else root  # of all workers
     with (shared / f"{bundle.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return export_repository(bundle, shared / "repositories" / bundle.name).folder
+        return export_repository(bundle, shared / "repositories" / bundle.name, backend).folder

@@ -21,6 +21,7 @@ class BackendInfo:
     packages: tuple[str, ...] = ()  # that must be importable: any one of them is enough
     extras: Mapping[DeviceType, str] = field(default_factory=dict)  # of pyproject, which install them
     check: str = ""  # "module:function", DeviceType -> why it does not work here all the same, or None
+    compiles_shapes: bool = False  # the first call with another batch takes seconds
     quick: bool = True  # builds within seconds, so that an export tries it unasked
 
 
@@ -41,6 +42,7 @@ BACKENDS: dict[Backend, BackendInfo] = {
         precisions={"cpu": ("fp32", "bf16", "fp16")},
         packages=("openvino",),
         extras={"cpu": "openvino"},
+        compiles_shapes=True,
     ),
     "tensorrt": BackendInfo(
         module="diffsplat.backends.tensorrt",

@@ -51,8 +51,12 @@ class DenoiseModel(StageModel):
         self.answers = self.make_ledger()
 
     def warm_up(self) -> None:
-        """One step for one request and for a full batch, on CUDA for every bucket; then the engine starts."""
-        for requests in {1, self.policy.max_batch}:
+        """One step for one request and for a full batch, on CUDA for every bucket; then the engine starts.
+
+        Where each size of a batch is compiled, also for those between, so that nobody's step waits for a compiler.
+        """
+        full = self.policy.max_batch
+        for requests in range(1, full + 1) if self.stage.compiles_batches else {1, full}:
             self.stage.warm_up(requests)
         family = pb_utils.MetricFamily(
             name="diffsplat_denoise_requests",

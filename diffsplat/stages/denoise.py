@@ -12,6 +12,7 @@ import torch
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.backbones import BackboneSpec
+from diffsplat.backends import BACKENDS
 from diffsplat.backends.cuda_graphs import replayed
 from diffsplat.backends.cuda_sync import Pace, SyncDebug, watch_for_waiting
 from diffsplat.backends.transfer import to_device
@@ -90,6 +91,11 @@ class DenoiseStage:
     def from_bundle(cls, bundle: Bundle, precision: Precision = "fp32") -> "DenoiseStage":
         """Straight from a bundle, run by torch."""
         return cls(bundle.spec, bundle_graphs(bundle, denoise_graphs(bundle.spec), precision))
+
+    @property
+    def compiles_batches(self) -> bool:
+        """Whether the first step of a batch of another size takes seconds."""
+        return BACKENDS[self.graphs[STEP].backend].compiles_shapes
 
     def warm_up(self, requests: int) -> None:
         """One step of some requests that use every graph; with buckets one step of every size that they allow."""

@@ -8,8 +8,10 @@ import torch
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.formats import FORMAT_CHOICES, FORMATS
 from diffsplat_client.request import GenerationRequest
+from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
+from diffsplat.backends.eager import TorchGraph
 from diffsplat.geometry.gaussians import Gaussians, from_array
 from diffsplat.stages.decode import DecodeResult, DecodeStage
 from diffsplat.stages.envelope import Envelope
@@ -44,9 +46,20 @@ def decoded(spec: BackboneSpec, envelope: Envelope) -> DecodeResult:
     grid[:, :, 10] = (1.5 * grid[:, :, 10]).clamp(-1, 1)
     grid[:, :, 11] *= 0.4
     latents = torch.zeros(4, spec.latent_channels, spec.latent_size, spec.latent_size)
-    stage = DecodeStage(spec, lambda latents: grid)  # type: ignore[arg-type]
+    stage = DecodeStage(spec, TorchGraph("decoder", Constant(grid)))
     assert stage.run(latents, envelope).raw_splats is None
     return stage.run(latents, asking(envelope, format="ply_compat"))
+
+
+class Constant(nn.Module):
+    """A decoder that makes the same of all latents."""
+
+    def __init__(self, grid: Tensor) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.grid
 
 
 def asking(envelope: Envelope, **options: object) -> Envelope:

@@ -35,7 +35,7 @@ REQUEST = GenerationRequest("a red cube", seed=3, frame_poses=POSES, frame_size=
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("same-object")
     bundle = write_family_bundle(folder / "bundle", "sd15")
-    return export_repository(bundle.root, folder / "repository", "torch").folder
+    return export_repository(bundle.root, folder / "repository", "onnxruntime").folder
 
 
 @pytest.fixture(scope="module")
