@@ -20,7 +20,8 @@ class BackendInfo:
     precisions: Mapping[DeviceType, tuple[Precision, ...]]  # device types that it runs on -> what it computes in there
     packages: tuple[str, ...] = ()  # that must be importable: any one of them is enough
     extras: Mapping[DeviceType, str] = field(default_factory=dict)  # of pyproject, which install them
-    check: str = ""  # "module:function", DeviceType -> why it does not work here all the same, or None
+    # device type -> "module:function", DeviceType -> why it does not work here all the same, or None
+    checks: Mapping[DeviceType, str] = field(default_factory=dict)
     compiles_shapes: bool = False  # the first call with another batch takes seconds
     quick: bool = True  # builds within seconds, so that an export tries it unasked
 
@@ -35,7 +36,7 @@ BACKENDS: dict[Backend, BackendInfo] = {
         precisions={"cpu": ("fp32",), "cuda": ("fp32", "bf16", "fp16")},
         packages=("onnxruntime",),
         extras={"cuda": "onnxruntime-gpu"},
-        check="diffsplat.backends.onnx_providers:missing_provider",
+        checks={"cuda": "diffsplat.backends.onnx_providers:missing_provider"},
     ),
     "openvino": BackendInfo(
         module="diffsplat.backends.openvino",
@@ -49,7 +50,7 @@ BACKENDS: dict[Backend, BackendInfo] = {
         precisions={"cuda": ("fp32", "bf16", "fp16")},
         packages=("tensorrt", "tensorrt_rtx"),
         extras={"cuda": "tensorrt"},
-        check="diffsplat.backends.tensorrt:check",
+        checks={"cuda": "diffsplat.backends.tensorrt:check"},
     ),
     "aotinductor": BackendInfo(
         module="diffsplat.backends.aotinductor",
@@ -70,7 +71,7 @@ def unavailable(backend: Backend, device: DeviceType, precision: Precision = "fp
         extra = info.extras.get(device)
         fix = f"pip install 'diffsplat-triton[{extra}]'" if extra else f"pip install {info.packages[0]}"
         return f"{' or '.join(info.packages)} is not installed: {fix}"
-    if info.check:
-        module, function = info.check.split(":")
+    if device in info.checks:
+        module, function = info.checks[device].split(":")
         return getattr(import_module(module), function)(device)  # type: ignore[no-any-return]
     return None

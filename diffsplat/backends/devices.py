@@ -69,9 +69,9 @@ def inspect(text: str) -> DeviceFacts:
     Raises:
         DeviceError: as `find_device`.
     """
-    device = find_device(text)
-    if device.type == "cpu":
+    if device_type(text) == "cpu":  # without torch, which takes seconds to import
         return DeviceFacts("cpu", host_free_bytes())
+    device = find_device(text)
     card, uuid = cuda_identity(device.index)
     return DeviceFacts(str(device), cuda_free_bytes(device.index), card, uuid, cuda_capability(device.index))
 

@@ -57,6 +57,18 @@ def instances(repository: Path) -> dict[str, int]:
     return count_instances(read_configs(repository))
 
 
+def test_a_launcher_on_the_cpu_imports_no_back_end(exported_repository: Path) -> None:
+    """Each start of a server places it, and importing torch takes seconds."""
+    code = (
+        "import sys; from pathlib import Path; from collections import defaultdict; "
+        "from diffsplat.serving.placement import place; "
+        "place(Path(sys.argv[1]), 'auto', defaultdict(lambda: 1)); "
+        "print(*sorted({'torch', 'onnxruntime', 'openvino'} & sys.modules.keys()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, exported_repository], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
 def test_auto_is_what_the_repository_was_exported_for(
     exported_repository: Path, for_cuda: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +150,7 @@ def test_a_back_end_that_is_not_installed_is_named_with_its_extra(
         backends.BACKENDS["onnxruntime"],
         packages=("a_package_that_nobody_has",),
         extras={"cpu": "some-extra"},
-        check="",
+        checks={},
     )
     monkeypatch.setitem(backends.BACKENDS, "onnxruntime", lacking)
     said = r"was exported for onnxruntime: a_package_that_nobody_has is not installed: .*diffsplat-triton\[some-extra\]"
