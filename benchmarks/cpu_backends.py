@@ -85,13 +85,14 @@ class Step:
             return OnnxGraph(self.graph.name, self.onnx()[0], self.threads)
         from diffsplat.backends.openvino import OpenVinoGraph
         from diffsplat.backends.signature import Signature
+        from export.engines.job import BuildJob
         from export.engines.openvino import build
 
         folder = self.folder / "openvino"
         precision: Precision = "bf16" if candidate.endswith("bf16") else "fp32"
         if not folder.is_dir():
             folder.mkdir()
-            build(self.graph, self.module, folder, "fp32", self.onnx, torch.device("cpu"))
+            build(BuildJob(self.graph, self.module, folder, "fp32", self.onnx, torch.device("cpu")))
         signature = Signature.read(folder, self.graph.name)
         return OpenVinoGraph(folder / f"{self.graph.name}.onnx", signature, self.threads, precision)
 

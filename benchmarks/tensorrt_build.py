@@ -82,7 +82,6 @@ def build_row(row: Row, capability: str, folder: Path) -> dict[str, Any]:
     """Export and build one graph below `folder`; returns its figures."""
     import onnx
 
-    from diffsplat.backends.precision import in_precision
     from diffsplat.networks import build_graph_module, served_precision
     from export.engines.cache import EngineCache
     from export.engines.profiles import Limits
@@ -94,7 +93,7 @@ def build_row(row: Row, capability: str, folder: Path) -> dict[str, Any]:
     (graph,) = (graph for graph in graph_specs(spec) if graph.name == row.graph)
     owner = graph.network(spec)
     network = random_network(spec, owner)
-    module = in_precision(build_graph_module(graph.name, spec, network), served_precision(owner, PRECISION))
+    module = build_graph_module(graph.name, spec, network, served_precision(owner, PRECISION))
     parameters = sum(parameter.numel() for parameter in module.parameters())
     started = time.monotonic()
     files = write_onnx(graph, module, folder / f"{graph.name}.onnx")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backbones.text import TEXT_ENCODER
-from diffsplat.backends.precision import cast_network, without_parameters
+from diffsplat.backends.precision import cast_network, in_precision, without_parameters
 from diffsplat.bundle import Bundle
 from diffsplat.denoisers.control_inputs import control_graphs
 from diffsplat.denoisers.graph_inputs import STEP, request_graphs, takes_pooled_text
@@ -172,6 +172,9 @@ def _control_modules(spec: BackboneSpec, kind: str) -> dict[str, GraphModule]:
     return {name: GraphModule(f"controlnet_{kind}", wrap) for name, wrap in zip(names, wraps, strict=True)}
 
 
-def build_graph_module(name: str, spec: BackboneSpec, network: nn.Module) -> nn.Module:
-    """The torch module of a graph, wrapped around the caller's network (trained, or loaded from a bundle)."""
-    return graph_modules(spec)[name].wrap(network).eval()
+def build_graph_module(name: str, spec: BackboneSpec, network: nn.Module, precision: Precision = "fp32") -> nn.Module:
+    """The torch module of a graph, wrapped around the caller's network (trained, or loaded from a bundle).
+
+    The network's weights are in `precision` already; inputs and outputs are float32 in any.
+    """
+    return in_precision(graph_modules(spec)[name].wrap(network).eval(), precision)

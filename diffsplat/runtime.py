@@ -17,7 +17,6 @@ from diffsplat.backbones import BackboneSpec
 from diffsplat.backends import BACKENDS, unavailable
 from diffsplat.backends.devices import check_precision, exact_float32, find_device, inspect
 from diffsplat.backends.eager import TorchGraph
-from diffsplat.backends.precision import in_precision
 from diffsplat.bundle import Bundle
 from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
 from diffsplat.graph import Graph, Precision
@@ -113,7 +112,7 @@ def load_graphs(
 
 def _torch_graph(name: str, spec: BackboneSpec, network: nn.Module, precision: Precision) -> Graph:
     """A graph of a network whose weights are in `precision`."""
-    return TorchGraph(name, in_precision(build_graph_module(name, spec, network), precision), precision)
+    return TorchGraph(name, build_graph_module(name, spec, network, precision), precision)
 
 
 def _comparison(graph: GraphRecord) -> str:

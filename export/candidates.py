@@ -29,14 +29,14 @@ from diffsplat.networks import served_precision
 from diffsplat.runtime import available_cores
 from diffsplat.weights import weight_files
 from export.common import BuildOptions, ExportError
+from export.engines.job import BuildJob
 from export.graph_spec import GraphSpec
 from export.parity import Reference
 from export.timing import median_ms
 from export.to_onnx import write_onnx
 
-# Back end -> module with `build(graph, module, folder, precision, onnx, device) -> files`. It writes what `load` of the
-# back end reads into `folder`, the first file being the record's, and raises ExportError if the graph cannot be built.
-# `module` is the graph's on `device` in `precision`, float32 in and out; `onnx` gives the files of `OnnxFiles`.
+# Back end -> module with `build(job) -> files`. It writes what `load` of the back end reads, the first file being the
+# record's, and raises ExportError if the graph cannot be built.
 BUILDERS: dict[Backend, str] = {
     "onnxruntime": "export.engines.onnx_runtime",
     "openvino": "export.engines.openvino",
@@ -88,6 +88,20 @@ class OnnxFiles:
             path = folder / f"{self._graph.name}.onnx"
             self._files[precision] = write_onnx(self._graph, self._modules(precision), path)
         return self._files[precision]
+
+
+def build_files(backend: Backend, job: BuildJob) -> list[Path]:
+    """Build a graph for a back end; ExportError says why it cannot be built."""
+    files: list[Path] = import_module(BUILDERS[backend]).build(job)
+    return files
+
+
+def load_files(backend: Backend, job: BuildJob, files: list[Path]) -> Graph:
+    """Load what `build_files` made, as a stage would."""
+    record = GraphRecord(files[0].name, {}, backend, device_type(str(job.device)), job.precision, ())
+    load = import_module(BACKENDS[backend].module).load
+    run: Graph = load(job.graph.name, files[0].parent, record, available_cores(), job.device)
+    return run
 
 
 def try_candidates(
@@ -165,9 +179,10 @@ class _Workshop:
         weights = self._weight_bytes(precision)
         self._check_card(weights, precision)
         try:
-            files = self._build(backend, precision)
+            job = None if backend == "torch" else self._job(backend, precision)
+            files = self._torch_files() if job is None else build_files(backend, job)
             free = self._free_bytes()
-            run = self._load(candidate, files)
+            run = self._torch_graph(precision) if job is None else load_files(backend, job, files)
         except torch.OutOfMemoryError as failure:
             raise ExportError(f"graph {self.graph.name!r}: {str(failure).splitlines()[0]}") from None
         except BundleError as failure:
@@ -196,23 +211,14 @@ class _Workshop:
         """Of the card; 0 for a CPU, whose memory other processes use as well."""
         return cuda_free_bytes(self.device.index) if self.device.type == "cuda" else 0
 
-    def _build(self, backend: Backend, precision: Precision) -> list[Path]:
-        bundle, network = self.bundle, self.graph.network(self.bundle.spec)
-        if backend == "torch":
-            return [bundle.root / name for name in weight_files(bundle.root, bundle.files, network)]
+    def _torch_files(self) -> list[Path]:
+        bundle = self.bundle
+        return [bundle.root / name for name in weight_files(bundle.root, bundle.files, self.graph.network(bundle.spec))]
+
+    def _torch_graph(self, precision: Precision) -> Graph:
+        return TorchGraph(self.graph.name, self.modules(precision, self.device), precision)
+
+    def _job(self, backend: Backend, precision: Precision) -> BuildJob:
         own = self.folder / f"{backend}-{precision}"
         own.mkdir()
-        build = import_module(BUILDERS[backend]).build
-        files: list[Path] = build(
-            self.graph, self.modules(precision, self.device), own, precision, self.onnx, self.device
-        )
-        return files
-
-    def _load(self, candidate: Candidate, files: list[Path]) -> Graph:
-        backend, precision = candidate.backend, candidate.precision
-        if backend == "torch":
-            return TorchGraph(self.graph.name, self.modules(precision, self.device), precision)
-        record = GraphRecord(files[0].name, {}, backend, candidate.device, precision, ())
-        load = import_module(BACKENDS[backend].module).load
-        run: Graph = load(self.graph.name, files[0].parent, record, available_cores(), self.device)
-        return run
+        return BuildJob(self.graph, self.modules(precision, self.device), own, precision, self.onnx, self.device)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.backends.precision import in_precision
 from diffsplat.bundle import Bundle
 from diffsplat.geometry.cameras import orbit_cameras, plucker_rays
 from diffsplat.graph import Precision
@@ -84,8 +83,8 @@ class GraphSpec:
     def build(self, bundle: Bundle, precision: Precision = "fp32", device: torch.device | str = "cpu") -> nn.Module:
         """The torch module with the bundle's weights; its inputs and outputs are float32 in any precision."""
         owner = self.network(bundle.spec)
-        module = build_graph_module(self.name, bundle.spec, bundle_network(bundle, owner, precision, device))
-        return in_precision(module, served_precision(owner, precision))
+        network = bundle_network(bundle, owner, precision, device)
+        return build_graph_module(self.name, bundle.spec, network, served_precision(owner, precision))
 
 
 def _rays(shape: list[int], generator: torch.Generator) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.backends.precision import cast_network, in_precision
+from diffsplat.backends.precision import cast_network
 from diffsplat.graph import Precision
 from diffsplat.networks import FLOAT32_PARTS, build_graph_module, network_builders, served_precision
 from export.graph_spec import GraphSpec
@@ -31,5 +31,5 @@ def write_graph(spec: BackboneSpec, graph: GraphSpec, precision: Precision, fold
         torch.manual_seed(0)
         network = network_builders(spec)[owner]()
     cast_network(network, has, FLOAT32_PARTS.get(owner, ()))
-    module = in_precision(build_graph_module(graph.name, spec, network.eval().requires_grad_(False)), has)
+    module = build_graph_module(graph.name, spec, network.eval().requires_grad_(False), has)
     return write_onnx(graph, module, folder / f"{graph.name}.onnx"), has

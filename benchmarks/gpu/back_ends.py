@@ -3,11 +3,10 @@
 import os
 import tempfile
 import time
-from importlib import import_module
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.flops.stages import request_sizes
 from benchmarks.gpu.measure import median_of
@@ -17,15 +16,14 @@ from diffsplat.backbones import BackboneSpec
 from diffsplat.backends import BACKENDS, unavailable
 from diffsplat.backends.devices import device_type, find_device
 from diffsplat.backends.eager import TorchGraph
-from diffsplat.backends.precision import in_precision
 from diffsplat.denoisers.graph_inputs import STEP
-from diffsplat.export_record import GraphRecord
-from diffsplat.graph import Backend, Graph, Precision
+from diffsplat.graph import Backend, Precision
 from diffsplat.networks import build_graph_module
-from diffsplat.runtime import available_cores
-from export.candidates import BUILDERS, OnnxFiles
+from export.candidates import BUILDERS, OnnxFiles, build_files, load_files
 from export.engines.cache import FOLDER_VARIABLE
+from export.engines.job import BuildJob
 from export.graph_spec import GraphSpec
+from export.parity import relative_error
 
 BACKBONES = ("sd15", "pixart_sigma", "sd35")
 PREFERRED: tuple[Precision, ...] = ("bf16", "fp16", "fp32")
@@ -47,7 +45,7 @@ class RandomModules:
         if key not in self._made:
             torch.manual_seed(0)
             network = random_network(self._spec, self._graph.network(self._spec), self._device, precision)
-            module = in_precision(build_graph_module(self._graph.name, self._spec, network), precision)
+            module = build_graph_module(self._graph.name, self._spec, network, precision)
             self._made[key] = nn.Module.to(module, device)
         return self._made[key]
 
@@ -107,15 +105,11 @@ def _measure(
     started = time.perf_counter()
     own = folder / backend
     own.mkdir()
-    files = import_module(BUILDERS[backend]).build(
-        graph, module, own, precision, OnnxFiles(graph, modules, folder), device
-    )
+    job = BuildJob(graph, module, own, precision, OnnxFiles(graph, modules, folder), device)
+    files = build_files(backend, job)
     built_s = time.perf_counter() - started
-    record = GraphRecord(files[0].name, {}, backend, device_type(task.settings.device), precision, ())
-    run: Graph = import_module(BACKENDS[backend].module).load(
-        graph.name, files[0].parent, record, available_cores(), device
-    )
-    error = _error(run(*inputs), expected)
+    run = load_files(backend, job, files)
+    error = relative_error(run(*inputs), expected)
     ms = median_of(lambda: run(*inputs), device, task.seconds_per_figure)
     limit = roofline_ms(spec, graph)
     task.log.add(
@@ -129,7 +123,3 @@ def _measure(
         built_s=built_s,
         megabytes=sum(path.stat().st_size for path in files) / 1e6,
     )
-
-
-def _error(got: Tensor, expected: Tensor) -> float:
-    return float((got - expected).abs().max() / expected.abs().max())

@@ -14,7 +14,7 @@ from benchmarks.flops import stages as counted
 from benchmarks.gpu.runner import Settings
 from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.backends.eager import TorchGraph
-from diffsplat.backends.precision import DTYPES, cast_network, in_precision
+from diffsplat.backends.precision import DTYPES, cast_network
 from diffsplat.graph import Precision
 from diffsplat.networks import FLOAT32_PARTS, build_graph_module, graph_modules, network_builders, served_precision
 from diffsplat.splats.gsrecon import GSRECON
@@ -62,7 +62,7 @@ def random_graphs(
     graphs = {}
     for name, owner in owners.items():
         used = served_precision(owner, precision)
-        graphs[name] = TorchGraph(name, in_precision(build_graph_module(name, spec, networks[owner]), used), used)
+        graphs[name] = TorchGraph(name, build_graph_module(name, spec, networks[owner], used), used)
     return graphs
 
 

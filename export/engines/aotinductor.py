@@ -3,7 +3,6 @@
 import inspect
 import json
 import warnings
-from collections.abc import Callable
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from torch._inductor.exc import InvalidCxxCompiler
 from torch.export import Dim, ExportedProgram
 
 from diffsplat.backends.aotinductor import target_of, target_path
-from diffsplat.graph import Precision
 from export.common import ExportError
+from export.engines.job import BuildJob
 from export.engines.signature import graph_signature
 from export.graph_spec import GraphSpec
 
@@ -24,19 +23,13 @@ TRACED_BATCH = 3  # of the sizes 0 and 1 torch makes constants
 _CONFIG = {"cpp.dynamic_threads": True}  # as many threads as the process that loads it is given
 
 
-def build(
-    graph: GraphSpec,
-    module: nn.Module,
-    folder: Path,
-    precision: Precision,
-    onnx: Callable[[Precision], list[Path]],
-    device: torch.device,
-) -> list[Path]:
-    """Compile `module` into `folder`: `<graph>.pt2` for free sizes, its signature, and what it was compiled for.
+def build(job: BuildJob) -> list[Path]:
+    """Compile the module: `<graph>.pt2` for free sizes, its signature, and what it was compiled for.
 
     Raises:
         ExportError: there is no C++ compiler, or torch cannot compile the graph.
     """
+    graph, folder = job.graph, job.folder
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
@@ -44,13 +37,13 @@ def build(
     path = folder / f"{graph.name}.pt2"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = _trace(graph, module, device)
+        program = _trace(graph, job.module, job.device)
         try:
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=_CONFIG)
         except RuntimeError as error:
             raise ExportError(f"graph {graph.name!r}: aotinductor cannot compile it: {error}") from None
     target = target_path(folder, graph.name)
-    target.write_text(json.dumps(target_of(device), indent=2) + "\n", encoding="utf-8")
+    target.write_text(json.dumps(target_of(job.device), indent=2) + "\n", encoding="utf-8")
     signature = graph_signature(graph, _largest_sizes(graph, program))
     return [path, signature.write(folder), target]
 

@@ -1,43 +1,32 @@
 """ONNX Runtime: the ONNX file, and on a GPU the faster one of its providers for CUDA and TensorRT."""
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime
-import torch
-from torch import nn
 
 from diffsplat.backends.onnx_providers import CUDA, TENSORRT, Provider, missing_provider, read_provider, write_provider
 from diffsplat.backends.onnx_runtime import OnnxCudaGraph
 from diffsplat.graph import Precision
 from diffsplat.runtime import available_cores
 from export.common import ExportError
+from export.engines.job import BuildJob
 from export.graph_spec import GraphSpec
 from export.timing import median_ms
 
 MAX_BATCH = 16  # rows of eight requests with guidance
 
 
-def build(
-    graph: GraphSpec,
-    module: nn.Module,
-    folder: Path,
-    precision: Precision,
-    onnx: Callable[[Precision], list[Path]],
-    device: torch.device,
-) -> list[Path]:
-    """Write the ONNX file into `folder`, on a GPU with the provider that measures faster and TensorRT's engines.
+def build(job: BuildJob) -> list[Path]:
+    """Link the ONNX file, on a GPU with the provider that measures faster and TensorRT's engines.
 
     Raises:
         ExportError: this ONNX Runtime has no provider for the device.
     """
+    graph, folder, precision, device = job.graph, job.folder, job.precision, job.device
     if reason := missing_provider(device.type):
         raise ExportError(f"graph {graph.name!r}: {reason}")
-    files = []
-    for path in onnx(precision):
-        files.append(folder / path.name)
-        os.link(path, files[-1])
+    files = job.link_onnx(precision)
     if device.type == "cpu":
         return files
     providers: list[Provider] = [(CUDA, {})]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffsplat.backbones import BackboneSpec
-from diffsplat.backends.precision import in_precision
 from diffsplat.bundle import open_bundle
 from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
 from diffsplat.graph import Precision
@@ -71,7 +70,7 @@ def _repository(folder: Path) -> Source:
             verify_file(version, RECORD, file, expected)
         if record.backend == "torch":
             network = load_network(version, record.files, owner, backbone, precision)
-            module = in_precision(build_graph_module(name, backbone, network), wanted)
+            module = build_graph_module(name, backbone, network, wanted)
             return write_onnx(graph, module, into / f"{name}.onnx"), wanted
         files = [version / file for file in record.files if file.endswith((".onnx", ".onnx.data"))]
         if not files or record.precision != wanted:

@@ -16,9 +16,6 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-import torch
-from torch import nn
-
 from diffsplat.backends.devices import BF16_CAPABILITY, cuda_capability, cuda_count
 from diffsplat.backends.engine_file import (
     EXTRAS,
@@ -36,6 +33,7 @@ from diffsplat.integrity import describe_file
 from diffsplat.serving.engine_interface import EnginePolicy
 from export.common import ExportError
 from export.engines.cache import EngineCache, default_folder, engine_key, file_hash
+from export.engines.job import BuildJob
 from export.engines.profiles import Limits, profiles
 from export.engines.signature import graph_signature
 from export.graph_spec import GraphSpec
@@ -66,18 +64,13 @@ class BuiltEngine:
         return [self.path, description(self.path)]
 
 
-def build(
-    graph: GraphSpec,
-    module: nn.Module,
-    folder: Path,
-    precision: Precision,
-    onnx: Callable[[Precision], list[Path]],
-    device: torch.device,
-) -> list[Path]:
-    """The engine of a graph for the card `device`, from the default cache: see `candidates.BUILDERS`."""
-    target = find_target([".".join(map(str, cuda_capability(device.index)))], precision, graph.name)
+def build(job: BuildJob) -> list[Path]:
+    """The engine of a graph for the card of the job, from the default cache: see `candidates.BUILDERS`."""
+    target = find_target([".".join(map(str, cuda_capability(job.device.index)))], job.precision, job.graph.name)
     limits = Limits(EnginePolicy().max_batch)
-    return build_engine(graph, onnx(precision), precision, target, limits, EngineCache(default_folder())).files
+    return build_engine(
+        job.graph, job.onnx(job.precision), job.precision, target, limits, EngineCache(default_folder())
+    ).files
 
 
 def find_target(capabilities: list[str], precision: Precision, graph: str) -> Target:

@@ -22,6 +22,7 @@ from diffsplat.integrity import BundleError
 from diffsplat.runtime import bundle_graph, load_graph
 from export.common import ExportError
 from export.engines import aotinductor as compiler
+from export.engines.job import BuildJob
 from export.engines.onnx_runtime import tensorrt_options
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
@@ -155,7 +156,7 @@ def test_a_signature_that_is_damaged_is_named(openvino_repository: Path, tmp_pat
 def compiled_context(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest graph, because every compilation takes 10 s of g++."""
     graph, folder = spec_of(tiny_bundle, "denoiser_context"), tmp_path_factory.mktemp("aotinductor")
-    files = compiler.build(graph, graph.build(tiny_bundle), folder, "fp32", no_onnx, CPU)
+    files = compiler.build(BuildJob(graph, graph.build(tiny_bundle), folder, "fp32", no_onnx, CPU))
     assert sorted(files) == sorted(folder.iterdir())
     return folder
 
@@ -203,7 +204,7 @@ def test_a_missing_compiler_is_a_refusal(tiny_bundle: Bundle, tmp_path: Path) ->
         inductor_config.patch("cpp.cxx", ("no-such-compiler",)),
         pytest.raises(ExportError, match="'denoiser_context': aotinductor compiles with g.., which is not installed"),
     ):
-        compiler.build(graph, graph.build(tiny_bundle), tmp_path, "fp32", no_onnx, CPU)
+        compiler.build(BuildJob(graph, graph.build(tiny_bundle), tmp_path, "fp32", no_onnx, CPU))
     assert not BACKENDS["aotinductor"].quick
 
 
