@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from diffsplat.backends.onnx_providers import CPU, CUDA, Provider, missing_provider, on_stream, read_provider
+from diffsplat.backends.signature import Signature, TensorSignature
 from diffsplat.export_record import GraphRecord
 from diffsplat.graph import Backend, Graph, Precision
 
 _CPU = torch.device("cpu")
-_NUMPY_TYPES = {torch.float32: "float32", torch.int64: "int64"}  # names that IOBinding takes
-_ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}  # of a graph's interface, as IOBinding calls them
 
 
 def load(name: str, folder: Path, record: GraphRecord, threads: int, device: torch.device) -> Graph:
@@ -69,34 +69,22 @@ class OnnxGraph:
         names, settings = [each for each, _ in providers], [dict(values) for _, values in providers]
         self._session = onnxruntime.InferenceSession(str(path), options, names, settings)
         assert self._session.get_providers()[0] == names[0], (self._session.get_providers(), names)
-        self._inputs = self._session.get_inputs()
-        self._outputs = self._session.get_outputs()
-        known = {dim for node in self._inputs for dim in node.shape}
-        for output in self._outputs:
-            assert all(isinstance(dim, int) or dim in known for dim in output.shape), (output.name, output.shape)
+        self._signature = Signature(name, _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()))
+        known = {axis for tensor in self._signature.inputs for axis in tensor.axes}
+        for output in self._signature.outputs:
+            assert all(isinstance(axis, int) or axis in known for axis in output.axes), output
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Run. Raises ValueError if the number, a type, a shape or the device of the inputs does not fit the graph."""
-        if len(inputs) != len(self._inputs):
-            raise ValueError(f"graph {self.name!r} takes {len(self._inputs)} inputs, not {len(inputs)}")
+        sizes = self._signature.check(inputs, self.device)
         binding = self._session.io_binding()
         place = (self.device.type, self.device.index or 0)
-        sizes: dict[str, int] = {}
         held = [tensor.detach().contiguous() for tensor in inputs]  # keeps the memory alive during the run
-        for node, tensor in zip(self._inputs, held, strict=True):
-            numpy_type = _NUMPY_TYPES.get(tensor.dtype, str(tensor.dtype))
-            fits = node.type == _ONNX_TYPES.get(numpy_type) and _shape_fits(node.shape, tensor.shape, sizes)
-            if not fits or tensor.device != self.device:
-                raise ValueError(
-                    f"graph {self.name!r}, input {node.name!r}: {numpy_type} {list(tensor.shape)} given on "
-                    f"{tensor.device}, {node.type} {node.shape} expected on {self.device}"
-                )
-            binding.bind_input(node.name, *place, numpy_type, list(tensor.shape), tensor.data_ptr())
-        outputs = []
-        for node in self._outputs:
-            shape = [dim if isinstance(dim, int) else sizes[dim] for dim in node.shape]
-            outputs.append(torch.empty(shape, dtype=torch.float32, device=self.device))
-            binding.bind_output(node.name, *place, "float32", shape, outputs[-1].data_ptr())
+        for named, tensor in zip(self._signature.inputs, held, strict=True):
+            binding.bind_input(named.name, *place, named.dtype, list(tensor.shape), tensor.data_ptr())
+        outputs = self._signature.empty_outputs(sizes, self.device)
+        for named, output in zip(self._signature.outputs, outputs, strict=True):
+            binding.bind_output(named.name, *place, named.dtype, list(output.shape), output.data_ptr())
         self._run(binding, [*held, *outputs])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
@@ -135,9 +123,6 @@ class OnnxCudaGraph(OnnxGraph):
             caller.wait_stream(self._stream)
 
 
-def _shape_fits(expected: list[int | str], shape: torch.Size, sizes: dict[str, int]) -> bool:
-    """Whether `shape` fits; records the size of each symbolic dimension in `sizes`."""
-    return len(expected) == len(shape) and all(
-        dim == size if isinstance(dim, int) else sizes.setdefault(dim, size) == size
-        for dim, size in zip(expected, shape, strict=True)
-    )
+def _tensors(nodes: Sequence[onnxruntime.NodeArg]) -> tuple[TensorSignature, ...]:
+    """Names, types and axes as the file has them."""
+    return tuple(TensorSignature(node.name, _TYPES[node.type], tuple(node.shape)) for node in nodes)

@@ -1,4 +1,4 @@
-"""What a graph takes and gives, for back ends whose files do not tell: `<graph>.signature.json` beside them."""
+"""What a graph takes and gives: as its file says, or `<graph>.signature.json` beside a file that does not."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -52,8 +52,8 @@ class Signature:
             if not fits or tensor.dtype != _DTYPES[wanted.dtype] or tensor.device != device:
                 raise ValueError(
                     f"graph {self.graph!r}, input {wanted.name!r}: {str(tensor.dtype).removeprefix('torch.')} "
-                    f"{list(tensor.shape)} on {tensor.device} given, {wanted.dtype} {list(wanted.axes)} on {device} "
-                    "expected, with one size for each name"
+                    f"{list(tensor.shape)} given on {tensor.device}, {wanted.dtype} {list(wanted.axes)} expected on "
+                    f"{device}, with one size for each name"
                 )
         for axis, largest in self.largest.items():
             if axis != self.batch_axis and sizes[axis] > largest:
