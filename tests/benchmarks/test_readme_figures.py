@@ -1,5 +1,6 @@
 """The README's figures are those of the stored results, and every figure of it stands in a pasted block."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import pytest
 
 from benchmarks import readme
 from benchmarks.readme import BLOCKS, FiguresError, NotMeasuredError, read_results, rewrite, unrecognised
+from benchmarks.tensorrt_build import table
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
 BLOCK = re.compile(r"<!-- figures: .*?<!-- end -->", re.DOTALL)
 FIGURE = re.compile(r"\d[\d,.]*\s?(?:%|ms|s|hours|minutes|MB|GB|dB|M|x|splats|nouns|px|pixels)\b")
 
@@ -67,3 +70,9 @@ def test_missing_blocks_and_figures_are_named(tmp_path: Path, capsys: pytest.Cap
     assert "'qualities'" in capsys.readouterr().err
     with pytest.raises(FiguresError, match="the results lack the figure 'cores'; measure again"):
         rewrite(README.read_text(), lambda name: {} if name == "rasterizer" else read_results(name))
+
+
+def test_the_page_on_tensorrt_shows_the_stored_engines() -> None:
+    (path,) = ROOT.glob("benchmarks/results/*/tensorrt_build.json")
+    rows = json.loads(path.read_text())["tensorrt_build"]["rows"]
+    assert table(rows) in (ROOT / "docs" / "tensorrt.md").read_text()
