@@ -5,7 +5,7 @@ from typing import Any
 
 import tyro
 
-from training.config import RecipeConfig, RefineConfig
+from training.config.chain import RecipeConfig, RefineConfig
 from training.loop import TrainingError
 from training.presets import RECIPES, REFINEMENTS, STAGES
 from training.recipe import Interrupted, run_recipe, run_stage

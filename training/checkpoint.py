@@ -21,7 +21,7 @@ from torch import nn
 
 from diffsplat.bundle import replace_folder
 from diffsplat.integrity import describe_file
-from training.config import StageConfig, to_plain
+from training.config.common import StageConfig, to_plain
 
 FINISHED = "finished"
 MANIFEST = "finished.json"

@@ -20,7 +20,7 @@ from diffsplat.backbones import BackboneSpec
 from diffsplat.geometry.cameras import Cameras, latent_plucker
 from diffsplat.splats.gsrecon import GSRecon
 from diffsplat.splats.gsvae import GSVAE
-from training.config import Data
+from training.config.common import Data
 from training.data.captions import draw_caption
 from training.data.object_words import ObjectWords
 from training.data.sample import collate

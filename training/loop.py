@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from training.checkpoint import check_same_run, list_checkpoints, load_checkpoint, save_checkpoint
-from training.config import StageConfig, to_plain
+from training.config.common import StageConfig, to_plain
 from training.ema import Ema
 from training.optim import build_optimizer, learning_rate
 from training.report import Reporter

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffsplat.splats.render import Renders
-from training.config import RenderWeights
+from training.config.common import RenderWeights
 
 _SSIM_WINDOW = 7
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.config import Optim
+from training.config.common import Optim
 
 
 def decay_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle, write_bundle
 from diffsplat.networks import network_builders
 from training.checkpoint import FINISHED, MANIFEST, git_revision, list_checkpoints, load_finished, read_finished
-from training.config import RecipeConfig, StageConfig, check, to_plain
+from training.config.chain import RecipeConfig
+from training.config.common import StageConfig, to_plain
 from training.loop import Outcome, train
 from training.stages import build_stage
 from training.stages.diffusion import TOKENIZER_FILE
@@ -34,7 +35,7 @@ def run_stage(config: StageConfig) -> Outcome:
         ValueError: a field is out of range, the folder already holds a run, or an earlier stage is missing.
         Interrupted: stopped by a signal.
     """
-    check(config)
+    config.check()
     out = config.run.out
     if not config.run.resume and ((out / FINISHED).exists() or list_checkpoints(out / "checkpoints")):
         raise ValueError(f"run.out = {out} already holds a run; continue it with resume, or choose another folder")
@@ -53,7 +54,7 @@ def run_stage(config: StageConfig) -> Outcome:
 def run_recipe(recipe: RecipeConfig) -> Bundle:
     """Train all stages and write ``<out>/bundle``."""
     for config in stage_configs(recipe):
-        check(config)
+        config.check()
     for config in stage_configs(recipe):
         run_stage(config)
     return bundle_runs({name: recipe.out / name for name in STAGE_FOLDERS}, recipe.out / "bundle")

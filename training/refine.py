@@ -10,7 +10,7 @@ from pathlib import Path
 from diffsplat.bundle import Bundle, open_bundle
 from diffsplat.networks import bundle_network
 from training.checkpoint import FINISHED, MANIFEST, read_finished, save_finished
-from training.config import RefineConfig, check
+from training.config.chain import RefineConfig
 from training.recipe import STAGE_FOLDERS, bundle_runs, run_stage
 from training.stages.diffusion import TOKENIZER_FILE
 
@@ -34,7 +34,7 @@ def run_refinement(config: RefineConfig) -> Bundle:
         start=start / "diffusion",
         run=dataclasses.replace(config.diffusion.run, out=config.out / "diffusion", resume=config.resume),
     )
-    check(stage)
+    stage.check()
     if not all((start / name / FINISHED / MANIFEST).is_file() for name in STAGE_FOLDERS):
         unpack(bundle, start)
     run_stage(stage)

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from training.config import Optim
+from training.config.common import Optim
 from training.ema import Ema, ema_decay
 from training.optim import learning_rate
 

@@ -19,7 +19,8 @@ from training.checkpoint import (
     save_checkpoint,
     save_finished,
 )
-from training.config import Data, ReconConfig, RunOptions, to_plain
+from training.config.common import Data, RunOptions, to_plain
+from training.config.recon import ReconConfig
 
 
 def test_the_newest_are_kept_and_read_back(tmp_path: Path) -> None:

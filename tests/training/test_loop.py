@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.config import Cadence, Optim, RunOptions, StageConfig
+from training.config.common import Cadence, Optim, RunOptions, StageConfig
 from training.loop import Evaluation, TrainingError, step_generator, train
 from training.optim import decay_groups
 from training.report import with_time_left

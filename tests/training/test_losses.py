@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffsplat.splats.render import Renders
-from training.config import RenderWeights
+from training.config.common import RenderWeights
 from training.losses import masked_mse, psnr, rendering_loss, ssim
 
 

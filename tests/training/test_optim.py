@@ -5,7 +5,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from training.config import Optim
+from training.config.common import Optim
 from training.ema import Ema, ema_decay
 from training.optim import build_optimizer, decay_groups, learning_rate
 

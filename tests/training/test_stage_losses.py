@@ -9,11 +9,13 @@ from diffsplat.backbones import PICO
 from diffsplat.geometry.gaussians import grid_to_gaussians
 from diffsplat.splats.gsrecon import build_gsrecon
 from training.checkpoint import save_finished
-from training.config import Data, ReconConfig, RenderWeights, RunOptions, VaeConfig
+from training.config.common import Data, RenderWeights, RunOptions
+from training.config.recon import ReconConfig
+from training.config.vae import VaeConfig
 from training.loop import step_generator
-from training.stages import ReconStage, VaeStage
 from training.stages.common import batch_cameras
-from training.stages.vae import visible_error
+from training.stages.recon import ReconStage
+from training.stages.vae import VaeStage, visible_error
 
 DATA = Data(objects=2, validation_objects=1, batch_size=2, views=5, pool_size=1)
 WEIGHTS = RenderWeights(image=0.7, mask=0.3, ssim=0.9)

@@ -16,22 +16,18 @@ from diffsplat.backbones import BACKBONES, PICO, TextSpec
 from diffsplat.bundle import Bundle
 from diffsplat.pipeline import Pipeline
 from training.checkpoint import CheckpointError, read_finished
-from training.config import (
-    Cadence,
-    Data,
-    DiffusionConfig,
-    Optim,
-    RecipeConfig,
-    ReconConfig,
-    RefineConfig,
-    RunOptions,
-    StageConfig,
-    VaeConfig,
-)
+from training.config.chain import RecipeConfig, RefineConfig
+from training.config.common import Cadence, Data, Optim, RunOptions, StageConfig
+from training.config.diffusion import DiffusionConfig
+from training.config.recon import ReconConfig
+from training.config.vae import VaeConfig
 from training.loop import step_generator, train
 from training.recipe import STAGE_FOLDERS, bundle_runs, run_recipe, run_stage, stage_configs, stage_lineage
 from training.refine import run_refinement, unpack
-from training.stages import DiffusionStage, ReconStage, VaeStage, build_stage
+from training.stages import build_stage
+from training.stages.diffusion import DiffusionStage
+from training.stages.recon import ReconStage
+from training.stages.vae import VaeStage
 
 STEPS = 20
 DATA = Data(objects=24, validation_objects=4, batch_size=4, views=6, pool_size=2)

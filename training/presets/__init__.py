@@ -1,6 +1,7 @@
 """All presets by name. A preset is a configuration whose fields the command line may override."""
 
-from training.config import RecipeConfig, RefineConfig, StageConfig
+from training.config.chain import RecipeConfig, RefineConfig
+from training.config.common import StageConfig
 from training.presets import nano, pico
 
 STAGES: dict[str, tuple[str, StageConfig]] = {

@@ -17,18 +17,11 @@ The shipped bundle was made by this chain, each run starting from the one before
 import dataclasses
 from pathlib import Path
 
-from training.config import (
-    Cadence,
-    Data,
-    DiffusionConfig,
-    Optim,
-    RecipeConfig,
-    ReconConfig,
-    RefineConfig,
-    RenderWeights,
-    RunOptions,
-    VaeConfig,
-)
+from training.config.chain import RecipeConfig, RefineConfig
+from training.config.common import Cadence, Data, Optim, RenderWeights, RunOptions
+from training.config.diffusion import DiffusionConfig
+from training.config.recon import ReconConfig
+from training.config.vae import VaeConfig
 
 _RUNS = Path("runs/nano")
 _OBJECTS = Data(grammar="rich", objects=3000, validation_objects=24)  # for the stages that render

@@ -2,17 +2,11 @@
 
 from pathlib import Path
 
-from training.config import (
-    Cadence,
-    Data,
-    DiffusionConfig,
-    Optim,
-    RecipeConfig,
-    ReconConfig,
-    RenderWeights,
-    RunOptions,
-    VaeConfig,
-)
+from training.config.chain import RecipeConfig
+from training.config.common import Cadence, Data, Optim, RenderWeights, RunOptions
+from training.config.diffusion import DiffusionConfig
+from training.config.recon import ReconConfig
+from training.config.vae import VaeConfig
 
 _RUNS = Path("runs/pico")
 

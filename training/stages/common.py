@@ -13,7 +13,7 @@ from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.geometry.cameras import Cameras
 from diffsplat.geometry.gaussians import Gaussians, grid_to_gaussians
 from diffsplat.splats.render import Renders, render
-from training.config import Data, StageConfig
+from training.config.common import Data, StageConfig
 from training.data.procedural import ProceduralDataset
 from training.data.sample import Batch, Sample, collate
 from training.data.stream import BatchStream

@@ -20,7 +20,8 @@ from diffsplat.splats.render import render
 from diffsplat.text.encoders import build_encoder
 from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
 from training.checkpoint import load_finished, read_finished, save_finished
-from training.config import DiffusionConfig, to_plain
+from training.config.common import to_plain
+from training.config.diffusion import DiffusionConfig
 from training.data.captions import plain_caption
 from training.data.synthetic import vocabulary
 from training.data.synthetic_config import CONFIGS

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffsplat.geometry.gaussians import GRID_LAYOUT, Gaussians
 from diffsplat.splats.gsrecon import build_gsrecon
 from training.checkpoint import load_finished, save_finished
-from training.config import ReconConfig
+from training.config.recon import ReconConfig
 from training.data.sample import Batch
 from training.loop import Evaluation
 from training.losses import masked_mse, rendering_loss

@@ -10,7 +10,7 @@ from diffsplat.geometry.gaussians import GRID_LAYOUT
 from diffsplat.splats.gsrecon import build_gsrecon
 from diffsplat.splats.gsvae import Posterior, build_gsvae
 from training.checkpoint import load_finished, read_finished, save_finished
-from training.config import VaeConfig
+from training.config.vae import VaeConfig
 from training.data.sample import Batch
 from training.loop import Evaluation
 from training.losses import rendering_loss

@@ -1,0 +1,133 @@
+"""What the configurations of all stages share, as frozen dataclasses from which tyro builds the command line.
+
+A stage derives its own from `StageConfig`, in a file of its own beside this one, and names there the class that trains
+it, what it adds, and the ranges of that.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+
+class Bound(NamedTuple):
+    """The allowed range of a field, both ends included."""
+
+    field: str  # with dots
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which objects are rendered, and from where."""
+
+    grammar: Literal["basic", "rich"] = "basic"  # kinds of objects and captions: training.data.synthetic_config.CONFIGS
+    seed: int = 0  # of the series of procedural objects
+    objects: int = 1024
+    validation_objects: int = 12  # from the same series, far past the training ones; the same in every evaluation
+    batch_size: int = 8  # objects per process and step
+    views: int = 8  # per sample: the input views first, then novel ones
+    first_views: tuple[int, ...] = (0, 27)  # reference views: the starts of both rings of the camera layout
+    pool_size: int = 4  # novel views rendered per object, from which each sample draws
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW, learning-rate schedule, gradient clipping and moving average."""
+
+    steps: int = 1000
+    lr: float = 4e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05  # never on norms, biases and embeddings
+    max_grad_norm: float = 1.0
+    schedule: Literal["constant", "cosine"] = "cosine"  # after the warm-up
+    warmup_steps: int = 50
+    ema_max_decay: float = 0.9999
+    precision: Literal["float32", "bfloat16"] = (
+        "float32"  # of the trained networks' matrix products; the rest is float32
+    )
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often the loop logs, evaluates and saves, in steps."""
+
+    log_every: int = 10
+    evaluate_every: int = 250
+    save_every: int = 250
+    keep_checkpoints: int = 2
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Folder, device and seed of a run."""
+
+    out: Path = Path("runs/unnamed")
+    resume: bool = False  # continue from the newest checkpoint under `out`
+    seed: int = 0  # initial weights, order of the data, noise
+    device: str = "cpu"
+    threads: int = 2  # of torch, on the CPU
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Options of every stage."""
+
+    stage: ClassVar[str]  # module and class that train it, as "training.stages.recon:ReconStage"
+
+    preset: str = ""
+    backbone: str = "pico"  # a key of diffsplat.backbones.BACKBONES
+    data: Data = Data()
+    optim: Optim = Optim()
+    cadence: Cadence = Cadence()
+    run: RunOptions = RunOptions()
+
+    def bounds(self) -> list[Bound]:
+        """Ranges of numeric fields; a stage adds its own."""
+        data, optim, cadence = self.data, self.optim, self.cadence
+        return [
+            Bound("data.batch_size", data.batch_size, 1, data.objects),
+            Bound("data.validation_objects", data.validation_objects, 1, 4096),
+            Bound("optim.steps", optim.steps, 1, 10**9),
+            Bound("optim.warmup_steps", optim.warmup_steps, 0, optim.steps),
+            Bound("optim.ema_max_decay", optim.ema_max_decay, 0.0, 0.999999),
+            Bound("cadence.log_every", cadence.log_every, 1, 10**9),
+            Bound("cadence.evaluate_every", cadence.evaluate_every, 1, 10**9),
+            Bound("cadence.save_every", cadence.save_every, 1, 10**9),
+            Bound("cadence.keep_checkpoints", cadence.keep_checkpoints, 1, 10**6),
+            Bound("run.threads", self.run.threads, 1, 4096),
+        ]
+
+    def check(self) -> None:
+        """Refuse values out of range and combinations that make no sense; a stage adds its own.
+
+        Raises:
+            ValueError: names the field, its value and the allowed range.
+        """
+        for field, value, low, high in self.bounds():
+            if not low <= value <= high:
+                raise ValueError(f"{field} = {value} must lie in [{low}, {high}]")
+        for field, positive in (("optim.lr", self.optim.lr), ("optim.max_grad_norm", self.optim.max_grad_norm)):
+            if not positive > 0:
+                raise ValueError(f"{field} = {positive} must be greater than 0")
+
+
+@dataclass(frozen=True)
+class RenderWeights:
+    """Weights of the rendering loss (losses.rendering_loss)."""
+
+    image: float = 1.0
+    mask: float = 1.0
+    ssim: float = 0.2  # in place of a perceptual term, which would need downloaded weights
+
+
+def to_plain(config: Any) -> Any:
+    """Convert a configuration to JSON types."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {entry.name: to_plain(getattr(config, entry.name)) for entry in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [to_plain(value) for value in config]
+    return str(config) if isinstance(config, Path) else config

@@ -1,0 +1,20 @@
+"""Configuration of the recon stage."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from training.config.common import RenderWeights, StageConfig
+
+
+@dataclass(frozen=True)
+class ReconConfig(StageConfig):
+    """GSRecon: images of an object -> grid of Gaussians."""
+
+    stage: ClassVar[str] = "training.stages.recon:ReconStage"
+
+    start: Path | None = None  # finished run of this stage to start from; random weights if not given
+    weights: RenderWeights = RenderWeights()
+    position_weight: float = 1.0  # distance of the object's Gaussians from the true surface points of their pixels
+    colour_weight: float = 0.0  # distance of the object's Gaussians from the colours of their pixels
+    opacity_weight: float = 0.1  # pulls the background's Gaussians towards full transparency and one fixed look
