@@ -6,7 +6,7 @@ import numpy as np
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 
 from diffsplat.backbones import SplatGeometry
-from training.data.procedural import ProceduralDataset
+from training.data.procedural.dataset import ProceduralDataset
 from training.data.sample import Sample
 
 FIRST_OBJECT = 500_000  # where the benchmark starts

@@ -21,8 +21,8 @@ from diffsplat.geometry.cameras import Cameras, latent_plucker
 from diffsplat.splats.gsrecon import GSRecon
 from diffsplat.splats.gsvae import GSVAE
 from training.config.common import Data
-from training.data.captions import draw_caption
-from training.data.object_words import ObjectWords
+from training.data.procedural.captions import draw_caption
+from training.data.procedural.object_words import ObjectWords
 from training.data.sample import collate
 from training.data.stream import BatchStream
 from training.report import with_time_left

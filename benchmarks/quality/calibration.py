@@ -11,8 +11,8 @@ from benchmarks.quality.colour import ColourRule
 from benchmarks.quality.probe import ShapeProbe, seen_nouns
 from benchmarks.quality.relations import is_arranged
 from benchmarks.quality.silhouette import best_iou, silhouettes
-from training.data.object_words import ObjectWords
-from training.data.objects import COMPOSITES
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.objects import COMPOSITES
 
 OTHER_RELATION = {"on top of": "next to", "next to": "on top of"}
 

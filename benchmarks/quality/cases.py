@@ -12,12 +12,12 @@ import numpy as np
 from diffsplat_client.request import GenerationRequest
 
 from benchmarks.quality.truth import EVALUATION_SEED, words_of
-from training.data.captions import draw_caption, plain_caption
-from training.data.held_out import HELD_OUT
-from training.data.object_words import ObjectWords
-from training.data.objects import COMPOSITES
-from training.data.scenes import draw_words, held_out_pairs
-from training.data.synthetic_config import SyntheticConfig
+from training.data.procedural.captions import draw_caption, plain_caption
+from training.data.procedural.held_out import HELD_OUT
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.objects import COMPOSITES
+from training.data.procedural.scenes import draw_words, held_out_pairs
+from training.data.procedural.synthetic_config import SyntheticConfig
 
 FIRST_SEED = 1_000  # of the requests
 _CAPTION_STREAM, _SCENE_STREAM = 21, 22

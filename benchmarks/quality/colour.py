@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.data.object_words import ObjectWords
-from training.data.palette import PALETTE
-from training.data.render import AMBIENT
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.palette import PALETTE
+from training.data.procedural.render import AMBIENT
 
 OPAQUE = 0.5  # pixels with more alpha are foreground
 _USUAL_SPREAD = 0.02  # least deviation of a colour's share, so that stray pixels do not count

@@ -15,7 +15,7 @@ from benchmarks.quality.relations import is_arranged
 from benchmarks.quality.ruler import Ruler
 from benchmarks.quality.silhouette import best_iou, silhouettes
 from benchmarks.quality.truth import on_white
-from training.data.captions import plain_caption
+from training.data.procedural.captions import plain_caption
 
 
 class Verdict(NamedTuple):

@@ -19,7 +19,7 @@ from benchmarks.quality.sizes import judge_sizes
 from benchmarks.quality.truth import bundle_config
 from diffsplat.bundle import Bundle
 from diffsplat.pipeline import Pipeline
-from training.data.synthetic_config import SyntheticConfig
+from training.data.procedural.synthetic_config import SyntheticConfig
 
 SWEEPS: dict[str, tuple[float, ...]] = {"guidance_scale": (1.0, 2.0, 3.0, 5.0, 7.5), "steps": (5, 10, 20, 40)}
 _GENERATED, _SWEPT, _RECONSTRUCTED, _TIMED = "generated objects", "sweeps", "reconstruction", "seconds per asset"

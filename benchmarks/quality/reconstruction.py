@@ -11,9 +11,9 @@ from diffsplat.geometry.cameras import Cameras
 from diffsplat.geometry.gaussians import grid_to_gaussians
 from diffsplat.networks import bundle_network
 from diffsplat.splats.render import render
-from training.data.procedural import ProceduralDataset
+from training.data.procedural.dataset import ProceduralDataset
+from training.data.procedural.synthetic_config import SyntheticConfig
 from training.data.sample import collate
-from training.data.synthetic_config import SyntheticConfig
 from training.losses import psnr
 
 _FIRST_OBJECT = 500_000  # of the evaluation series; the rest of this benchmark uses lower numbers

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.colour import pixel_colours
-from training.data.object_words import ObjectWords
+from training.data.procedural.object_words import ObjectWords
 
 _PRESENT = 0.08  # of the foreground, over all views
 _APART = 0.12  # of the image side

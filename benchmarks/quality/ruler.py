@@ -18,11 +18,11 @@ from benchmarks.quality.progress import Advance
 from benchmarks.quality.silhouette import silhouettes
 from benchmarks.quality.truth import EVALUATION_SEED, nouns_of, render_true, true_instances, true_object, words_of
 from diffsplat.backbones import BackboneSpec
-from training.data.object_words import ObjectWords
-from training.data.objects import COMPOSITES
-from training.data.scenes import draw_words
-from training.data.solids import SIZES
-from training.data.synthetic_config import SyntheticConfig
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.objects import COMPOSITES
+from training.data.procedural.scenes import draw_words
+from training.data.procedural.solids import SIZES
+from training.data.procedural.synthetic_config import SyntheticConfig
 
 _TRAIN_FIRST, _TEST_FIRST, _OUTLINES_FIRST = 0, 100_000, 200_000  # numbers of instances; disjoint
 _PATTERN_SHARE = 0.2  # of the single shapes shown to the probe, where there are patterns

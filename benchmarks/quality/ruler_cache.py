@@ -15,7 +15,7 @@ from benchmarks.quality.probe import ShapeProbe
 from benchmarks.quality.ruler import Ruler, RulerSize
 from benchmarks.quality.truth import nouns_of
 from diffsplat.backbones import BackboneSpec
-from training.data.synthetic_config import SyntheticConfig
+from training.data.procedural.synthetic_config import SyntheticConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "quality"

@@ -17,7 +17,7 @@ from benchmarks.quality.judge import Verdict
 from benchmarks.quality.truth import on_white, render_true, true_object
 from diffsplat.backbones import BackboneSpec
 from diffsplat.pipeline import Pipeline
-from training.data.synthetic_config import SyntheticConfig
+from training.data.procedural.synthetic_config import SyntheticConfig
 
 README_PROMPTS: dict[str, tuple[str, ...]] = {
     "basic": (

@@ -13,8 +13,8 @@ from benchmarks.quality.cases import Case
 from benchmarks.quality.silhouette import silhouettes
 from benchmarks.quality.truth import render_true, true_object
 from diffsplat.backbones import BackboneSpec
-from training.data.object_words import ObjectWords
-from training.data.synthetic_config import SyntheticConfig
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.synthetic_config import SyntheticConfig
 
 _FITTED, _TRIED = 400_000, 400_001  # numbers of true instances: the yardstick, and those it is tried on
 

@@ -17,12 +17,12 @@ from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle
 from diffsplat.geometry.cameras import orbit_camera_to_world
 from training.data.camera_chain import y_up_to_z_up
-from training.data.object_words import ObjectWords
-from training.data.objects import COMPOSITES
-from training.data.render import render_views
-from training.data.solids import SIZES
-from training.data.synthetic import SyntheticObject, build_object, synthetic_object
-from training.data.synthetic_config import CONFIGS, SyntheticConfig
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.objects import COMPOSITES
+from training.data.procedural.render import render_views
+from training.data.procedural.solids import SIZES
+from training.data.procedural.synthetic import SyntheticObject, build_object, synthetic_object
+from training.data.procedural.synthetic_config import CONFIGS, SyntheticConfig
 
 EVALUATION_SEED = 9_000  # a series of objects that training never uses; every bundle's lineage is checked for it
 

@@ -10,7 +10,7 @@ from benchmarks.quality.probe import seen_nouns
 from benchmarks.quality.ruler import RulerSize, build_ruler
 from diffsplat.bundle import open_bundle
 from diffsplat.pipeline import Pipeline
-from training.data.synthetic_config import RICH_CONFIG
+from training.data.procedural.synthetic_config import RICH_CONFIG
 
 NANO = Path(__file__).resolve().parents[2] / "bundles" / "nano"
 NOUNS = {"shapes": ("cube", "sphere", "cone"), "composites": ("chair", "rocket", "snowman")}

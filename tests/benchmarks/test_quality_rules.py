@@ -11,8 +11,8 @@ from benchmarks.quality.relations import is_arranged
 from benchmarks.quality.silhouette import best_iou, silhouettes
 from benchmarks.quality.truth import from_white, on_white, render_true, true_instances, true_object, words_of
 from diffsplat.backbones import PICO
-from training.data.object_words import ObjectWords
-from training.data.synthetic_config import DEFAULT_CONFIG, RICH_CONFIG
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.synthetic_config import DEFAULT_CONFIG, RICH_CONFIG
 
 SIZE = 32
 COLOURS = RICH_CONFIG.colours

@@ -23,8 +23,8 @@ from diffsplat.bundle import Bundle, open_bundle, write_bundle
 from diffsplat.networks import network_builders
 from diffsplat.pipeline import Pipeline
 from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
-from training.data.held_out import HELD_OUT
-from training.data.synthetic import DEFAULT_CONFIG, RICH_CONFIG, vocabulary
+from training.data.procedural.held_out import HELD_OUT
+from training.data.procedural.synthetic import DEFAULT_CONFIG, RICH_CONFIG, vocabulary
 
 KEYS = {
     "machine", "bundle", "digest", "grammar", "requests", "colour_accuracy", "shape_accuracy", "heldout_accuracy",

@@ -10,8 +10,8 @@ from benchmarks.quality.ruler import RulerSize, build_ruler
 from benchmarks.quality.truth import from_white
 from diffsplat.bundle import Bundle
 from diffsplat.serving.server import TritonServer
-from training.data.captions import COLOURS
-from training.data.synthetic import DEFAULT_CONFIG, SHAPES
+from training.data.procedural.captions import COLOURS
+from training.data.procedural.synthetic import DEFAULT_CONFIG, SHAPES
 
 pytestmark = pytest.mark.triton
 

@@ -26,7 +26,7 @@ from diffsplat.splats.gsrecon import SplatReconstructor, build_gsrecon
 from diffsplat.stages.envelope import Envelope, OutputEnvelope
 from diffsplat.stages.reconstruct import ReconstructStage
 from tests.reconstruction_views import RGB_ONLY, UNSEEN_OBJECTS, sample_request, unseen_samples
-from training.data.synthetic_config import DEFAULT_CONFIG
+from training.data.procedural.synthetic_config import DEFAULT_CONFIG
 
 
 @pytest.fixture(scope="module")

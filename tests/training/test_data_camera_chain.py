@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from training.data.camera_chain import relative_orbit_cameras, y_up_to_z_up, z_up_to_y_up
-from training.data.synthetic import layout_cameras, synthetic_object
+from training.data.procedural.synthetic import layout_cameras, synthetic_object
 from training.data.views import GOBJAVERSE_LAYOUT
 
 

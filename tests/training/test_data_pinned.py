@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 
-from training.data.captions import all_captions, draw_caption
-from training.data.synthetic import synthetic_object
+from training.data.procedural.captions import all_captions, draw_caption
+from training.data.procedural.synthetic import synthetic_object
 
 VIEWS = (0, 6, 12, 18, 25, 26, 30)
 PINNED = "20cfbb7f659adf02c000789c9a54e735975452b007a1f3c118f81840ab045e60"

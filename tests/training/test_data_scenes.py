@@ -6,17 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.data.captions import all_captions, draw_caption, plain_caption
-from training.data.grammar import COLOUR_SYNONYMS, RELATIONS, nouns_of
-from training.data.held_out import HELD_OUT, HELD_OUT_OBJECTS, HELD_OUT_SHAPES
-from training.data.object_words import ObjectWords
-from training.data.objects import COMPOSITES
-from training.data.palette import PALETTE, nearest_colour
-from training.data.parts import bounds
-from training.data.procedural import ProceduralDataset
-from training.data.scenes import held_out_pairs
-from training.data.solids import ALL_SHAPES, PATTERNS
-from training.data.synthetic import RICH_CONFIG, build_object, synthetic_object, vocabulary
+from training.data.procedural.captions import all_captions, draw_caption, plain_caption
+from training.data.procedural.dataset import ProceduralDataset
+from training.data.procedural.grammar import COLOUR_SYNONYMS, RELATIONS, nouns_of
+from training.data.procedural.held_out import HELD_OUT, HELD_OUT_OBJECTS, HELD_OUT_SHAPES
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.objects import COMPOSITES
+from training.data.procedural.palette import PALETTE, nearest_colour
+from training.data.procedural.parts import bounds
+from training.data.procedural.scenes import held_out_pairs
+from training.data.procedural.solids import ALL_SHAPES, PATTERNS
+from training.data.procedural.synthetic import RICH_CONFIG, build_object, synthetic_object, vocabulary
 
 SERIES = [synthetic_object(5, index, RICH_CONFIG) for index in range(600)]
 

@@ -6,17 +6,23 @@ import numpy as np
 import pytest
 
 from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL
-from training.data import shapes as ids
 from training.data.camera_chain import Y_UP_FROM_Z_UP, relative_orbit_cameras
-from training.data.hits_more import DIAMOND_PLANES, PRISM_PLANES, PYRAMID_PLANES, WEDGE_PLANES
-from training.data.object_words import ObjectWords
-from training.data.objects import COMPOSITES
-from training.data.parts import bounds
-from training.data.render import render_views
+from training.data.procedural import shapes as ids
+from training.data.procedural.hits_more import DIAMOND_PLANES, PRISM_PLANES, PYRAMID_PLANES, WEDGE_PLANES
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.objects import COMPOSITES
+from training.data.procedural.parts import bounds
+from training.data.procedural.render import render_views
+from training.data.procedural.shapes import Primitive
+from training.data.procedural.solids import ALL_SHAPES
+from training.data.procedural.synthetic import (
+    RICH_CONFIG,
+    SyntheticConfig,
+    SyntheticObject,
+    build_object,
+    layout_cameras,
+)
 from training.data.sample import build_sample
-from training.data.shapes import Primitive
-from training.data.solids import ALL_SHAPES
-from training.data.synthetic import RICH_CONFIG, SyntheticConfig, SyntheticObject, build_object, layout_cameras
 from training.data.views import GOBJAVERSE_LAYOUT
 
 VIEWS = (3, 9, 25, 26, 33)  # both rings, top and bottom

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.procedural import ProceduralDataset
+from training.data.procedural.dataset import ProceduralDataset
 from training.data.sample import Batch
 from training.data.stream import BatchStream
 

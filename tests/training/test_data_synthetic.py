@@ -6,15 +6,21 @@ import torch
 
 from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL
 from training.data.camera_chain import Y_UP_FROM_Z_UP, relative_orbit_cameras
-from training.data.captions import all_captions, caption_words, draw_caption
-from training.data.grammar import SIZE_WORDS
-from training.data.object_words import ObjectWords
-from training.data.palette import COLOURS
+from training.data.procedural.captions import all_captions, caption_words, draw_caption
+from training.data.procedural.grammar import SIZE_WORDS
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.palette import COLOURS
+from training.data.procedural.render import render_views
+from training.data.procedural.shapes import SPHERE, Primitive
+from training.data.procedural.synthetic import (
+    SHAPES,
+    SyntheticConfig,
+    SyntheticObject,
+    layout_cameras,
+    synthetic_object,
+)
 from training.data.record import decode_record, unpack_views
-from training.data.render import render_views
 from training.data.sample import build_sample
-from training.data.shapes import SPHERE, Primitive
-from training.data.synthetic import SHAPES, SyntheticConfig, SyntheticObject, layout_cameras, synthetic_object
 from training.data.views import GOBJAVERSE_LAYOUT
 
 VIEWS = (3, 9, 15, 21, 25, 26, 28, 33)  # both rings, top and bottom

@@ -23,7 +23,9 @@ class Bound(NamedTuple):
 class Data:
     """Which objects are rendered, and from where."""
 
-    grammar: Literal["basic", "rich"] = "basic"  # kinds of objects and captions: training.data.synthetic_config.CONFIGS
+    grammar: Literal["basic", "rich"] = (
+        "basic"  # kinds of objects and captions: training.data.procedural.synthetic_config.CONFIGS
+    )
     seed: int = 0  # of the series of procedural objects
     objects: int = 1024
     validation_objects: int = 12  # from the same series, far past the training ones; the same in every evaluation

@@ -14,10 +14,10 @@ from diffsplat.geometry.cameras import Cameras
 from diffsplat.geometry.gaussians import Gaussians, grid_to_gaussians
 from diffsplat.splats.render import Renders, render
 from training.config.common import Data, StageConfig
-from training.data.procedural import ProceduralDataset
+from training.data.procedural.dataset import ProceduralDataset
+from training.data.procedural.synthetic_config import CONFIGS
 from training.data.sample import Batch, Sample, collate
 from training.data.stream import BatchStream
-from training.data.synthetic_config import CONFIGS
 from training.losses import psnr
 
 VALIDATION_INDEX = 1_000_000  # validation objects start here in the series; training never gets this far

@@ -22,9 +22,9 @@ from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
 from training.checkpoint import load_finished, read_finished, save_finished
 from training.config.common import to_plain
 from training.config.diffusion import DiffusionConfig
-from training.data.captions import plain_caption
-from training.data.synthetic import vocabulary
-from training.data.synthetic_config import CONFIGS
+from training.data.procedural.captions import plain_caption
+from training.data.procedural.synthetic import vocabulary
+from training.data.procedural.synthetic_config import CONFIGS
 from training.latents import LatentBatch, LatentCache, LatentStream, encode_objects, load_cache, save_cache
 from training.loop import Evaluation
 from training.objectives import VariancePreserving, drop_captions

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL
 from training.data.camera_chain import Y_UP_FROM_Z_UP
-from training.data.jit import compiled
+from training.data.procedural.jit import compiled
+from training.data.procedural.shapes import MISS, PLAIN, Primitive, hit_unit, painted_second
 from training.data.record import RawViews
-from training.data.shapes import MISS, PLAIN, Primitive, hit_unit, painted_second
 
 AMBIENT = 0.45
 LIGHT_YUP = np.array([-0.6, 0.7, 0.4])  # towards the light: left, up, front of a camera at azimuth 0

@@ -1,9 +1,9 @@
 """Animals."""
 
-from training.data.objects.kind import BRIGHT, Composite, Draw
-from training.data.palette import CREAM, DARK, ORANGE, PINK, WHITE, YELLOW, Rgb
-from training.data.parts import LYING_X, LYING_Y, Parts, ball, box, cone, limb, painted
-from training.data.shapes import STRIPES
+from training.data.procedural.objects.kind import BRIGHT, Composite, Draw
+from training.data.procedural.palette import CREAM, DARK, ORANGE, PINK, WHITE, YELLOW, Rgb
+from training.data.procedural.parts import LYING_X, LYING_Y, Parts, ball, box, cone, limb, painted
+from training.data.procedural.shapes import STRIPES
 
 
 def _eyes(x: float, y: float, z: float, radius: float, rgb: Rgb = DARK) -> Parts:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training.data.palette import PALETTE, Rgb
-from training.data.parts import Parts
+from training.data.procedural.palette import PALETTE, Rgb
+from training.data.procedural.parts import Parts
 
 ANY = tuple(PALETTE)
 BRIGHT = ("red", "green", "blue", "yellow", "purple", "cyan", "orange", "pink", "magenta")

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from training.data.palette import Rgb
-from training.data.shapes import (
+from training.data.procedural.palette import Rgb
+from training.data.procedural.shapes import (
     CAPSULE,
     CONE,
     CUBE,

@@ -7,10 +7,10 @@ views come from a small pool drawn once per object, so the cache stays small: 12
 import numpy as np
 
 from diffsplat.geometry.cameras import PixelRule
-from training.data.captions import draw_caption
+from training.data.procedural.captions import draw_caption
+from training.data.procedural.synthetic import DEFAULT_CONFIG, SyntheticConfig, SyntheticObject, synthetic_object
 from training.data.record import PackedViews, unpack_views
 from training.data.sample import Sample, build_sample
-from training.data.synthetic import DEFAULT_CONFIG, SyntheticConfig, SyntheticObject, synthetic_object
 from training.data.views import fill_views
 
 _POOL_STREAM = 11

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from training.data.object_words import ObjectWords
-from training.data.objects import COMPOSITES
-from training.data.solids import ALL_SHAPES
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.objects import COMPOSITES
+from training.data.procedural.solids import ALL_SHAPES
 
 PLAIN_SHARE = 0.4  # captions in the plainest form, the one that users type most
 SIZED_SHARE = 0.3  # captions of single shapes that mention the size

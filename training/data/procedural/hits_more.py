@@ -8,8 +8,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.hits_basic import MISS, T_MIN, Hit
-from training.data.jit import compiled
+from training.data.procedural.hits_basic import MISS, T_MIN, Hit
+from training.data.procedural.jit import compiled
 
 _jit = compiled
 

@@ -2,10 +2,10 @@
 
 import math
 
-from training.data.objects.kind import Composite, Draw
-from training.data.palette import BARK, CHOCOLATE, CREAM, DOUGH, LEAF, PALETTE, PINK, RED, WHITE, YELLOW
-from training.data.parts import Parts, ball, box, cone, dome, frustum, limb, painted, ring, rod
-from training.data.shapes import STRIPES
+from training.data.procedural.objects.kind import Composite, Draw
+from training.data.procedural.palette import BARK, CHOCOLATE, CREAM, DOUGH, LEAF, PALETTE, PINK, RED, WHITE, YELLOW
+from training.data.procedural.parts import Parts, ball, box, cone, dome, frustum, limb, painted, ring, rod
+from training.data.procedural.shapes import STRIPES
 
 
 def _scattered(d: Draw, count: int, reach: float) -> list[tuple[float, float]]:

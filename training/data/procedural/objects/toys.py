@@ -2,9 +2,9 @@
 
 import math
 
-from training.data.objects.kind import ANY, BRIGHT, Composite, Draw
-from training.data.palette import DARK, GLASS, GOLD, LEAF, ORANGE, PALETTE, RED, STEEL, WHITE, YELLOW
-from training.data.parts import (
+from training.data.procedural.objects.kind import ANY, BRIGHT, Composite, Draw
+from training.data.procedural.palette import DARK, GLASS, GOLD, LEAF, ORANGE, PALETTE, RED, STEEL, WHITE, YELLOW
+from training.data.procedural.parts import (
     LYING_Y,
     Parts,
     ball,
@@ -16,7 +16,7 @@ from training.data.parts import (
     ring,
     rod,
 )
-from training.data.shapes import SECTORS, STRIPES
+from training.data.procedural.shapes import SECTORS, STRIPES
 
 
 def toy_robot(d: Draw) -> Parts:

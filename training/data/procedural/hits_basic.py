@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from training.data.jit import compiled
+from training.data.procedural.jit import compiled
 
 Hit = tuple[float, float, float, float]  # ray parameter, normal x, y, z
 MISS = np.inf

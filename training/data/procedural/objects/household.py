@@ -1,8 +1,8 @@
 """Furniture and things around the house."""
 
-from training.data.objects.kind import ANY, BRIGHT, Composite, Draw
-from training.data.palette import CHOCOLATE, CREAM, DARK, GOLD, ORANGE, PALETTE, STEEL, WHITE, WOOD, YELLOW
-from training.data.parts import (
+from training.data.procedural.objects.kind import ANY, BRIGHT, Composite, Draw
+from training.data.procedural.palette import CHOCOLATE, CREAM, DARK, GOLD, ORANGE, PALETTE, STEEL, WHITE, WOOD, YELLOW
+from training.data.procedural.parts import (
     LYING_Y,
     Parts,
     ball,
@@ -16,7 +16,7 @@ from training.data.parts import (
     rod,
     wall,
 )
-from training.data.shapes import SECTORS, STRIPES
+from training.data.procedural.shapes import SECTORS, STRIPES
 
 
 def chair(d: Draw) -> Parts:

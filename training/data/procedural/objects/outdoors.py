@@ -2,9 +2,9 @@
 
 import math
 
-from training.data.objects.kind import BRIGHT, Composite, Draw
-from training.data.palette import BARK, CREAM, DARK, GLASS, LEAF, PALETTE, WHITE, WOOD, YELLOW
-from training.data.parts import (
+from training.data.procedural.objects.kind import BRIGHT, Composite, Draw
+from training.data.procedural.palette import BARK, CREAM, DARK, GLASS, LEAF, PALETTE, WHITE, WOOD, YELLOW
+from training.data.procedural.parts import (
     Parts,
     ball,
     box,
@@ -17,7 +17,7 @@ from training.data.parts import (
     rod,
     roof,
 )
-from training.data.shapes import STRIPES
+from training.data.procedural.shapes import STRIPES
 
 
 def tree(d: Draw) -> Parts:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from training.data.grammar import RELATIONS
-from training.data.objects import COMPOSITES
-from training.data.palette import COLOURS, PALETTE
-from training.data.solids import ALL_SHAPES, PATTERNS, SHAPES, SIZES
+from training.data.procedural.grammar import RELATIONS
+from training.data.procedural.objects import COMPOSITES
+from training.data.procedural.palette import COLOURS, PALETTE
+from training.data.procedural.solids import ALL_SHAPES, PATTERNS, SHAPES, SIZES
 from training.data.views import GOBJAVERSE_LAYOUT, ViewLayout
 
 

@@ -6,8 +6,8 @@ Half extents are those of the largest instance, whose bounding ball of at most 0
 
 from typing import NamedTuple
 
-from training.data.palette import Rgb
-from training.data.shapes import (
+from training.data.procedural.palette import Rgb
+from training.data.procedural.shapes import (
     CAPSULE,
     CONE,
     CUBE,

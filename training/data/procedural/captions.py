@@ -6,10 +6,10 @@ small text encoders (`caption_words`, `synthetic.vocabulary`).
 
 import numpy as np
 
-from training.data import grammar
-from training.data.grammar import PLAIN_SHARE, SIZE_WORDS, article
-from training.data.object_words import ObjectWords
-from training.data.palette import COLOURS
+from training.data.procedural import grammar
+from training.data.procedural.grammar import PLAIN_SHARE, SIZE_WORDS, article
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.palette import COLOURS
 
 TEMPLATES = (
     "{article} {phrase}",

@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from training.data.grammar import pick
-from training.data.held_out import HELD_OUT
-from training.data.object_words import ObjectWords
-from training.data.objects import COMPOSITES, Draw
-from training.data.palette import PALETTE
-from training.data.parts import FIT_RADIUS, Parts, bounds, fit, moved, turned
-from training.data.shapes import Primitive
-from training.data.solids import ALL_SHAPES, SIZES, solid_primitive
-from training.data.synthetic_config import SyntheticConfig
+from training.data.procedural.grammar import pick
+from training.data.procedural.held_out import HELD_OUT
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.objects import COMPOSITES, Draw
+from training.data.procedural.palette import PALETTE
+from training.data.procedural.parts import FIT_RADIUS, Parts, bounds, fit, moved, turned
+from training.data.procedural.shapes import Primitive
+from training.data.procedural.solids import ALL_SHAPES, SIZES, solid_primitive
+from training.data.procedural.synthetic_config import SyntheticConfig
 
 SHAPE_COLOUR_TOLD, OBJECT_COLOUR_TOLD = 0.95, 0.65  # shares of objects whose colour the caption names
 _GAP = 0.04  # between neighbours, in units of the largest instances

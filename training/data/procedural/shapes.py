@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.hits_basic import MISS, Hit, hit_cone, hit_cube, hit_cylinder, hit_sphere
-from training.data.hits_more import (
+from training.data.procedural.hits_basic import MISS, Hit, hit_cone, hit_cube, hit_cylinder, hit_sphere
+from training.data.procedural.hits_more import (
     DIAMOND_PLANES,
     PRISM_PLANES,
     PYRAMID_PLANES,
@@ -23,7 +23,7 @@ from training.data.hits_more import (
     hit_torus,
     hit_tube,
 )
-from training.data.jit import compiled
+from training.data.procedural.jit import compiled
 
 __all__ = ["MISS", "Primitive", "hit_unit", "painted_second"]
 

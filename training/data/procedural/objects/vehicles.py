@@ -2,9 +2,9 @@
 
 import math
 
-from training.data.objects.kind import ANY, BRIGHT, Composite, Draw
-from training.data.palette import CREAM, DARK, GLASS, GOLD, ORANGE, PALETTE, RED, STEEL, WHITE, WOOD, YELLOW
-from training.data.parts import (
+from training.data.procedural.objects.kind import ANY, BRIGHT, Composite, Draw
+from training.data.procedural.palette import CREAM, DARK, GLASS, GOLD, ORANGE, PALETTE, RED, STEEL, WHITE, WOOD, YELLOW
+from training.data.procedural.parts import (
     LYING_X,
     LYING_Y,
     Parts,

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from diffsplat.geometry.cameras import orbit_camera_to_world
 from training.data.camera_chain import y_up_to_z_up
-from training.data.captions import caption_words, plain_caption
-from training.data.grammar import vocabulary as rich_vocabulary
-from training.data.object_words import ObjectWords
-from training.data.palette import COLOURS
+from training.data.procedural.captions import caption_words, plain_caption
+from training.data.procedural.grammar import vocabulary as rich_vocabulary
+from training.data.procedural.object_words import ObjectWords
+from training.data.procedural.palette import COLOURS
+from training.data.procedural.render import render_views
+from training.data.procedural.scenes import build_parts, draw_words
+from training.data.procedural.shapes import Primitive
+from training.data.procedural.solids import SHAPES, SIZES
+from training.data.procedural.synthetic_config import DEFAULT_CONFIG, RICH_CONFIG, SyntheticConfig
 from training.data.record import PackedViews, RawViews, encode_record, pack_views
-from training.data.render import render_views
-from training.data.scenes import build_parts, draw_words
-from training.data.shapes import Primitive
-from training.data.solids import SHAPES, SIZES
-from training.data.synthetic_config import DEFAULT_CONFIG, RICH_CONFIG, SyntheticConfig
 from training.data.views import ViewLayout
 
 __all__ = [
