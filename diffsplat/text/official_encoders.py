@@ -9,36 +9,44 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from diffsplat.backbones.text import TextEncoderSpec
+from diffsplat.backends.precision import cast_network, without_parameters
+from diffsplat.graph import Precision
 from diffsplat.integrity import read_json
 from diffsplat.text.encoders import build_encoder
 from diffsplat.text.official_names import equal_tensors, our_name
 
 
 def load_official_encoder(
-    folder: str | os.PathLike[str], encoder: TextEncoderSpec, variant: str | None = None
+    folder: str | os.PathLike[str],
+    encoder: TextEncoderSpec,
+    variant: str | None = None,
+    precision: Precision = "fp32",
+    device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """Build a text encoder in float32 and evaluation mode with the weights of an official folder, strictly.
+    """Build a text encoder in evaluation mode with the weights of an official folder, strictly.
 
     Args:
         folder: official folder, `text_encoder` or a numbered one.
         encoder: specification, which must agree with the folder's `config.json`.
         variant: "fp16", or None for the files without a variant.
+        precision: type of the weights, cast tensor by tensor: T5-XXL takes 9.5 GB in bf16 and never more.
+        device: where they lie.
 
     Raises:
         ValueError: a file is missing, damaged, of another model, or its tensors differ from the network's; the message
             names it.
     """
-    from transformers.initialization import no_init_weights  # imported here: serving does not need it
-
     folder = Path(folder)
     check_official_config(folder, encoder)
     files = official_weight_files(folder, variant)  # fails before a large module is built
-    with no_init_weights():
+    with without_parameters():
         module = build_encoder(encoder, folder.name)
+    cast_network(module, precision, device=device)
     _fill(module, folder, files)
     return module.eval().requires_grad_(False)
 

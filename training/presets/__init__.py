@@ -2,7 +2,8 @@
 
 from training.config.chain import RecipeConfig, RefineConfig
 from training.config.common import StageConfig
-from training.presets import nano, pico
+from training.config.encode_text import UNPUBLISHED, EncodeTextConfig
+from training.presets import encode_text, nano, pico
 
 STAGES: dict[str, tuple[str, StageConfig]] = {
     f"{name}/{stage}": (description, getattr(recipe, stage))
@@ -20,4 +21,13 @@ RECIPES: dict[str, tuple[str, RecipeConfig]] = {
 }
 REFINEMENTS: dict[str, tuple[str, RefineConfig]] = {
     "nano-refined": ("further training of denoiser and text encoder, from bundles/nano", nano.REFINEMENT),
+}
+TEXTS: dict[str, tuple[str, EncodeTextConfig]] = {
+    name: (
+        "refused: " + UNPUBLISHED[config.backbone].partition(",")[0]
+        if config.backbone in UNPUBLISHED
+        else f"text embeddings of a data set's captions, for {config.backbone}",
+        config,
+    )
+    for name, config in encode_text.ENCODE_TEXT.items()
 }
