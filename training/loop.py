@@ -52,6 +52,7 @@ class Stage(Protocol):
     """A stage of training: `build` once, `loss` at every step, `evaluate` now and then, `export` at the end."""
 
     name: str
+    updates: int  # so far; set by the loop before each loss: some terms grow over the first steps
 
     def build(self) -> nn.Module:
         """Build the networks and return the trained ones as one module."""
@@ -174,6 +175,7 @@ def train(stage: Stage, config: StageConfig, lineage: dict[str, Any], rank: int 
             rate = learning_rate(step, optim)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            stage.updates = step
             loss, parts = stage.loss(next(stream), step_generator(config.run.seed, rank, step))
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)

@@ -6,57 +6,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffsplat.splats.render import Renders
-from training.config.common import RenderWeights
-
 _SSIM_WINDOW = 7
 
 
 class LossParts(NamedTuple):
     """A total to minimise and its unweighted parts to log."""
 
-    total: Tensor  # []
-    parts: dict[str, Tensor]
-
-
-def rendering_loss(renders: Renders, images: Tensor, alphas: Tensor, weights: RenderWeights) -> LossParts:
-    """``mse(image) + mse(mask) + w (1 - ssim)`` over all views.
-
-    Args:
-        renders: rgb [B, V, 3, H, W] on white, alpha [B, V, 1, H, W].
-        images: True images [B, V, 3, H, W] on white.
-        alphas: True masks [B, V, 1, H, W].
-        weights: Of the terms; the plain sum of the published loss is ``image = mask = 1``.
-    """
-    image = F.mse_loss(renders.rgb, images)
-    mask = F.mse_loss(renders.alpha, alphas)
-    total = weights.image * image + weights.mask * mask
-    parts = {"image_mse": image.detach(), "mask_mse": mask.detach()}
-    if weights.ssim:
-        structure = 1.0 - ssim(renders.rgb.flatten(0, 1), images.flatten(0, 1))
-        total = total + weights.ssim * structure
-        parts["dssim"] = structure.detach()
-    return LossParts(total, parts)
+    total: Tensor  # [B]
+    parts: dict[str, Tensor]  # [B] each, without gradients
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Mean structural similarity in [-1, 1] of images in [0, 1], uniform 7 x 7 window (Wang et al. 2004).
+    """Structural similarity in [-1, 1] of images in [0, 1], uniform 7 x 7 window (Wang et al. 2004).
 
-    [N, C, H, W] each, sides of at least 7 -> [].
+    [N, C, H, W] each, sides of at least 7 -> [N].
     """
     c1, c2 = 0.01**2, 0.03**2
-
-    def mean(values: Tensor) -> Tensor:
-        return F.avg_pool2d(values, _SSIM_WINDOW, stride=1)
-
-    mean_1, mean_2 = mean(first), mean(second)
-    variance_1 = mean(first * first) - mean_1 * mean_1
-    variance_2 = mean(second * second) - mean_2 * mean_2
-    covariance = mean(first * second) - mean_1 * mean_2
+    moments = torch.stack([first, second, first * first, second * second, first * second])
+    rows = F.avg_pool2d(moments.flatten(0, 1), (_SSIM_WINDOW, 1), stride=1)  # a square window, one axis at a time
+    means = F.avg_pool2d(rows, (1, _SSIM_WINDOW), stride=1).unflatten(0, moments.shape[:2])
+    mean_1, mean_2, square_1, square_2, product = means
+    variances = square_1 - mean_1 * mean_1 + square_2 - mean_2 * mean_2
+    covariance = product - mean_1 * mean_2
     similarity = ((2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)) / (
-        (mean_1 * mean_1 + mean_2 * mean_2 + c1) * (variance_1 + variance_2 + c2)
+        (mean_1 * mean_1 + mean_2 * mean_2 + c1) * (variances + c2)
     )
-    return similarity.mean()
+    return similarity.flatten(1).mean(1)
 
 
 def masked_mse(prediction: Tensor, truth: Tensor, mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Axes: B objects, V cameras per object, N Gaussians, H W pixels.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffsplat.backbones import PixelRule, SplatGeometry
@@ -148,3 +149,14 @@ def normal_map(normals: Tensor, alpha: Tensor, camera_to_world: Tensor, backgrou
     """Normals in camera axes as an image of world normals in [0, 1] on the background: [..., 3, H, W] -> same."""
     world = rotate_map(camera_to_world[..., :3, :3], normals)
     return (0.5 * world + 0.5) * alpha + (1.0 - alpha) * background
+
+
+def surface_normals(positions: Tensor) -> Tensor:
+    """World normals of a surface given by its points, by central differences between neighbouring pixels.
+
+    [..., 3, H, W] world positions -> [..., 3, H, W] of unit length, towards the camera; zero where points coincide.
+    """
+    flat = F.pad(positions.flatten(0, -4), (1, 1, 1, 1), mode="replicate")  # [N, 3, H + 2, W + 2]
+    right = flat[..., 1:-1, 2:] - flat[..., 1:-1, :-2]
+    down = flat[..., 2:, 1:-1] - flat[..., :-2, 1:-1]
+    return F.normalize(torch.linalg.cross(down, right, dim=-3), dim=-3).reshape(positions.shape)

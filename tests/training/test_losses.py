@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from diffsplat.splats.render import Renders
-from training.config.common import RenderWeights
-from training.losses import masked_mse, psnr, rendering_loss, ssim
+from training.losses import masked_mse, psnr, ssim
 
 
 def images(seed: int, *shape: int) -> torch.Tensor:
@@ -14,10 +12,11 @@ def images(seed: int, *shape: int) -> torch.Tensor:
 
 def test_ssim_is_one_for_equal_images_and_less_for_others() -> None:
     first, second = images(0, 2, 3, 16, 16), images(1, 2, 3, 16, 16)
-    assert ssim(first, first).item() == pytest.approx(1.0, abs=1e-6)
-    assert ssim(first, second).item() == pytest.approx(ssim(second, first).item(), abs=1e-6)
-    assert ssim(first, second).item() < 0.2
-    assert ssim(first, second) < ssim(first, 0.5 * (first + second)) < 1
+    torch.testing.assert_close(ssim(first, first), torch.ones(2))
+    torch.testing.assert_close(ssim(first, second), ssim(second, first))
+    assert (ssim(first, second) < 0.2).all()
+    closer = ssim(first, 0.5 * (first + second))
+    assert (ssim(first, second) < closer).all() and (closer < 1).all()
 
 
 def test_ssim_of_constant_images_follows_the_formula() -> None:
@@ -52,15 +51,3 @@ def test_masked_mse_counts_masked_pixels_of_all_channels_only() -> None:
     mask[0, 0, 0, 1, 1] = 1
     truth[0, 0, :, 1, 1] = torch.tensor([1.0, 2.0, 3.0])
     assert masked_mse(prediction, truth, mask).item() == pytest.approx((1 + 4 + 9) / 3)
-
-
-def test_rendering_loss_is_zero_at_the_truth_and_weights_its_terms() -> None:
-    rgb, alpha = images(0, 2, 3, 3, 16, 16), images(1, 2, 3, 1, 16, 16)
-    exact = rendering_loss(Renders(rgb, alpha, alpha), rgb, alpha, RenderWeights())
-    assert exact.total.item() == pytest.approx(0.0, abs=1e-6)
-    off = Renders(rgb + 0.1, alpha - 0.2, alpha)
-    only_image = rendering_loss(off, rgb, alpha, RenderWeights(image=2.0, mask=0.0, ssim=0.0))
-    assert only_image.total.item() == pytest.approx(2 * 0.01, rel=1e-4)
-    both = rendering_loss(off, rgb, alpha, RenderWeights(ssim=0.0))
-    assert both.total.item() == pytest.approx(0.01 + 0.04, rel=1e-4)
-    assert set(both.parts) == {"image_mse", "mask_mse"}

@@ -18,14 +18,15 @@ from training.stages.recon import ReconStage
 from training.stages.vae import VaeStage, visible_error
 
 DATA = Data(objects=2, validation_objects=1, batch_size=2, views=5, pool_size=1)
-WEIGHTS = RenderWeights(image=0.7, mask=0.3, ssim=0.9)
+WEIGHTS = RenderWeights(image=0.7, mask=0.3, ssim=0.9, coord=0.4, normal=0.6)
 CHANNEL_WEIGHTS = [3.0] * 3 + [1.0] * 3 + [0.25] * 4 + [1.0, 10.0]  # rgb, scale, quaternion, opacity, depth
 TRANSPARENT = 0.05  # weight of a transparent pixel, an opaque one has 1
 COMMON = {"data": DATA, "weights": WEIGHTS, "run": RunOptions(threads=1)}
 
 
 def rendering_total(parts: dict[str, torch.Tensor]) -> torch.Tensor:
-    return WEIGHTS.image * parts["image_mse"] + WEIGHTS.mask * parts["mask_mse"] + WEIGHTS.ssim * parts["dssim"]
+    images = WEIGHTS.image * parts["image_mse"] + WEIGHTS.mask * parts["mask_mse"] + WEIGHTS.ssim * parts["dssim"]
+    return images + WEIGHTS.coord * parts["coord_mse"] + WEIGHTS.normal * parts["normal_error"]
 
 
 def test_gsrecon_minimises_the_weighted_sum_of_its_terms() -> None:

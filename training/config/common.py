@@ -82,6 +82,7 @@ class StageConfig:
 
     preset: str = ""
     backbone: str = "pico"  # a key of diffsplat.backbones.BACKBONES
+    compat: bool = False  # the published behaviour wherever ours differs on purpose: docs/training.md lists it
     data: Data = Data()
     optim: Optim = Optim()
     cadence: Cadence = Cadence()
@@ -117,13 +118,42 @@ class StageConfig:
                 raise ValueError(f"{field} = {positive} must be greater than 0")
 
 
+PerceptualTerm = Literal["none", "ssim", "lpips", "effnet-feature", "auto"]
+
+
 @dataclass(frozen=True)
 class RenderWeights:
-    """Weights of the rendering loss (losses.rendering_loss)."""
+    """Terms of the rendering loss (training.rendering_loss) and their weights."""
 
     image: float = 1.0
     mask: float = 1.0
-    ssim: float = 0.2  # in place of a perceptual term, which would need downloaded weights
+    coord: float = 0.0  # surface points that the pixels show
+    normal: float = 0.0  # 1 - cosine of the surface's normals
+    perceptual: PerceptualTerm = "ssim"  # auto: LPIPS if its weights are on this machine, otherwise SSIM
+    ssim: float = 0.2  # weight of 1 - SSIM
+    lpips: float = 1.0
+    effnet: float = 1.0
+    perceptual_size: int = 256  # side to which LPIPS and effnet-feature resize images; 0: they do not
+    perceptual_start: int = 0  # step up to which the perceptual term counts nothing
+    perceptual_full: int = 0  # step from which it counts fully; in between it grows linearly
+
+    def bounds(self, prefix: str = "weights") -> list[Bound]:
+        """Ranges of the fields."""
+        terms = ("image", "mask", "coord", "normal", "ssim", "lpips", "effnet")
+        return [
+            *(Bound(f"{prefix}.{name}", getattr(self, name), 0.0, 1e9) for name in terms),
+            Bound(f"{prefix}.perceptual_size", self.perceptual_size, 0, 4096),
+            Bound(f"{prefix}.perceptual_start", self.perceptual_start, 0, self.perceptual_full),
+            Bound(f"{prefix}.perceptual_full", self.perceptual_full, 0, 10**9),
+        ]
+
+    def ramp(self, step: int) -> float:
+        """Share of the perceptual term's weight that counts after `step` updates."""
+        if step >= self.perceptual_full:
+            return 1.0
+        if step <= self.perceptual_start:
+            return 0.0
+        return (step - self.perceptual_start) / (self.perceptual_full - self.perceptual_start)
 
 
 def to_plain(config: Any) -> Any:

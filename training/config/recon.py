@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from training.config.common import RenderWeights, StageConfig
+from training.config.common import Bound, RenderWeights, StageConfig
 
 
 @dataclass(frozen=True)
@@ -18,3 +18,13 @@ class ReconConfig(StageConfig):
     position_weight: float = 1.0  # distance of the object's Gaussians from the true surface points of their pixels
     colour_weight: float = 0.0  # distance of the object's Gaussians from the colours of their pixels
     opacity_weight: float = 0.1  # pulls the background's Gaussians towards full transparency and one fixed look
+
+    def bounds(self) -> list[Bound]:
+        """Adds the weights."""
+        return [
+            *super().bounds(),
+            *self.weights.bounds(),
+            Bound("position_weight", self.position_weight, 0.0, 1e9),
+            Bound("colour_weight", self.colour_weight, 0.0, 1e9),
+            Bound("opacity_weight", self.opacity_weight, 0.0, 1e9),
+        ]

@@ -24,8 +24,15 @@ class VaeConfig(StageConfig):
     kl_weight: float = 1e-5  # small: keeps latents near unit size without blurring them
 
     def bounds(self) -> list[Bound]:
-        """Adds the number of rendered objects."""
-        return [*super().bounds(), Bound("rendered_objects", self.rendered_objects, 1, 10**6)]
+        """Adds the weights and the number of rendered objects."""
+        return [
+            *super().bounds(),
+            *self.weights.bounds(),
+            Bound("rendered_objects", self.rendered_objects, 1, 10**6),
+            Bound("grid_weight", self.grid_weight, 0.0, 1e9),
+            Bound("render_weight", self.render_weight, 0.0, 1e9),
+            Bound("kl_weight", self.kl_weight, 0.0, 1e9),
+        ]
 
     def check(self) -> None:
         """Adds that the decoder alone needs an autoencoder to start from."""

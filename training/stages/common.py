@@ -13,12 +13,13 @@ from diffsplat.backbones import BACKBONES, BackboneSpec
 from diffsplat.geometry.cameras import Cameras
 from diffsplat.geometry.gaussians import Gaussians, grid_to_gaussians
 from diffsplat.splats.render import Renders, render
-from training.config.common import Data, StageConfig
+from training.config.common import Data, RenderWeights, StageConfig
 from training.data.procedural.dataset import ProceduralDataset
 from training.data.procedural.synthetic_config import CONFIGS
 from training.data.sample import Batch, Sample, collate
 from training.data.stream import BatchStream
 from training.losses import psnr
+from training.rendering_loss import RenderingLoss
 
 VALIDATION_INDEX = 1_000_000  # validation objects start here in the series; training never gets this far
 _VALIDATION_STREAM = 33
@@ -82,7 +83,9 @@ def mixed_precision(config: StageConfig) -> Iterator[None]:
 
 
 class ObjectStage:
-    """Base of the stages that render procedural objects."""
+    """Base of the stages that render objects."""
+
+    updates = 0  # so far; set by the loop before each loss
 
     def __init__(self, config: StageConfig) -> None:
         self.config = config
@@ -117,6 +120,10 @@ class ObjectStage:
         """Gaussians seen by all cameras of the batch."""
         size = self.geometry.grid_size
         return render(gaussians, batch_cameras(batch), size, size, self.geometry)
+
+    def rendering_loss(self, weights: RenderWeights) -> RenderingLoss:
+        """The rendering loss of this stage's backbone; ValueError if weights of a perceptual term are missing."""
+        return RenderingLoss(weights, self.geometry, self.config.compat)
 
     def view_psnrs(self, images: Tensor, batch: Batch) -> dict[str, float]:
         """PSNR of rendered images [B, V, 3, H, W] in dB, over the input views and over the novel ones."""

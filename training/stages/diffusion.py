@@ -41,6 +41,7 @@ class DiffusionStage:
     """Trains denoiser and text encoder, from scratch or from an earlier run."""
 
     name = "diffusion"
+    updates = 0
 
     def __init__(self, config: DiffusionConfig) -> None:
         self.config = config

@@ -13,7 +13,7 @@ from training.checkpoint import load_finished, save_finished
 from training.config.recon import ReconConfig
 from training.data.sample import Batch
 from training.loop import Evaluation
-from training.losses import masked_mse, rendering_loss
+from training.losses import masked_mse
 from training.optim import decay_groups
 from training.stages.common import ObjectStage, comparison_panel, mixed_precision
 
@@ -25,8 +25,13 @@ class ReconStage(ObjectStage):
 
     config: ReconConfig
 
+    def __init__(self, config: ReconConfig) -> None:
+        super().__init__(config)
+        self.rendering = self.rendering_loss(config.weights)
+
     def build(self) -> nn.Module:
         """GSRecon, freshly initialised or from an earlier run."""
+        self.rendering.to(self.config.run.device)
         self.gsrecon = build_gsrecon(self.spec)
         if self.config.start is not None:
             load_finished(self.config.start, "gsrecon", self.gsrecon).requires_grad_(True)
@@ -43,8 +48,7 @@ class ReconStage(ObjectStage):
         with mixed_precision(self.config):
             grid = self.reconstruct(self.gsrecon, batch).float()  # [B, Vi, 12, H, W]
         gaussians = self.gaussians(grid, batch)
-        renders = self.render(gaussians, batch)
-        total, parts = rendering_loss(renders, batch.images_rgb, batch.alphas, self.config.weights)
+        errors, parts = self.rendering(self.render(gaussians, batch), batch, self.updates)
 
         alphas = batch.alphas[:, :views]  # [B, Vi, 1, H, W]
         centres = positions(gaussians, views, self.geometry.grid_size)
@@ -52,10 +56,10 @@ class ReconStage(ObjectStage):
         background = masked_mse(grid, background_grid(grid), alphas == 0.0)
         colour = masked_mse(grid[:, :, GRID_LAYOUT["rgb"]], 2.0 * batch.images_rgb[:, :views] - 1.0, alphas == 1.0)
         config = self.config
-        total = total + config.position_weight * position + config.opacity_weight * background
+        total = errors.mean() + config.position_weight * position + config.opacity_weight * background
         total = total + config.colour_weight * colour
         tidy = {"position_mse": position, "background_mse": background, "colour_mse": colour}
-        return total, {**parts, **{name: value.detach() for name, value in tidy.items()}}
+        return total, {name: value.detach().mean() for name, value in {**parts, **tidy}.items()}
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> Evaluation:
         """PSNR of input and of novel views."""
@@ -67,7 +71,7 @@ class ReconStage(ObjectStage):
 
     def export(self, out: Path, facts: dict[str, Any]) -> None:
         """Write GSRecon's averaged weights."""
-        save_finished(out, {"gsrecon": self.gsrecon}, facts, {})
+        save_finished(out, {"gsrecon": self.gsrecon}, {**facts, "perceptual": self.rendering.perceptual_name}, {})
 
 
 def positions(gaussians: Gaussians, views: int, size: int) -> Tensor:

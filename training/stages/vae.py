@@ -13,7 +13,6 @@ from training.checkpoint import load_finished, read_finished, save_finished
 from training.config.vae import VaeConfig
 from training.data.sample import Batch
 from training.loop import Evaluation
-from training.losses import rendering_loss
 from training.optim import decay_groups
 from training.stages.common import ObjectStage, comparison_panel, mixed_precision
 from training.stages.vae_start import start_almost_deterministic, start_as_average
@@ -32,6 +31,7 @@ class VaeStage(ObjectStage):
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__(config)
+        self.rendering = self.rendering_loss(config.weights)
         self.recon_files = read_finished(config.recon)["files"]
         self.start = None if config.vae is None else read_finished(config.vae)
         if self.start is not None and self.start["recon"] != self.recon_files:
@@ -40,6 +40,7 @@ class VaeStage(ObjectStage):
     def build(self) -> nn.Module:
         """GSVAE, freshly initialised or from an earlier run, beside a frozen GSRecon."""
         self.gsrecon = load_finished(self.config.recon, "gsrecon", build_gsrecon(self.spec)).to(self.config.run.device)
+        self.rendering.to(self.config.run.device)
         self.gsvae = build_gsvae(self.spec)
         if self.config.vae is None:
             if self.config.first_weights == "average":
@@ -73,12 +74,14 @@ class VaeStage(ObjectStage):
         count = min(self.config.rendered_objects, len(grid))  # the batch is in random order
         shown = Batch._make(field[:count] for field in batch)
         renders = self.render(self.gaussians(decoded[:count].clamp(-1.0, 1.0), shown), shown)
-        rendered, parts = rendering_loss(renders, shown.images_rgb, shown.alphas, self.config.weights)
+        errors, parts = self.rendering(renders, shown, self.updates)
+        rendered = errors.mean()
         kl = posterior.kl().mean()
         config = self.config
         total = config.grid_weight * grid_error + config.render_weight * rendered + config.kl_weight * kl
         spread = {"latent_std": posterior.mean.detach().std(), "latent_mean": posterior.mean.detach().mean()}
-        return total, {**parts, "grid_error": grid_error.detach(), "kl": kl.detach(), **spread}
+        terms = {**parts, "grid_error": grid_error.detach(), "kl": kl.detach(), **spread}
+        return total, {name: value.mean() for name, value in terms.items()}
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> Evaluation:
         """PSNR through the posterior's mean, beside that of GSRecon alone."""
@@ -98,7 +101,7 @@ class VaeStage(ObjectStage):
 
     def export(self, out: Path, facts: dict[str, Any]) -> None:
         """Write GSVAE's averaged weights and the measured scale of its latents."""
-        lineage = {**facts, "recon": self.recon_files}
+        lineage = {**facts, "recon": self.recon_files, "perceptual": self.rendering.perceptual_name}
         if self.start is not None:
             lineage["vae"] = self.start["files"]
         save_finished(out, {"gsvae": self.gsvae}, {**lineage, **self._latent_facts()}, {})
