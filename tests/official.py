@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL
 from huggingface_hub import save_torch_state_dict
@@ -13,11 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, T5Config
 
+from diffsplat.backbones import BackboneSpec
 from diffsplat.bundle import Bundle
+from diffsplat.denoisers.graph_inputs import FAMILIES
 from diffsplat.networks import bundle_network, network_builders
 from diffsplat.text.official_names import to_transformers
 from export.importing.importer import ImportOptions
 from export.importing.layout import default_tags
+from tests.families import family_spec, tokenizer_json
 
 NEWEST, OLDER = "013020", "001000"
 TAGS = {
@@ -62,9 +66,9 @@ def write_official(
     for name in network_builders(spec):
         state = {key: tensor.clone() for key, tensor in bundle_network(bundle, name).state_dict().items()}
         if name.startswith("text_encoder"):
-            _write_encoder(bundle, base / name, name, state, sharded, base_variant)
+            _write_encoder(spec, base / name, name, state, sharded, base_variant)
         elif name == "image_encoder":
-            _write_vae(bundle, base / "vae", state)
+            _write_vae(spec, base / "vae", state)
         elif name == "denoiser":
             # an older iteration that must not be taken
             for iteration, scale in ((OLDER, 0.0), (NEWEST, 1.0)):
@@ -123,9 +127,9 @@ def official_config(bundle: Bundle) -> dict[str, Any]:
 
 
 def _write_encoder(
-    bundle: Bundle, folder: Path, name: str, state: dict[str, Tensor], sharded: bool, variant: str | None
+    spec: BackboneSpec, folder: Path, name: str, state: dict[str, Tensor], sharded: bool, variant: str | None
 ) -> None:
-    encoder = dict(zip(bundle.spec.text.numbered("text_encoder"), bundle.spec.text.encoders, strict=True))[name]
+    encoder = dict(zip(spec.text.numbered("text_encoder"), spec.text.encoders, strict=True))[name]
     official = {key: tensor.clone() for key, tensor in to_transformers(encoder.kind, state).items()}
     if encoder.kind != "t5":  # a constant that old files hold
         prefix = "" if encoder.kind == "clip" else "text_model."
@@ -170,12 +174,45 @@ def _varint(value: int) -> bytes:
     return out + bytes([value])
 
 
-def _write_vae(bundle: Bundle, folder: Path, state: dict[str, Tensor]) -> None:
+def _write_vae(spec: BackboneSpec, folder: Path, state: dict[str, Tensor]) -> None:
     """All of the autoencoder, its attention under the names of old files."""
-    config = {name: value for name, value in bundle.spec.gsvae.items() if name != "tiny_decoder"}
+    config = {name: value for name, value in spec.gsvae.items() if name != "tiny_decoder"}
     vae: Any = AutoencoderKL(**config, in_channels=3, out_channels=3)
     official = {**vae.state_dict(), **state}
     for new, old in _OLD_ATTENTION_NAMES.items():
         official = {name.replace(new, old): tensor for name, tensor in official.items()}
     write_weights(folder, "diffusion_pytorch_model", official)
     (folder / "config.json").write_text(json.dumps({**dict(vae.config), "_class_name": "AutoencoderKL"}))
+
+
+def write_base_model(root: Path, name: str, seed: int = 0) -> Path:
+    """A tiny base model as on the hub: a denoiser that takes latents alone, text encoders, tokenizers and image VAE.
+
+    Args:
+        root: folder to write.
+        name: of the table, whose shrunken spec is `families.family_spec(name)`.
+        seed: of the random weights.
+
+    Returns:
+        `root`.
+    """
+    spec = family_spec(name, images=True)
+    stock: Any = getattr(diffusers, FAMILIES[spec.family].official_class)
+    builders = network_builders(spec)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = stock(**{**spec.denoiser, "in_channels": spec.latent_channels})
+        encoders = {part: builders[part]().state_dict() for part in spec.text.numbered("text_encoder")}
+        image_encoder = builders["image_encoder"]().state_dict()
+    folder = root / ("unet" if spec.family == "unet" else "transformer")
+    write_weights(folder, "diffusion_pytorch_model", network.state_dict())
+    config = {**network.config, "_class_name": stock.__name__, "sample_size": 2 * spec.latent_size}
+    if spec.family == "pixart":  # as its files were written
+        config |= {"_class_name": "Transformer2DModel", "interpolation_scale": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    for part, state in encoders.items():
+        _write_encoder(spec, root / part, part, state, False, None)
+    for part, encoder in zip(spec.text.numbered("tokenizer"), spec.text.encoders, strict=True):
+        _write_tokenizer(root / part, tokenizer_json(encoder.kind), has_json=spec.family == "sd3")
+    _write_vae(spec, root / "vae", image_encoder)
+    return root

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from diffsplat.backbones.text import TextSpec
 
 PixelRule = Literal["legacy", "pixel_centers"]
-Prediction = Literal["epsilon", "v_prediction", "velocity"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "velocity"]  # sample: the clean latents x0
 Family = Literal["unet", "pixart", "sd3"]
 ControlType = Literal["depth", "normal", "canny"]
 
@@ -36,6 +36,12 @@ class NoiseSchedule:
             raise ValueError(f"timestep_spacing = {self.timestep_spacing!r}: must be trailing or linspace")
         if self.timestep_spacing == "linspace" and self.process != "vp":
             raise ValueError(f"timestep_spacing = 'linspace': must be trailing for the process {self.process!r}")
+        predictions = {"vp": ("epsilon", "v_prediction", "sample"), "flow": ("velocity",)}[self.process]
+        if self.prediction_type not in predictions:
+            allowed = " or ".join(predictions)
+            raise ValueError(
+                f"prediction_type = {self.prediction_type!r}: must be {allowed} for the process {self.process!r}"
+            )
 
     @property
     def schedulers(self) -> tuple[str, ...]:

@@ -95,7 +95,12 @@ def _edm(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTable:
     t = _timesteps(schedule, steps)
     sigma = _vp_sigmas(schedule, t)
     c_in = 1 / np.sqrt(sigma[:-1] ** 2 + 1)
-    a, b = (1.0, -sigma[:-1]) if schedule.prediction_type == "epsilon" else (c_in**2, -sigma[:-1] * c_in)
+    estimates: dict[str, tuple[Column, Column]] = {  # (a, b) of x0 = a x + b pred, for the state x
+        "epsilon": (1.0, -sigma[:-1]),
+        "v_prediction": (c_in**2, -sigma[:-1] * c_in),
+        "sample": (0.0, 1.0),
+    }
+    a, b = estimates[schedule.prediction_type]
     c_x = sigma[1:] / sigma[:-1]
     return _table(sigma[0], t, c_in=c_in, a=a, b=b, c_x=c_x, c_0=1 - c_x)
 
@@ -111,7 +116,7 @@ def _vp_dpm(schedule: NoiseSchedule, steps: int, eta: float, stochastic: bool) -
 
 def _flow_dpm(schedule: NoiseSchedule, steps: int, eta: float, stochastic: bool) -> SamplerTable:
     n = schedule.num_train_timesteps
-    sigma = _shift(np.linspace(0, 1 - 1 / n, steps + 1)[::-1], schedule.shift)  # ends at 0
+    sigma = shift_sigma(np.linspace(0, 1 - 1 / n, steps + 1)[::-1], schedule.shift)  # ends at 0
     a, b = _clean_estimate(schedule, 1 - sigma[:-1], sigma[:-1])
     t = np.floor(sigma[:-1] * n)  # quirk kept: the network's time is cut to an integer while sigma is not
     return _dpm_solver(t, 1 - sigma, sigma, a, b, stochastic)
@@ -141,7 +146,7 @@ def _flow_euler(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTable
     """Euler on a rectified flow: x <- x + (sigma_next - sigma) v."""
     n = schedule.num_train_timesteps
     # quirk kept: the grid is shifted twice. Its lower end is already shift(1 / n), and every point is shifted again.
-    sigma = _shift(np.linspace(1.0, _shift(np.array(1 / n), schedule.shift), steps), schedule.shift)
+    sigma = shift_sigma(np.linspace(1.0, shift_sigma(np.array(1 / n), schedule.shift), steps), schedule.shift)
     sigma_next = np.append(sigma[1:], 0.0)
     a, b = _clean_estimate(schedule, 1 - sigma, sigma)
     c_x = sigma_next / sigma  # x + (s' - s) v, with v = (x - x0) / s
@@ -166,6 +171,8 @@ def _clean_estimate(schedule: NoiseSchedule, alpha: Array, sigma: Array) -> tupl
         return 1 / alpha, -sigma / alpha
     if schedule.prediction_type == "v_prediction":
         return alpha, -sigma
+    if schedule.prediction_type == "sample":
+        return 0.0, 1.0
     assert schedule.process == "flow", "a velocity prediction belongs to a flow"
     return 1.0, -sigma
 
@@ -176,7 +183,7 @@ def _vp_sigmas(schedule: NoiseSchedule, t: Array) -> Array:
     return np.append(np.sqrt((1 - abar) / abar), 0.0)
 
 
-def _shift(sigma: Array, shift: float) -> Array:
+def shift_sigma(sigma: Array, shift: float) -> Array:
     """Timestep shift of SD3 (Esser et al. 2024, equation 23)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 

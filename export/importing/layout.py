@@ -108,9 +108,9 @@ def locate_checkpoints(
         folder = _iteration_folder(names, label, network, tags[network], iterations.get(network, NEWEST))
         if network == "denoiser" or network.startswith(_CONTROLNET):
             part = FAMILIES[spec.family].official_folder if network == "denoiser" else "controlnet"
-            located[network] = _weights(names, label, f"{folder}/{part}", "diffusion_pytorch_model", "checkpoint")
+            located[network] = weights_in(names, label, f"{folder}/{part}", "diffusion_pytorch_model", "checkpoint")
         else:
-            located[network] = _weights(names, label, folder, "model", "checkpoint")
+            located[network] = weights_in(names, label, folder, "model", "checkpoint")
     return located
 
 
@@ -119,9 +119,9 @@ def locate_base_parts(networks: Collection[str], names: Collection[str], label: 
     located = {}
     for network in networks:
         if network.startswith(TEXT_ENCODER):
-            located[network] = _weights(names, label, network, "model", "base", variants=("fp16", ""))
+            located[network] = weights_in(names, label, network, "model", "base", variants=("fp16", ""))
         elif network == "image_encoder":
-            located[network] = _weights(names, label, "vae", "diffusion_pytorch_model", "base")
+            located[network] = weights_in(names, label, "vae", "diffusion_pytorch_model", "base")
     return located
 
 
@@ -158,7 +158,7 @@ def _tags_of(names: Collection[str], label: str) -> str:
     return f"{label} has {', '.join(tags) or 'no folder of the layout TAG/checkpoints/ITERATION'}"
 
 
-def _weights(
+def weights_in(
     names: Collection[str],
     label: str,
     folder: str,
@@ -166,7 +166,11 @@ def _weights(
     origin: Literal["checkpoint", "base"],
     variants: tuple[str, ...] = ("", "fp16"),
 ) -> WeightFiles:
-    """Files of the first variant in a folder; shards must be complete."""
+    """Files of the first variant in a folder; shards must be complete.
+
+    Raises:
+        SourceError: there is none, a shard is missing, or there are only pickles.
+    """
     here = {name.rpartition("/")[2] for name in names if name.rpartition("/")[0] == folder}
     for variant in variants:
         dotted = f".{variant}" if variant else ""

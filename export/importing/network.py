@@ -73,8 +73,11 @@ _ATTENTION_NAMES = {
 
 
 def _image_encoder_name(name: str) -> str | None:
-    if name.startswith(("decoder.", "post_quant_conv.")):
-        return None
+    return None if name.startswith(("decoder.", "post_quant_conv.")) else image_vae_name(name)
+
+
+def image_vae_name(name: str) -> str:
+    """Our name of a tensor of an image autoencoder: that of present files."""
     return re.sub(
         r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(\.)",
         lambda match: match[1] + _ATTENTION_NAMES[match[2]] + match[3],

@@ -171,7 +171,7 @@ def test_a_loss_depends_on_its_batch_and_generator_alone(chain: tuple[RecipeConf
 def test_dropped_captions_reach_the_text_encoder_as_the_empty_one(
     chain: tuple[RecipeConfig, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = dataclasses.replace(stage_configs(chain[0])[2], text_dropout=1.0)
+    config = dataclasses.replace(stage_configs(chain[0])[2], dropout_rate=0.5)
     stage = DiffusionStage(config)
     stage.build()
     seen: list[str] = []
@@ -182,7 +182,7 @@ def test_dropped_captions_reach_the_text_encoder_as_the_empty_one(
 
 
 def test_training_the_denoiser_also_trains_the_text_encoder(chain: tuple[RecipeConfig, Bundle]) -> None:
-    stage = DiffusionStage(dataclasses.replace(stage_configs(chain[0])[2], text_dropout=0.0))
+    stage = DiffusionStage(dataclasses.replace(stage_configs(chain[0])[2], dropout_rate=0.0))
     trained = stage.build()
     loss, _ = stage.loss(next(stage.stream(0, 1)), step_generator(0, 0, 0))
     loss.backward()
@@ -292,7 +292,7 @@ def test_bfloat16_gives_the_same_losses_roughly(
         (ReconConfig(optim=Optim(steps=10, warmup_steps=11)), r"optim.warmup_steps = 11 must lie in \[0, 10\]"),
         (ReconConfig(optim=Optim(max_grad_norm=0.0)), "optim.max_grad_norm = 0.0 must be greater than 0"),
         (VaeConfig(part="decoder"), "vae is not set: part = 'decoder' needs the finished run"),
-        (DiffusionConfig(text_dropout=1.5), r"text_dropout = 1.5 must lie in \[0.0, 1.0\]"),
+        (DiffusionConfig(dropout_rate=0.6), r"dropout_rate = 0.6 must lie in \[0.0, 0.5\]"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_the_first_step(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from training.config.common import Bound, StageConfig
+from training.config.objective import ObjectiveOptions
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,10 @@ class DiffusionConfig(StageConfig):
     recon: Path = Path("runs/pico/recon")
     vae: Path = Path("runs/pico/vae")
     start: Path | None = None  # finished run of this stage to start from; random weights if not given
-    text_dropout: float = 0.1  # share of objects whose caption is replaced by an empty one
-    min_snr_gamma: float = 0.0  # 0: all timesteps weigh the same
+    dropout_rate: float = 0.05  # for guidance: twice as many objects lose their caption (objectives.drop_conditions)
+    objective: ObjectiveOptions = ObjectiveOptions()
     evaluation_steps: int = 16
 
     def bounds(self) -> list[Bound]:
-        """Adds the share of dropped captions."""
-        return [*super().bounds(), Bound("text_dropout", self.text_dropout, 0.0, 1.0)]
+        """Adds the share of dropped conditions and the numbers of the objective."""
+        return [*super().bounds(), Bound("dropout_rate", self.dropout_rate, 0.0, 0.5), *self.objective.bounds()]

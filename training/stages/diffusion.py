@@ -27,7 +27,7 @@ from training.data.procedural.synthetic import vocabulary
 from training.data.procedural.synthetic_config import CONFIGS
 from training.latents import LatentBatch, LatentCache, LatentStream, encode_objects, load_cache, save_cache
 from training.loop import Evaluation
-from training.objectives import VariancePreserving, drop_captions
+from training.objectives import Objective, drop_conditions
 from training.optim import decay_groups
 from training.sampling import generate_latents
 from training.stages.common import comparison_panel, mixed_precision, spec_of
@@ -67,7 +67,7 @@ class DiffusionStage:
             raise ValueError(
                 f"start = {config.start} was trained with another spec than {spec.name} on {config.vae} has"
             )
-        self.objective = VariancePreserving.of(spec.schedule)
+        self.objective = Objective.of(spec.schedule, config.objective)
         self._caches: dict[bool, LatentCache] = {}
 
     def build(self) -> nn.Module:
@@ -105,10 +105,11 @@ class DiffusionStage:
 
     def loss(self, batch: LatentBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the prediction, one timestep per object, some captions dropped."""
-        dropped = drop_captions(len(batch.captions), self.config.text_dropout, generator)
+        uniform = torch.rand(len(batch.captions), generator=generator)
+        dropped = drop_conditions(uniform, self.config.dropout_rate, has_image=False).text
         captions = ["" if drop else caption for caption, drop in zip(batch.captions, dropped.tolist(), strict=True)]
-        errors, timesteps = self._errors(batch, captions, generator)
-        loss = (self.objective.loss_weights(timesteps, self.config.min_snr_gamma) * errors).mean()
+        errors, times = self._errors(batch, captions, generator)
+        loss = (self.objective.loss_weights(times) * errors).mean()
         return loss, {"mse": errors.detach().mean()}
 
     def evaluate(self, batch: LatentBatch, generator: torch.Generator) -> Evaluation:
@@ -127,19 +128,19 @@ class DiffusionStage:
         save_finished(out, networks, lineage, {TOKENIZER_FILE: self.tokenizer_json})
 
     def _errors(self, batch: LatentBatch, captions: list[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Squared error per object [B] at freshly drawn timesteps [B]."""
+        """Squared error per object [B] at freshly drawn rows of the noise table [B]."""
         device = self.config.run.device
         clean = batch.latents.to(device)
-        timesteps = self.objective.draw_timesteps(len(clean), generator)
+        times = self.objective.sample_t(len(clean), generator)
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        timesteps = timesteps.to(device)
-        noisy = self.objective.add_noise(clean, noise, timesteps)
+        times = times.to(device)
+        noisy = self.objective.add_noise(clean, noise, times)
         input_ids = self.tokenizer.encode(captions).input_ids.to(device)
+        inputs, timesteps = self.objective.network_input(noisy, times), self.objective.network_timesteps(times)
         with mixed_precision(self.config):
             context = self.context(self.text_encoder(input_ids))
-            prediction = self.step(noisy, batch.plucker.to(device), timesteps.float(), context).float()
-        errors = (prediction - self.objective.target(clean, noise, timesteps)).square().flatten(1).mean(1)
-        return errors, timesteps
+            output = self.step(inputs, batch.plucker.to(device), timesteps, context).float()
+        return self.objective.errors(noisy, output, self.objective.target(clean, noise, times), times), times
 
     def _samples_panel(self, batch: LatentBatch, generator: torch.Generator) -> np.ndarray:
         """The first unseen objects through the autoencoder, each beside a sample from its caption."""
