@@ -1,27 +1,17 @@
 """Training of all stages, each in its own folder, and of the bundle made from them."""
 
-import dataclasses
 import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffsplat.backbones import BackboneSpec
-from diffsplat.bundle import Bundle, write_bundle
-from diffsplat.networks import network_builders
-from training.checkpoint import FINISHED, MANIFEST, git_revision, list_checkpoints, load_finished, read_finished
+from diffsplat.bundle import Bundle
+from training.assemble import bundle_runs
+from training.checkpoint import FINISHED, MANIFEST, git_revision, list_checkpoints, read_finished
 from training.config.chain import RecipeConfig
 from training.config.common import StageConfig, to_plain
 from training.loop import Outcome, train
 from training.stages import build_stage
-from training.stages.diffusion import TOKENIZER_FILE
-
-_LINEAGE = (
-    "preset", "seed", "data", "revision", "torch", "steps", "seconds", "metrics", "latent_scale", "latent_channels"
-)  # fmt: skip
-STAGE_FOLDERS = ("recon", "vae", "diffusion", "decoder")
 
 
 class Interrupted(Exception):
@@ -53,58 +43,12 @@ def run_stage(config: StageConfig) -> Outcome:
 
 def run_recipe(recipe: RecipeConfig) -> Bundle:
     """Train all stages and write ``<out>/bundle``."""
-    for config in stage_configs(recipe):
+    stages = recipe.placed()
+    for config in stages.values():
         config.check()
-    for config in stage_configs(recipe):
+    for config in stages.values():
         run_stage(config)
-    return bundle_runs({name: recipe.out / name for name in STAGE_FOLDERS}, recipe.out / "bundle")
-
-
-def stage_configs(recipe: RecipeConfig) -> tuple[StageConfig, ...]:
-    """The recipe's stages, each with its folder below the recipe's."""
-    recon, vae = recipe.out / "recon", recipe.out / "vae"
-
-    def placed(config: Any, out: Path, **parents: Path) -> Any:
-        run = dataclasses.replace(config.run, out=out, resume=recipe.resume or config.run.resume)
-        return dataclasses.replace(config, run=run, **parents)
-
-    return (
-        placed(recipe.recon, recon),
-        placed(recipe.vae, vae, recon=recon),
-        placed(recipe.diffusion, recipe.out / "diffusion", recon=recon, vae=vae),
-        placed(recipe.decoder, recipe.out / "decoder", recon=recon, vae=vae),
-    )
-
-
-def bundle_runs(runs: Mapping[str, Path], target: Path) -> Bundle:
-    """Write the finished weights of all stages into one bundle.
-
-    Args:
-        runs: Folder of each of `STAGE_FOLDERS`.
-        target: The bundle.
-
-    Raises:
-        CheckpointError: a stage is not finished or damaged.
-        ValueError: the stages were not trained on each other.
-    """
-    facts = {name: read_finished(out) for name, out in runs.items()}
-    latents = facts["diffusion"]["parents"]["vae"]
-    if not latents == facts["vae"]["files"] == facts["decoder"]["vae"]:
-        raise ValueError(
-            f"{runs['diffusion']} and {runs['decoder']} must both be trained on the latents of {runs['vae']}"
-        )
-    spec = BackboneSpec.from_dict(facts["diffusion"]["spec"])
-    sources = {"text_encoder": "diffusion", "denoiser": "diffusion", "gsvae": "decoder", "gsrecon": "recon"}
-    networks = {
-        name: load_finished(runs[sources[name]], name, build()) for name, build in network_builders(spec).items()
-    }
-    tokenizer_json = (runs["diffusion"] / FINISHED / TOKENIZER_FILE).read_text()
-    lineage = {
-        "stages": {name: {key: stage[key] for key in _LINEAGE if key in stage} for name, stage in facts.items()},
-        "revision": git_revision(),
-        "seconds": round(sum(stage["seconds"] for stage in facts.values()), 1),
-    }
-    return write_bundle(target, spec, networks, [tokenizer_json], lineage)
+    return bundle_runs({name: config.run.out for name, config in stages.items()}, recipe.out / "bundle")
 
 
 def stage_lineage(config: StageConfig) -> dict[str, Any]:

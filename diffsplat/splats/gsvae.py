@@ -76,20 +76,26 @@ class GSVAE(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Diffusion latents [B, V, C, h, w] -> grid [B, V, 12, H, W] clamped to [-1, 1]."""
-        unscaled = latents / self.scaling_factor + self.shift_factor
-        return self.vae.decode(unscaled.flatten(0, 1)).sample.unflatten(0, latents.shape[:2]).clamp(-1.0, 1.0)
+        return self.decode_unclamped(latents).clamp(-1.0, 1.0)
 
     def decode_tiny(self, latents: Tensor) -> Tensor:
-        """As `decode`, by the small decoder that rendering losses use.
+        """As `decode`, by the small decoder that rendering losses and previews use.
 
         It takes SCALED latents, still through the autoencoder's post_quant_conv where there is one (published quirk).
         """
+        return self.decode_unclamped(latents, tiny=True).clamp(-1.0, 1.0)
+
+    def decode_unclamped(self, latents: Tensor, tiny: bool = False) -> Tensor:
+        """`decode` or `decode_tiny` without the clamp, which would hide values outside [-1, 1] from a loss."""
+        if not tiny:
+            unscaled = latents / self.scaling_factor + self.shift_factor
+            return self.vae.decode(unscaled.flatten(0, 1)).sample.unflatten(0, latents.shape[:2])
         if self.tiny_decoder is None:
             raise ValueError("this GSVAE has no tiny decoder: spec.gsvae has no tiny_decoder")
         flat = latents.flatten(0, 1)
         if self.vae.post_quant_conv is not None:
             flat = self.vae.post_quant_conv(flat)
-        return self.tiny_decoder(flat).unflatten(0, latents.shape[:2]).clamp(-1.0, 1.0)
+        return self.tiny_decoder(flat).unflatten(0, latents.shape[:2])
 
     def forward(self, grid: Tensor) -> Tensor:
         """Reconstruct a grid through the posterior's mean: [B, V, 12, H, W] -> [B, V, 12, H, W]."""
@@ -136,9 +142,19 @@ def widen_from_image_vae(
     state["decoder.conv_out.bias"] = state["decoder.conv_out.bias"].repeat(4)
     gsvae.vae.load_state_dict(state)
     if tiny_state is not None and gsvae.tiny_decoder is not None:
-        prefix = "decoder."
-        tiny = {name.removeprefix(prefix): tensor for name, tensor in tiny_state.items() if name.startswith(prefix)}
-        last = max(int(name.split(".")[1]) for name in tiny)  # layers.N.*: the output convolution comes last
-        for end in (f"layers.{last}.weight", f"layers.{last}.bias"):
-            tiny[end] = tiny[end].repeat(4, *[1] * (tiny[end].dim() - 1))
-        gsvae.tiny_decoder.load_state_dict(tiny)
+        widen_tiny_decoder(gsvae.tiny_decoder, tiny_state)
+
+
+def widen_tiny_decoder(decoder: DecoderTiny, tiny_state: dict[str, Tensor]) -> None:
+    """Start a tiny decoder from an image model's AutoencoderTiny, whose output is tiled as in `widen_from_image_vae`.
+
+    Args:
+        decoder: changed in place.
+        tiny_state: state dict of AutoencoderTiny, of which only `decoder.*` is used.
+    """
+    prefix = "decoder."
+    tiny = {name.removeprefix(prefix): tensor for name, tensor in tiny_state.items() if name.startswith(prefix)}
+    last = max(int(name.split(".")[1]) for name in tiny)  # layers.N.*: the output convolution comes last
+    for end in (f"layers.{last}.weight", f"layers.{last}.bias"):
+        tiny[end] = tiny[end].repeat(4, *[1] * (tiny[end].dim() - 1))
+    decoder.load_state_dict(tiny)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from training.__main__ import main
-from training.presets import RECIPES, REFINEMENTS, STAGES
+from training.presets import GROUPS, RECIPES, STAGES
 
 TINY_RUN = [
     "--data.objects", "4", "--data.validation-objects", "2", "--data.batch-size", "2", "--optim.steps", "2",
@@ -18,8 +18,10 @@ def test_help_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    for name in (*RECIPES, *REFINEMENTS, *STAGES):
-        assert name in printed
+    for title, group in GROUPS.items():
+        assert f"\n{title}:\n" in printed
+        for name, (description, _) in group.items():
+            assert f"  {name} " in printed and description in printed
 
 
 @pytest.mark.parametrize(
@@ -60,5 +62,7 @@ def test_a_stage_without_the_one_before_it_says_so(tmp_path: Path, capsys: pytes
 
 def test_the_pico_recipe_trains_exactly_the_stage_presets() -> None:
     recipe = RECIPES["pico"][1]
-    for stage in ("recon", "vae", "decoder", "diffusion"):
-        assert getattr(recipe, stage) is STAGES[f"pico/{stage}"][1]
+    assert list(recipe.stages) == ["recon", "vae", "diffusion", "decoder", "tiny-decoder"]
+    for name, config in recipe.stages.items():
+        assert config is STAGES[f"pico/{name}"][1]
+        assert recipe.placed()[name] == config  # the presets' folders are the recipe's

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -14,16 +15,18 @@ from safetensors.torch import load_file
 
 from diffsplat.backbones import BACKBONES, PICO, TextSpec
 from diffsplat.bundle import Bundle
+from diffsplat.networks import bundle_network
 from diffsplat.pipeline import Pipeline
-from training.checkpoint import CheckpointError, read_finished
+from training.assemble import bundle_runs
+from training.checkpoint import CheckpointError, read_finished, save_finished
 from training.config.chain import RecipeConfig, RefineConfig
 from training.config.common import Cadence, Data, Optim, RunOptions, StageConfig
 from training.config.diffusion import DiffusionConfig
 from training.config.recon import ReconConfig
 from training.config.vae import VaeConfig
 from training.loop import step_generator, train
-from training.recipe import STAGE_FOLDERS, bundle_runs, run_recipe, run_stage, stage_configs, stage_lineage
-from training.refine import run_refinement, unpack
+from training.recipe import run_recipe, run_stage, stage_lineage
+from training.refine import run_refinement
 from training.stages import build_stage
 from training.stages.diffusion import DiffusionStage
 from training.stages.recon import ReconStage
@@ -55,17 +58,35 @@ def tiny_backbone() -> Iterator[None]:
 
 
 def recipe(out: Path, **options: bool) -> RecipeConfig:
-    common = {"backbone": "tiny", "optim": OPTIM, "cadence": CADENCE, "run": RunOptions(threads=1)}
+    common = {"backbone": "tiny", "optim": OPTIM, "cadence": CADENCE}
+
+    def at(name: str) -> RunOptions:
+        return RunOptions(out=Path(name), threads=1)
+
+    recon, vae = Path("recon"), Path("vae")
     return RecipeConfig(
         out=out,
-        recon=ReconConfig(preset="tiny/recon", data=DATA, **common),
-        vae=VaeConfig(preset="tiny/vae", data=DATA, **common),
-        decoder=VaeConfig(preset="tiny/decoder", data=DATA, part="decoder", **common),
-        diffusion=DiffusionConfig(
-            preset="tiny/diffusion", data=dataclasses.replace(DATA, batch_size=8), evaluation_steps=2, **common
-        ),
+        stages={
+            "recon": ReconConfig(preset="tiny/recon", data=DATA, run=at("recon"), **common),
+            "vae": VaeConfig(preset="tiny/vae", data=DATA, recon=recon, run=at("vae"), **common),
+            "diffusion": DiffusionConfig(
+                preset="tiny/diffusion", data=dataclasses.replace(DATA, batch_size=8), evaluation_steps=2, recon=recon,
+                vae=vae, run=at("diffusion"), **common,
+            ),
+            "decoder": VaeConfig(
+                preset="tiny/decoder", data=DATA, part="decoder", recon=recon, vae=vae, run=at("decoder"), **common
+            ),
+            "tiny-decoder": VaeConfig(
+                preset="tiny/tiny-decoder", data=DATA, part="tiny", recon=recon, vae=Path("decoder"), tiny_width=8,
+                tiny_blocks=1, run=at("tiny-decoder"), **common,
+            ),
+        },
         **options,
-    )
+    )  # fmt: skip
+
+
+def stages(made: RecipeConfig) -> list[StageConfig]:
+    return list(made.placed().values())
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +100,7 @@ def records(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", ["recon", "vae", "diffusion", "decoder"])
+@pytest.mark.parametrize("stage", ["recon", "vae", "diffusion", "decoder", "tiny-decoder"])
 def test_the_loss_falls_and_panels_are_written(chain: tuple[RecipeConfig, Bundle], stage: str) -> None:
     out = chain[0].out / stage
     losses = [record["loss"] for record in records(out) if "loss" in record]
@@ -90,9 +111,9 @@ def test_the_loss_falls_and_panels_are_written(chain: tuple[RecipeConfig, Bundle
 
 def test_the_bundle_generates_and_tells_where_it_comes_from(chain: tuple[RecipeConfig, Bundle]) -> None:
     bundle = chain[1]
-    stages = bundle.lineage["stages"]
-    assert set(stages) == {"recon", "vae", "diffusion", "decoder"}
-    for name, facts in stages.items():
+    lineage = bundle.lineage["stages"]
+    assert list(lineage) == ["recon", "vae", "diffusion", "decoder", "tiny-decoder"]
+    for name, facts in lineage.items():
         assert facts["preset"] == f"tiny/{name}" and facts["steps"] == STEPS and facts["seed"] == 0
         assert facts["data"] == {"kind": "procedural", "grammar": "basic", "seed": 0, "objects": 24}
         assert facts["metrics"] and facts["seconds"] > 0 and facts["revision"]
@@ -105,7 +126,7 @@ def test_the_bundle_carries_the_measured_latent_scale(chain: tuple[RecipeConfig,
     measured = read_finished(recipe_config.out / "vae")["latent_scale"]
     assert bundle.spec.gsvae["scaling_factor"] == measured["scaling_factor"] != 1.0
     assert bundle.spec.gsvae["shift_factor"] == measured["shift_factor"]
-    stage = DiffusionStage(stage_configs(recipe_config)[2])
+    stage = DiffusionStage(stages(recipe_config)[2])
     stage.build()
     latents = next(stage.stream(0, 1)).latents
     assert latents.mean().abs().item() < 0.3 and 0.6 < latents.std().item() < 1.5
@@ -119,19 +140,68 @@ def test_the_decoder_stage_changes_the_decoder_alone(chain: tuple[RecipeConfig, 
     assert read_finished(out / "decoder")["latent_scale"] == read_finished(out / "vae")["latent_scale"]
 
 
+def test_the_tiny_decoder_is_trained_alone_and_lies_beside_the_other(chain: tuple[RecipeConfig, Bundle]) -> None:
+    out, bundle = chain[0].out, chain[1]
+    before, after = (load_file(out / name / "finished" / "gsvae.safetensors") for name in ("decoder", "tiny-decoder"))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert {name.split(".")[0] for name in after.keys() - before.keys()} == {"tiny_decoder"}
+    assert bundle.spec.gsvae["tiny_decoder"] == {"num_blocks": [1, 1, 1], "block_out_channels": [8, 8, 8]}
+    gsvae = bundle_network(bundle, "gsvae")
+    latents = torch.zeros(1, 4, TINY.latent_channels, TINY.latent_size, TINY.latent_size)
+    assert gsvae.decode_tiny(latents).shape == gsvae.decode(latents).shape
+
+
 def test_a_bundle_of_stages_that_do_not_belong_together_is_refused(
     chain: tuple[RecipeConfig, Bundle], tmp_path: Path
 ) -> None:
-    runs = {name: chain[0].out / name for name in STAGE_FOLDERS}
-    with pytest.raises(ValueError, match="must both be trained on the latents of"):
-        bundle_runs({**runs, "vae": runs["decoder"]}, tmp_path / "bundle")
+    runs = {name: config.run.out for name, config in chain[0].placed().items()}
+    for network in ("recon", "vae", "diffusion"):  # each has another parent than the rest
+        other = tmp_path / network
+        shutil.copytree(runs[network] / "finished", other / "finished")
+        facts = json.loads((other / "finished" / "finished.json").read_text())
+        facts.update({"parents": {**facts.get("parents", {}), "vae": {}}, "recon": {}})
+        if network == "recon":
+            changed = {"gsrecon": ReconStage(chain[0].placed()["recon"]).build()}  # type: ignore[arg-type]
+            save_finished(other, changed, facts, {})
+        else:
+            (other / "finished" / "finished.json").write_text(json.dumps(facts))
+        mixed = {**runs, network: other}
+        if network == "vae":
+            mixed = {name: path for name, path in mixed.items() if name not in ("decoder", "tiny-decoder")}
+        with pytest.raises(ValueError, match="trained on another GSRecon|must both be trained on the same latents"):
+            bundle_runs(mixed, tmp_path / "bundle")
+    with pytest.raises(ValueError, match="a bundle needs a denoiser; the networks of these sources are: gsrecon"):
+        bundle_runs({"recon": runs["recon"]}, tmp_path / "bundle")
+    with pytest.raises(ValueError, match="nowhere.*not the folder of a finished training stage"):
+        bundle_runs({**runs, "more": tmp_path / "nowhere"}, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_is_the_same_from_its_runs_or_from_a_bundle_and_a_run(
+    chain: tuple[RecipeConfig, Bundle], tmp_path: Path
+) -> None:
+    runs = {name: config.run.out for name, config in chain[0].placed().items()}
+    del runs["tiny-decoder"]
+    without = bundle_runs(runs, tmp_path / "without")
+    assert "tiny_decoder" not in without.spec.gsvae
+    again = bundle_runs({"bundle": without.root, "tiny-decoder": chain[0].out / "tiny-decoder"}, tmp_path / "again")
+    assert again.digest == chain[1].digest and again.lineage["stages"] == chain[1].lineage["stages"]
+
+
+def test_a_recipe_trains_parents_before_what_is_trained_on_them() -> None:
+    made = recipe(Path("out"))
+    swapped = dataclasses.replace(made, stages={name: made.stages[name] for name in ("vae", "recon")})
+    with pytest.raises(ValueError, match="vae.recon: is trained on recon, which must come before it"):
+        swapped.placed()
+    placed = made.placed()
+    assert placed["tiny-decoder"].vae == Path("out/decoder")  # type: ignore[attr-defined]
+    assert placed["vae"].vae is None and placed["vae"].run.out == Path("out/vae")  # type: ignore[attr-defined]
 
 
 def test_resuming_a_stage_in_the_middle_of_an_epoch_is_bit_exact(
     chain: tuple[RecipeConfig, Bundle], tmp_path: Path
 ) -> None:
-    whole = stage_configs(chain[0])[0]
+    whole = stages(chain[0])[0]
     short = dataclasses.replace(whole, run=dataclasses.replace(whole.run, out=tmp_path))
 
     class Killed(Exception):
@@ -156,7 +226,7 @@ def test_resuming_a_stage_in_the_middle_of_an_epoch_is_bit_exact(
 
 
 def test_a_loss_depends_on_its_batch_and_generator_alone(chain: tuple[RecipeConfig, Bundle]) -> None:
-    for config in stage_configs(chain[0]):
+    for config in stages(chain[0]):
         stage = build_stage(config)
         torch.manual_seed(0)
         stage.build()
@@ -171,7 +241,7 @@ def test_a_loss_depends_on_its_batch_and_generator_alone(chain: tuple[RecipeConf
 def test_dropped_captions_reach_the_text_encoder_as_the_empty_one(
     chain: tuple[RecipeConfig, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = dataclasses.replace(stage_configs(chain[0])[2], dropout_rate=0.5)
+    config = dataclasses.replace(stages(chain[0])[2], dropout_rate=0.5)
     stage = DiffusionStage(config)
     stage.build()
     seen: list[str] = []
@@ -182,7 +252,7 @@ def test_dropped_captions_reach_the_text_encoder_as_the_empty_one(
 
 
 def test_training_the_denoiser_also_trains_the_text_encoder(chain: tuple[RecipeConfig, Bundle]) -> None:
-    stage = DiffusionStage(dataclasses.replace(stage_configs(chain[0])[2], dropout_rate=0.0))
+    stage = DiffusionStage(dataclasses.replace(stages(chain[0])[2], dropout_rate=0.0))
     trained = stage.build()
     loss, _ = stage.loss(next(stage.stream(0, 1)), step_generator(0, 0, 0))
     loss.backward()
@@ -192,7 +262,7 @@ def test_training_the_denoiser_also_trains_the_text_encoder(chain: tuple[RecipeC
 
 
 def test_latents_are_encoded_once_and_again_for_other_objects(chain: tuple[RecipeConfig, Bundle]) -> None:
-    config = stage_configs(chain[0])[2]
+    config = stages(chain[0])[2]
     path = config.run.out / "latents.safetensors"
     written = path.stat().st_mtime_ns
     stage = DiffusionStage(config)
@@ -211,7 +281,7 @@ def test_latents_are_encoded_once_and_again_for_other_objects(chain: tuple[Recip
 
 
 def test_ranks_see_other_objects(chain: tuple[RecipeConfig, Bundle]) -> None:
-    stage = ReconStage(stage_configs(chain[0])[0])
+    stage = ReconStage(stages(chain[0])[0])
     uids = [next(stage.stream(rank, 2)).uids for rank in (0, 1)]
     assert not set(uids[0]) & set(uids[1])
 
@@ -227,14 +297,14 @@ def test_a_finished_chain_is_not_trained_again(chain: tuple[RecipeConfig, Bundle
 
 def test_a_bundle_can_be_trained_further(chain: tuple[RecipeConfig, Bundle], tmp_path: Path) -> None:
     made, bundle = chain
-    first = stage_configs(made)[2]
-    assert isinstance(first, DiffusionConfig)
-    more = RefineConfig(bundle=bundle.root, out=tmp_path / "more", diffusion=first)
+    first = made.placed()["diffusion"]
+    more = RefineConfig(bundle=bundle.root, out=tmp_path / "more", stage=first)
     refined = run_refinement(more)
     assert {name for name in bundle.files if refined.files[name] != bundle.files[name]} == {
         "denoiser.safetensors", "text_encoder.safetensors",
     }  # fmt: skip
     assert refined.spec == bundle.spec
+    assert list(refined.lineage["stages"]) == list(bundle.lineage["stages"])
     runs = (made.out / "diffusion", tmp_path / "more" / "diffusion")
     before, after = ([record["loss"] for record in records(run) if "loss" in record] for run in runs)
     assert after[0] < 0.8 * before[0]  # it starts where the bundle ended
@@ -243,18 +313,32 @@ def test_a_bundle_can_be_trained_further(chain: tuple[RecipeConfig, Bundle], tmp
     assert run_refinement(dataclasses.replace(more, resume=True)).digest == refined.digest
 
 
+@pytest.mark.parametrize(
+    ("name", "changed"), [("recon", "gsrecon"), ("decoder", "gsvae"), ("tiny-decoder", "gsvae"), ("vae", None)]
+)
+def test_every_stage_of_a_bundle_can_be_trained_further(
+    chain: tuple[RecipeConfig, Bundle], tmp_path: Path, name: str, changed: str | None
+) -> None:
+    made, bundle = chain
+    config = dataclasses.replace(made.placed()[name], optim=Optim(steps=1, warmup_steps=0))
+    more = RefineConfig(bundle=bundle.root, out=tmp_path, name=name, stage=config)
+    if changed is None:  # its latents are no longer those of the bundle's denoiser
+        with pytest.raises(ValueError, match="must both be trained on the same latents"):
+            run_refinement(more)
+        return
+    refined = run_refinement(more)
+    assert [file for file in bundle.files if refined.files[file] != bundle.files[file]] == [f"{changed}.safetensors"]
+    assert refined.spec == bundle.spec
+
+
 def test_a_bundle_is_not_trained_further_as_another_backbone(
     chain: tuple[RecipeConfig, Bundle], tmp_path: Path
 ) -> None:
-    config = RefineConfig(bundle=chain[1].root, out=tmp_path / "more", diffusion=DiffusionConfig(backbone="pico"))
+    config = RefineConfig(bundle=chain[1].root, out=tmp_path / "more", stage=DiffusionConfig(backbone="pico"))
     with pytest.raises(ValueError, match="is of backbone tiny, not pico"):
         run_refinement(config)
-    unpack(chain[1], tmp_path / "start")
-    other = dataclasses.replace(
-        stage_configs(chain[0])[2],
-        recon=tmp_path / "start" / "recon", vae=tmp_path / "start" / "vae", start=tmp_path / "start" / "diffusion",
-        backbone="pico",
-    )  # fmt: skip
+    bundle = chain[1].root
+    other = dataclasses.replace(chain[0].placed()["diffusion"], recon=bundle, vae=bundle, start=bundle, backbone="pico")
     with pytest.raises(ValueError, match="was trained with another spec"):
         build_stage(other)
 
@@ -264,7 +348,7 @@ def test_bfloat16_gives_the_same_losses_roughly(
     chain: tuple[RecipeConfig, Bundle], tmp_path: Path, grammar: Literal["basic", "rich"]
 ) -> None:
     """Mixed precision and the rich objects go through every stage that has them."""
-    for config in stage_configs(chain[0])[1:]:
+    for config in stages(chain[0])[1:]:
         losses = []
         for precision in ("float32", "bfloat16"):
             stage = build_stage(
@@ -307,7 +391,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(
 def test_a_denoiser_refuses_an_autoencoder_of_another_reconstruction(
     chain: tuple[RecipeConfig, Bundle], tmp_path: Path
 ) -> None:
-    recon, _, diffusion, _ = stage_configs(chain[0])
+    recon, diffusion = (chain[0].placed()[name] for name in ("recon", "diffusion"))
     other = dataclasses.replace(
         recon, run=dataclasses.replace(recon.run, out=tmp_path, seed=1), optim=Optim(steps=1, warmup_steps=0)
     )
@@ -317,7 +401,7 @@ def test_a_denoiser_refuses_an_autoencoder_of_another_reconstruction(
 
 
 def test_a_vae_of_a_damaged_reconstruction_is_refused(chain: tuple[RecipeConfig, Bundle], tmp_path: Path) -> None:
-    vae = stage_configs(chain[0])[1]
+    vae = stages(chain[0])[1]
     finished = tmp_path / "finished"
     finished.mkdir()
     for file in (chain[0].out / "recon" / "finished").iterdir():

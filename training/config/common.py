@@ -79,6 +79,7 @@ class StageConfig:
     """Options of every stage."""
 
     stage: ClassVar[str]  # module and class that train it, as "training.stages.recon:ReconStage"
+    parents: ClassVar[tuple[str, ...]] = ()  # fields that name finished runs or bundles which it builds on
 
     preset: str = ""
     backbone: str = "pico"  # a key of diffsplat.backbones.BACKBONES

@@ -13,6 +13,7 @@ class DiffusionConfig(StageConfig):
     """Text-conditioned multi-view denoiser on cached latents, trained together with its text encoder."""
 
     stage: ClassVar[str] = "training.stages.diffusion:DiffusionStage"
+    parents: ClassVar[tuple[str, ...]] = ("recon", "vae", "start")
 
     recon: Path = Path("runs/pico/recon")
     vae: Path = Path("runs/pico/vae")

@@ -12,8 +12,9 @@ class ReconConfig(StageConfig):
     """GSRecon: images of an object -> grid of Gaussians."""
 
     stage: ClassVar[str] = "training.stages.recon:ReconStage"
+    parents: ClassVar[tuple[str, ...]] = ("start",)
 
-    start: Path | None = None  # finished run of this stage to start from; random weights if not given
+    start: Path | None = None  # finished run of this stage, or a bundle, to start from; random weights if not given
     weights: RenderWeights = RenderWeights()
     position_weight: float = 1.0  # distance of the object's Gaussians from the true surface points of their pixels
     colour_weight: float = 0.0  # distance of the object's Gaussians from the colours of their pixels

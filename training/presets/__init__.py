@@ -1,26 +1,50 @@
 """All presets by name. A preset is a configuration whose fields the command line may override."""
 
-from training.config.chain import RecipeConfig, RefineConfig
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from training.config.chain import BundleConfig, RecipeConfig, RefineConfig
 from training.config.common import StageConfig
 from training.config.encode_text import UNPUBLISHED, EncodeTextConfig
 from training.presets import encode_text, nano, pico
 
+Described = tuple[str, Any]
+
+_OWN_STAGES = {
+    "recon": "reconstruction: images of an object -> grid of Gaussians",
+    "vae": "autoencoder: grid of Gaussians <-> latents",
+    "diffusion": "denoiser and text encoder on cached latents",
+    "decoder": "autoencoder: its decoder again, now trained on renders; the latents stay",
+    "tiny-decoder": "autoencoder: a small decoder beside it, for rendering losses and previews",
+}
 STAGES: dict[str, tuple[str, StageConfig]] = {
-    f"{name}/{stage}": (description, getattr(recipe, stage))
+    f"{name}/{stage}": (_OWN_STAGES[stage], config)
     for name, recipe in (("nano", nano.RECIPE), ("pico", pico.RECIPE))
-    for stage, description in (
-        ("recon", "reconstruction: images of an object -> grid of Gaussians"),
-        ("vae", "autoencoder: grid of Gaussians <-> latents"),
-        ("diffusion", "denoiser and text encoder on cached latents"),
-        ("decoder", "autoencoder: its decoder again, now trained on renders; the latents stay"),
-    )
+    for stage, config in recipe.stages.items()
 }
 RECIPES: dict[str, tuple[str, RecipeConfig]] = {
-    "nano": ("the whole chain recon -> vae -> diffusion -> decoder -> bundle, hours on two cores", nano.RECIPE),
+    "nano": (f"the whole chain {' -> '.join(nano.RECIPE.stages)} -> bundle, hours on two cores", nano.RECIPE),
     "pico": ("the whole chain, small: about half an hour on two cores", pico.RECIPE),
 }
+
+
+def _refinement(name: str, bundle: str, stage: str, config: StageConfig) -> RefineConfig:
+    """Further training of one stage of a shipped bundle, with its preset."""
+    config = dataclasses.replace(config, preset=f"{name}/{stage}")
+    return RefineConfig(bundle=Path("bundles") / bundle, out=Path("runs") / name / stage, name=stage, stage=config)
+
+
 REFINEMENTS: dict[str, tuple[str, RefineConfig]] = {
     "nano-refined": ("further training of denoiser and text encoder, from bundles/nano", nano.REFINEMENT),
+    **{
+        f"{name}-refined/{stage}": (
+            f"further training of bundles/{name}: {_OWN_STAGES[stage].partition(':')[0]} ({stage}), then a new bundle",
+            _refinement(f"{name}-refined", name, stage, recipe.stages[stage]),
+        )
+        for name, recipe in (("nano", nano.RECIPE), ("pico", pico.RECIPE))
+        for stage in ("recon", "decoder", "tiny-decoder")
+    },
 }
 TEXTS: dict[str, tuple[str, EncodeTextConfig]] = {
     name: (
@@ -30,4 +54,14 @@ TEXTS: dict[str, tuple[str, EncodeTextConfig]] = {
         config,
     )
     for name, config in encode_text.ENCODE_TEXT.items()
+}
+OTHERS: dict[str, Described] = {
+    "bundle": ("a bundle from finished runs, bundles and base models", BundleConfig()),
+}
+GROUPS: dict[str, dict[str, Any]] = {
+    "whole chains": RECIPES,
+    "further training of a bundle": REFINEMENTS,
+    "stages of our own networks": STAGES,
+    "text embeddings": TEXTS,
+    "what is made of runs": OTHERS,
 }

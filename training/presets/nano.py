@@ -59,6 +59,20 @@ DECODER = VaeConfig(
     part="decoder",
     run=RunOptions(out=_RUNS / "decoder"),
 )
+TINY_DECODER = VaeConfig(
+    preset="nano/tiny-decoder",
+    backbone="nano",
+    data=dataclasses.replace(_OBJECTS, batch_size=4, views=7),
+    optim=Optim(steps=2000, lr=2e-3, warmup_steps=50, precision="bfloat16"),
+    weights=RenderWeights(image=2.0, ssim=0.1),
+    rendered_objects=2,
+    recon=_RUNS / "recon",
+    vae=_RUNS / "decoder",
+    part="tiny",
+    tiny_width=32,
+    tiny_blocks=1,
+    run=RunOptions(out=_RUNS / "tiny-decoder"),
+)
 DIFFUSION = DiffusionConfig(
     preset="nano/diffusion",
     backbone="nano",
@@ -73,11 +87,14 @@ DIFFUSION = DiffusionConfig(
     run=RunOptions(out=_RUNS / "diffusion"),
 )  # fmt: skip
 
-RECIPE = RecipeConfig(out=_RUNS, recon=RECON, vae=VAE, decoder=DECODER, diffusion=DIFFUSION)
+RECIPE = RecipeConfig(
+    out=_RUNS,
+    stages={"recon": RECON, "vae": VAE, "diffusion": DIFFUSION, "decoder": DECODER, "tiny-decoder": TINY_DECODER},
+)
 REFINEMENT = RefineConfig(
     bundle=Path("bundles/nano"),
     out=Path("runs/nano-refined"),
-    diffusion=dataclasses.replace(
+    stage=dataclasses.replace(
         DIFFUSION,
         preset="nano-refined/diffusion",
         data=dataclasses.replace(DIFFUSION.data, seed=1),

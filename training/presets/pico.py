@@ -36,6 +36,19 @@ DECODER = VaeConfig(
     part="decoder",
     run=RunOptions(out=_RUNS / "decoder"),
 )
+TINY_DECODER = VaeConfig(
+    preset="pico/tiny-decoder",
+    data=Data(objects=1152, batch_size=4, views=7),
+    optim=Optim(steps=700, lr=2e-3, warmup_steps=30),
+    weights=RenderWeights(image=2.0, ssim=0.1),
+    rendered_objects=2,
+    recon=_RUNS / "recon",
+    vae=_RUNS / "decoder",
+    part="tiny",
+    tiny_width=24,
+    tiny_blocks=1,
+    run=RunOptions(out=_RUNS / "tiny-decoder"),
+)
 DIFFUSION = DiffusionConfig(
     preset="pico/diffusion",
     data=Data(objects=2304, batch_size=16, views=4, pool_size=0),
@@ -45,4 +58,7 @@ DIFFUSION = DiffusionConfig(
     vae=_RUNS / "vae",
     run=RunOptions(out=_RUNS / "diffusion"),
 )
-RECIPE = RecipeConfig(out=_RUNS, recon=RECON, vae=VAE, decoder=DECODER, diffusion=DIFFUSION)
+RECIPE = RecipeConfig(
+    out=_RUNS,
+    stages={"recon": RECON, "vae": VAE, "diffusion": DIFFUSION, "decoder": DECODER, "tiny-decoder": TINY_DECODER},
+)

@@ -85,6 +85,7 @@ def mixed_precision(config: StageConfig) -> Iterator[None]:
 class ObjectStage:
     """Base of the stages that render objects."""
 
+    device = torch.device("cpu")  # the loop sets it before `build`
     updates = 0  # so far; set by the loop before each loss
 
     def __init__(self, config: StageConfig) -> None:

@@ -19,7 +19,8 @@ from diffsplat.splats.gsvae import GSVAE, build_gsvae
 from diffsplat.splats.render import render
 from diffsplat.text.encoders import build_encoder
 from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
-from training.checkpoint import load_finished, read_finished, save_finished
+from training.assemble import TOKENIZER_FILE
+from training.checkpoint import save_finished
 from training.config.common import to_plain
 from training.config.diffusion import DiffusionConfig
 from training.data.procedural.captions import plain_caption
@@ -29,10 +30,10 @@ from training.latents import LatentBatch, LatentCache, LatentStream, encode_obje
 from training.loop import Evaluation
 from training.objectives import Objective, drop_conditions
 from training.optim import decay_groups
+from training.parents import latents_of, open_parent
 from training.sampling import generate_latents
 from training.stages.common import comparison_panel, mixed_precision, spec_of
 
-TOKENIZER_FILE = "tokenizer.json"
 _EVALUATED_TIMES = 4  # draws of timestep and noise per validation object
 _PANEL_OBJECTS = 12
 
@@ -46,8 +47,9 @@ class DiffusionStage:
     def __init__(self, config: DiffusionConfig) -> None:
         self.config = config
         spec = spec_of(config)
-        self.parents = {"recon": read_finished(config.recon), "vae": read_finished(config.vae)}
-        if self.parents["vae"]["recon"] != self.parents["recon"]["files"]:
+        self.recon, self.vae = open_parent(config.recon, "gsrecon"), open_parent(config.vae, "gsvae")
+        self.start = None if config.start is None else open_parent(config.start, "denoiser")
+        if self.vae.facts["recon"] != self.recon.facts["files"]:
             raise ValueError(f"vae = {config.vae} was trained on another recon stage than {config.recon}")
         if spec.family != "unet" or len(spec.text.encoders) != 1:
             raise ValueError(f"backbone = {spec.name!r}: this stage trains UNets with one text encoder")
@@ -60,10 +62,10 @@ class DiffusionStage:
         encoder = dataclasses.replace(encoder, config={**encoder.config, "vocab_size": self.tokenizer.vocab_size})
         self.spec = dataclasses.replace(
             spec,
-            gsvae={**spec.gsvae, **self.parents["vae"]["latent_scale"]},
+            gsvae={**autoencoder_config(spec, self.vae.facts), **self.vae.facts["latent_scale"]},
             text=dataclasses.replace(spec.text, encoders=(encoder,)),
         )
-        if config.start is not None and self.spec != BackboneSpec.from_dict(read_finished(config.start)["spec"]):
+        if self.start is not None and not same_denoiser(self.spec, BackboneSpec.from_dict(self.start.facts["spec"])):
             raise ValueError(
                 f"start = {config.start} was trained with another spec than {spec.name} on {config.vae} has"
             )
@@ -77,16 +79,16 @@ class DiffusionStage:
         assert isinstance(denoiser, UNet2DConditionModel)
         self.denoiser = denoiser
         self.text_encoder = build_encoder(self.spec.text.encoders[0])
-        gsrecon = load_finished(self.config.recon, "gsrecon", build_gsrecon(self.spec)).to(device)
-        gsvae = load_finished(self.config.vae, "gsvae", build_gsvae(self.spec)).to(device)
+        gsrecon = self.recon.load("gsrecon", build_gsrecon(self.spec)).to(device)
+        gsvae = self.vae.load("gsvae", build_gsvae(self.spec)).to(device)
         assert isinstance(gsrecon, GSRecon) and isinstance(gsvae, GSVAE)
         self.gsrecon, self.gsvae = gsrecon, gsvae
         self.step = DenoiserStep(self.denoiser, self.spec.geometry.views)  # the graphs that are served
         self.context = TextContext(self.denoiser)
         trained = nn.ModuleDict({"denoiser": self.denoiser, "text_encoder": self.text_encoder})
-        if self.config.start is not None:
+        if self.start is not None:
             for name, network in trained.items():
-                load_finished(self.config.start, name, network)
+                self.start.load(name, network)
         return trained.requires_grad_(True).train()
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -124,7 +126,7 @@ class DiffusionStage:
     def export(self, out: Path, facts: dict[str, Any]) -> None:
         """Write the averaged networks, the tokenizer, and the spec with measured latent scale and vocabulary."""
         networks = {"denoiser": self.denoiser, "text_encoder": self.text_encoder}
-        lineage = {**facts, "spec": self.spec.to_dict(), "parents": {k: v["files"] for k, v in self.parents.items()}}
+        lineage = {**facts, "spec": self.spec.to_dict(), "parents": self._parent_files()}
         save_finished(out, networks, lineage, {TOKENIZER_FILE: self.tokenizer_json})
 
     def _errors(self, batch: LatentBatch, captions: list[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -160,6 +162,9 @@ class DiffusionStage:
         gaussians = grid_to_gaussians(self.gsvae.decode(latents.to(device)), cameras, geometry)
         return render(gaussians, cameras, geometry.grid_size, geometry.grid_size, geometry).rgb
 
+    def _parent_files(self) -> dict[str, Any]:
+        return {"recon": self.recon.facts["files"], "vae": latents_of(self.vae.facts)}
+
     def _cache(self, validation: bool) -> LatentCache:
         if validation not in self._caches:
             path = self.config.run.out / ("latents_validation.safetensors" if validation else "latents.safetensors")
@@ -167,7 +172,7 @@ class DiffusionStage:
                 "data": to_plain(self.config.data),
                 "precision": self.config.optim.precision,
                 "spec": self.spec.to_dict(),
-                "parents": {name: facts["files"] for name, facts in self.parents.items()},
+                "parents": self._parent_files(),
             }
             cache = load_cache(path, origin)
             if cache is None:
@@ -176,3 +181,16 @@ class DiffusionStage:
                 save_cache(path, cache, origin)
             self._caches[validation] = cache
         return self._caches[validation]
+
+
+def autoencoder_config(spec: BackboneSpec, facts: dict[str, Any]) -> dict[str, Any]:
+    """The backbone's autoencoder, with the tiny decoder that a finished one has."""
+    config = {name: value for name, value in spec.gsvae.items() if name != "tiny_decoder"}
+    return {**config, "tiny_decoder": facts["tiny_decoder"]} if facts.get("tiny_decoder") else config
+
+
+def same_denoiser(first: BackboneSpec, second: BackboneSpec) -> bool:
+    """Whether the networks of one can go on as the other: what lies beside the denoiser may differ."""
+    fields = ("family", "latent_channels", "latent_size", "schedule", "geometry", "text", "denoiser")
+    scale = [(spec.gsvae["scaling_factor"], spec.gsvae.get("shift_factor") or 0.0) for spec in (first, second)]
+    return scale[0] == scale[1] and all(getattr(first, name) == getattr(second, name) for name in fields)

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from diffsplat.geometry.gaussians import GRID_LAYOUT, Gaussians
 from diffsplat.splats.gsrecon import build_gsrecon
-from training.checkpoint import load_finished, save_finished
+from training.checkpoint import save_finished
 from training.config.recon import ReconConfig
 from training.data.sample import Batch
 from training.loop import Evaluation
 from training.losses import masked_mse
 from training.optim import decay_groups
+from training.parents import open_parent
 from training.stages.common import ObjectStage, comparison_panel, mixed_precision
 
 
@@ -28,13 +29,14 @@ class ReconStage(ObjectStage):
     def __init__(self, config: ReconConfig) -> None:
         super().__init__(config)
         self.rendering = self.rendering_loss(config.weights)
+        self.start = None if config.start is None else open_parent(config.start, "gsrecon")
 
     def build(self) -> nn.Module:
         """GSRecon, freshly initialised or from an earlier run."""
-        self.rendering.to(self.config.run.device)
+        self.rendering.to(self.device)
         self.gsrecon = build_gsrecon(self.spec)
-        if self.config.start is not None:
-            load_finished(self.config.start, "gsrecon", self.gsrecon).requires_grad_(True)
+        if self.start is not None:
+            self.start.load("gsrecon", self.gsrecon).requires_grad_(True)
         return self.gsrecon
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -43,7 +45,7 @@ class ReconStage(ObjectStage):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Rendering loss on all views, and terms on the grid itself, which speed up the start and clean the grid."""
-        batch = batch.to(self.config.run.device)
+        batch = batch.to(self.device)
         views = self.geometry.views
         with mixed_precision(self.config):
             grid = self.reconstruct(self.gsrecon, batch).float()  # [B, Vi, 12, H, W]
@@ -63,7 +65,7 @@ class ReconStage(ObjectStage):
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> Evaluation:
         """PSNR of input and of novel views."""
-        batch = batch.to(self.config.run.device)
+        batch = batch.to(self.device)
         renders = self.render(self.gaussians(self.reconstruct(self.gsrecon, batch), batch), batch)
         mask_mse = F.mse_loss(renders.alpha, batch.alphas).item()
         scalars = {**self.view_psnrs(renders.rgb, batch), "mask_mse": mask_mse}
@@ -71,7 +73,10 @@ class ReconStage(ObjectStage):
 
     def export(self, out: Path, facts: dict[str, Any]) -> None:
         """Write GSRecon's averaged weights."""
-        save_finished(out, {"gsrecon": self.gsrecon}, {**facts, "perceptual": self.rendering.perceptual_name}, {})
+        lineage = {**facts, "perceptual": self.rendering.perceptual_name}
+        if self.start is not None:
+            lineage["started_from"] = [self.start.facts["files"], *self.start.facts.get("started_from", [])]
+        save_finished(out, {"gsrecon": self.gsrecon}, lineage, {})
 
 
 def positions(gaussians: Gaussians, views: int, size: int) -> Tensor:

@@ -1,6 +1,10 @@
 """Initial weights of a GSVAE."""
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -9,11 +13,89 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from diffsplat.backbones import BackboneSpec
 from diffsplat.geometry.gaussians import GRID_LAYOUT
-from diffsplat.splats.gsvae import GSVAE
+from diffsplat.splats.gsvae import GSVAE, build_gsvae, build_tiny_decoder, widen_from_image_vae, widen_tiny_decoder
+from export.importing.check import check_vae_config
+from training.config.vae import VaeConfig
+from training.official import autoencoder_folder, autoencoder_state
+from training.parents import Parent
 
 _FIRST_LOG_VARIANCE = -6.0
 _AVERAGED = ("rgb", "opacity", "depth", "scale")  # the visible channels; the rotation of small splats hardly is
+
+
+def autoencoder_spec(spec: BackboneSpec, config: VaeConfig, start: Mapping[str, Any] | None) -> BackboneSpec:
+    """The backbone with the autoencoder that a run builds.
+
+    A tiny decoder belongs to it once one is trained, until the latents change. The scale of the latents is that of the
+    run that they come from.
+
+    Args:
+        spec: The backbone.
+        config: What is trained.
+        start: Facts of the run that it starts from.
+    """
+    gsvae = dict(spec.gsvae)
+    tiny = gsvae.pop("tiny_decoder", None)
+    if start is not None and config.part != "all":
+        gsvae |= start["latent_scale"]
+        if config.part == "tiny" or start.get("tiny_decoder"):
+            levels = len(gsvae["block_out_channels"])
+            chosen = {
+                "num_blocks": [config.tiny_blocks] * (levels - 1) + [1],
+                "block_out_channels": [config.tiny_width] * levels,
+            }
+            gsvae["tiny_decoder"] = start.get("tiny_decoder") or tiny or chosen
+    return dataclasses.replace(spec, gsvae=gsvae)
+
+
+def start_gsvae(spec: BackboneSpec, config: VaeConfig, start: Parent | None) -> GSVAE:
+    """GSVAE with the weights that a run starts from, all of them trainable.
+
+    Args:
+        spec: `autoencoder_spec` of the run.
+        config: Names the base models.
+        start: The earlier run, if there is one.
+
+    Raises:
+        ValueError: weights are missing or do not fit; the message names the folder.
+    """
+    tiny = spec.gsvae.get("tiny_decoder")
+    held = None if start is None else start.facts.get("tiny_decoder")
+    gsvae = build_gsvae(_with_tiny_decoder(spec, held))
+    if start is not None:
+        start.load("gsvae", gsvae).requires_grad_(True)
+    elif config.base is not None:
+        check_vae_config(spec, autoencoder_folder(config.base) / "config.json")
+        state = autoencoder_state(config.base, "AutoencoderKL")
+        _load_base(config.base, lambda: widen_from_image_vae(gsvae, state))
+    else:
+        if config.first_weights == "average":
+            start_as_average(gsvae)
+        start_almost_deterministic(gsvae)
+    if tiny is None:
+        gsvae.tiny_decoder = None
+    elif gsvae.tiny_decoder is None:
+        gsvae.tiny_decoder = build_tiny_decoder(spec.gsvae["latent_channels"], tiny)
+    if config.tiny_base is not None:
+        decoder = gsvae.tiny_decoder
+        assert decoder is not None
+        tiny_state = autoencoder_state(config.tiny_base, "AutoencoderTiny")
+        _load_base(config.tiny_base, lambda: widen_tiny_decoder(decoder, tiny_state))
+    return gsvae
+
+
+def _with_tiny_decoder(spec: BackboneSpec, tiny: dict[str, Any] | None) -> BackboneSpec:
+    gsvae = {name: value for name, value in spec.gsvae.items() if name != "tiny_decoder"}
+    return dataclasses.replace(spec, gsvae=gsvae if tiny is None else {**gsvae, "tiny_decoder": tiny})
+
+
+def _load_base(folder: Path, load: Callable[[], None]) -> None:
+    try:
+        load()
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{folder}: does not fit the autoencoder: {' '.join(str(error).split())}") from None
 
 
 def start_almost_deterministic(gsvae: GSVAE) -> None:
