@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import fcntl
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +22,13 @@ MAX_TOKENS = 8
 HERE = Path(__file__).resolve().parent
 PICO = HERE.parent / "bundles" / "pico"
 CAPTIONS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("cube", "sphere", "cone")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Rendered views of training go to a folder of this test run; workers of xdist share it."""
+    if "DIFFSPLAT_CACHE" not in os.environ:
+        os.environ["DIFFSPLAT_CACHE"] = folder = tempfile.mkdtemp(prefix="diffsplat-cache-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

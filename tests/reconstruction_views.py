@@ -6,7 +6,8 @@ import numpy as np
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 
 from diffsplat.backbones import SplatGeometry
-from training.data.procedural.dataset import ProceduralDataset
+from training.data.dataset import Dataset
+from training.data.procedural.source import ProceduralSource
 from training.data.sample import Sample
 
 FIRST_OBJECT = 500_000  # where the benchmark starts
@@ -17,9 +18,12 @@ RGB_ONLY = {"input_normal": False, "input_coord": False}  # of BackboneSpec.gsre
 
 def unseen_samples(geometry: SplatGeometry, seed: int, count: int) -> list[Sample]:
     """Objects as the benchmark of reconstructions takes them: input views, then novel ones."""
-    source = ProceduralDataset(
-        seed, count, geometry.grid_size, num_input_views=geometry.views, num_views=geometry.views + NOVEL_VIEWS,
-        first_views=(0,), pixel_rule=geometry.unproject_pixel_rule, first_index=FIRST_OBJECT,
+    made = ProceduralSource(
+        seed, count, geometry.grid_size, num_input_views=geometry.views, first_index=FIRST_OBJECT
+    )  # fmt: skip
+    source = Dataset(
+        made, num_input_views=geometry.views, num_views=geometry.views + NOVEL_VIEWS, first_views=(0,),
+        pixel_rule=geometry.unproject_pixel_rule,
     )  # fmt: skip
     return [source.sample(index, np.random.default_rng(index)) for index in range(count)]
 

@@ -25,7 +25,8 @@ from training.config.common import StageConfig, to_plain
 
 FINISHED = "finished"
 MANIFEST = "finished.json"
-_FREE_FIELDS = ("preset", "cadence", "run", "recon", "vae", "start")  # may change when a run is continued
+# may change when a run is continued
+_FREE_FIELDS = ("preset", "cadence", "run", "recon", "vae", "start", "data.workers", "data.prefetch", "data.cache")
 
 
 class CheckpointError(ValueError):
@@ -75,7 +76,8 @@ def check_same_run(path: Path, stored: dict[str, Any], config: StageConfig) -> N
     """
     before, now = _flat(stored), _flat(to_plain(config))
     for name in sorted(before.keys() | now.keys()):
-        if name.split(".")[0] not in _FREE_FIELDS and before.get(name) != now.get(name):
+        free = name in _FREE_FIELDS or name.split(".")[0] in _FREE_FIELDS
+        if not free and before.get(name) != now.get(name):
             raise CheckpointError(f"{path}: was written with {name} = {before.get(name)}, this run has {now.get(name)}")
 
 

@@ -12,6 +12,7 @@ from training.config.chain import RecipeConfig
 from training.config.common import StageConfig, to_plain
 from training.loop import Outcome, train
 from training.stages import build_stage
+from training.stages.common import dataset
 
 
 class Interrupted(Exception):
@@ -56,12 +57,7 @@ def stage_lineage(config: StageConfig) -> dict[str, Any]:
     return {
         "preset": config.preset,
         "seed": config.run.seed,
-        "data": {
-            "kind": "procedural",
-            "grammar": config.data.grammar,
-            "seed": config.data.seed,
-            "objects": config.data.objects,
-        },
+        "data": dataset(config.data, config.backbone, validation=False).source.identity(),
         "config": {key: value for key, value in to_plain(config).items() if key != "run"},
         "revision": git_revision(),
         "torch": str(torch.__version__),  # a plain string, as checkpoints require

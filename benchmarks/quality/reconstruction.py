@@ -11,7 +11,8 @@ from diffsplat.geometry.cameras import Cameras
 from diffsplat.geometry.gaussians import grid_to_gaussians
 from diffsplat.networks import bundle_network
 from diffsplat.splats.render import render
-from training.data.procedural.dataset import ProceduralDataset
+from training.data.dataset import Dataset
+from training.data.procedural.source import ProceduralSource
 from training.data.procedural.synthetic_config import SyntheticConfig
 from training.data.sample import collate
 from training.losses import psnr
@@ -34,9 +35,12 @@ def reconstruct(bundle: Bundle, config: SyntheticConfig, objects: int) -> Recons
     """Measure on objects from `_FIRST_OBJECT` on, at the resolution of the bundle's grid."""
     gsrecon, gsvae, geometry = bundle_network(bundle, "gsrecon"), bundle_network(bundle, "gsvae"), bundle.spec.geometry
     inputs, size = geometry.views, geometry.grid_size
-    source = ProceduralDataset(
-        EVALUATION_SEED, objects, size, num_input_views=inputs, num_views=inputs + _NOVEL_VIEWS, first_views=(0,),
-        pixel_rule=geometry.unproject_pixel_rule, first_index=_FIRST_OBJECT, config=config,
+    made = ProceduralSource(
+        EVALUATION_SEED, objects, size, num_input_views=inputs, first_index=_FIRST_OBJECT, config=config
+    )  # fmt: skip
+    source = Dataset(
+        made, num_input_views=inputs, num_views=inputs + _NOVEL_VIEWS, first_views=(0,),
+        pixel_rule=geometry.unproject_pixel_rule,
     )  # fmt: skip
     shown: dict[str, list[torch.Tensor]] = {"recon": [], "vae": []}
     truth = []

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from training.data.dataset import Dataset
 from training.data.procedural.captions import all_captions, draw_caption, plain_caption
-from training.data.procedural.dataset import ProceduralDataset
 from training.data.procedural.grammar import COLOUR_SYNONYMS, RELATIONS, nouns_of
 from training.data.procedural.held_out import HELD_OUT, HELD_OUT_OBJECTS, HELD_OUT_SHAPES
 from training.data.procedural.object_words import ObjectWords
@@ -16,6 +16,7 @@ from training.data.procedural.palette import PALETTE, nearest_colour
 from training.data.procedural.parts import bounds
 from training.data.procedural.scenes import held_out_pairs
 from training.data.procedural.solids import ALL_SHAPES, PATTERNS
+from training.data.procedural.source import ProceduralSource
 from training.data.procedural.synthetic import RICH_CONFIG, build_object, synthetic_object, vocabulary
 
 SERIES = [synthetic_object(5, index, RICH_CONFIG) for index in range(600)]
@@ -179,7 +180,7 @@ def test_facts_survive_a_file():
 
 
 def test_the_data_set_takes_the_rich_configuration():
-    data = ProceduralDataset(0, 6, 16, num_views=5, pool_size=1, config=RICH_CONFIG)
-    sample = data.sample(3, np.random.default_rng(0))
+    source = ProceduralSource(0, 6, 16, pool_size=1, config=RICH_CONFIG)
+    sample = Dataset(source, num_views=5, first_views=(0,)).sample(3, np.random.default_rng(0))
     assert sample.images_rgb.shape == (5, 3, 16, 16)
-    assert sample.caption in all_captions(data.objects[3].words)
+    assert sample.caption in all_captions(source.made(3).words)

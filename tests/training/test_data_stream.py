@@ -4,14 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.procedural.dataset import ProceduralDataset
+from training.data.dataset import Dataset
+from training.data.procedural.source import ProceduralSource
 from training.data.sample import Batch
 from training.data.stream import BatchStream
 
 
+def make() -> Dataset:
+    source = ProceduralSource(0, 11, 16, pool_size=3, first_views=(0, 27))
+    return Dataset(source, num_views=6, first_views=(0, 27))
+
+
 @pytest.fixture(scope="module")
-def dataset() -> ProceduralDataset:
-    return ProceduralDataset(0, 11, 16, num_views=6, pool_size=3, first_views=(0, 27))
+def dataset() -> Dataset:
+    return make()
 
 
 def assert_same(first: Batch, second: Batch) -> None:
@@ -19,7 +25,7 @@ def assert_same(first: Batch, second: Batch) -> None:
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def test_a_batch_has_the_documented_shapes_and_ranges(dataset: ProceduralDataset):
+def test_a_batch_has_the_documented_shapes_and_ranges(dataset: Dataset):
     batch = next(BatchStream(dataset, 3, seed=1))
     assert batch.images_rgb.shape == batch.normals.shape == batch.coords.shape == (3, 6, 3, 16, 16)
     assert batch.alphas.shape == batch.depths.shape == (3, 6, 1, 16, 16)
@@ -37,7 +43,7 @@ def test_a_batch_has_the_documented_shapes_and_ranges(dataset: ProceduralDataset
     assert batch.to("cpu").captions == batch.captions
 
 
-def test_input_views_stand_at_quarter_turns(dataset: ProceduralDataset):
+def test_input_views_stand_at_quarter_turns(dataset: Dataset):
     for seed in range(4):
         sample = dataset.sample(seed, np.random.default_rng(seed))
         x, _, z = sample.camera_to_world[:4, :3, 3].T
@@ -45,26 +51,26 @@ def test_input_views_stand_at_quarter_turns(dataset: ProceduralDataset):
         torch.testing.assert_close(azimuths, torch.tensor([0.0, 90.0, 180.0, 270.0]), atol=1e-3, rtol=0)
 
 
-def test_an_epoch_shows_every_object_once_and_the_next_in_another_order(dataset: ProceduralDataset):
+def test_an_epoch_shows_every_object_once_and_the_next_in_another_order(dataset: Dataset):
     stream = BatchStream(dataset, 1, seed=1)
     epochs = [[next(stream).uids[0] for _ in range(11)] for _ in range(2)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(made.uid for made in dataset.objects)
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(map(dataset.source.uid, range(11)))
     assert epochs[0] != epochs[1]
 
 
 @pytest.mark.parametrize("taken", [0, 2, 3, 5])
-def test_resume_is_exact_in_the_middle_and_at_the_end_of_an_epoch(dataset: ProceduralDataset, taken: int):
+def test_resume_is_exact_in_the_middle_and_at_the_end_of_an_epoch(dataset: Dataset, taken: int):
     stream = BatchStream(dataset, 3, seed=4)
     for _ in range(taken):
         next(stream)
     state = stream.state_dict()
-    fresh = BatchStream(ProceduralDataset(0, 11, 16, num_views=6, pool_size=3, first_views=(0, 27)), 3, seed=4)
+    fresh = BatchStream(make(), 3, seed=4)
     fresh.load_state_dict(state)
     for _ in range(5):
         assert_same(next(stream), next(fresh))
 
 
-def test_ranks_divide_the_global_batch(dataset: ProceduralDataset):
+def test_ranks_divide_the_global_batch(dataset: Dataset):
     whole = BatchStream(dataset, 4, seed=2)
     halves = [BatchStream(dataset, 2, seed=2, rank=rank, world_size=2) for rank in range(2)]
     for _ in range(4):
@@ -75,13 +81,13 @@ def test_ranks_divide_the_global_batch(dataset: ProceduralDataset):
     assert halves[0].state_dict() == halves[1].state_dict() == whole.state_dict()
 
 
-def test_seeds_and_ranges_of_objects_differ(dataset: ProceduralDataset):
+def test_seeds_and_ranges_of_objects_differ(dataset: Dataset):
     assert next(BatchStream(dataset, 3, seed=1)).uids != next(BatchStream(dataset, 3, seed=2)).uids
-    later = ProceduralDataset(0, 3, 8, first_index=11, num_input_views=2, num_views=2, pool_size=0)
-    assert not {made.uid for made in later.objects} & {made.uid for made in dataset.objects}
+    later = ProceduralSource(0, 3, 8, first_index=11)
+    assert not set(map(later.uid, range(3))) & set(map(dataset.source.uid, range(11)))
 
 
-def test_bad_arguments_are_named(dataset: ProceduralDataset):
+def test_bad_arguments_are_named(dataset: Dataset):
     with pytest.raises(ValueError, match="batch_size = 12"):
         BatchStream(dataset, 12, seed=0)
     with pytest.raises(ValueError, match="rank = 2"):
@@ -89,10 +95,8 @@ def test_bad_arguments_are_named(dataset: ProceduralDataset):
     with pytest.raises(ValueError, match="seed = 1"):
         BatchStream(dataset, 3, seed=0).load_state_dict(BatchStream(dataset, 3, seed=1).state_dict())
     with pytest.raises(ValueError, match="count = 0"):
-        ProceduralDataset(0, 0, 8)
-    with pytest.raises(ValueError, match="pool_size = 1"):
-        ProceduralDataset(0, 1, 8, pool_size=1)
+        ProceduralSource(0, 0, 8)
     with pytest.raises(ValueError, match="view = 25"):
-        ProceduralDataset(0, 1, 8, first_views=(25,))
+        ProceduralSource(0, 1, 8, first_views=(25,))
     with pytest.raises(ValueError, match="num_input_views = 9"):
-        ProceduralDataset(0, 1, 8, num_input_views=9)
+        Dataset(dataset.source, num_input_views=9)

@@ -263,7 +263,7 @@ def test_training_the_denoiser_also_trains_the_text_encoder(chain: tuple[RecipeC
 
 def test_latents_are_encoded_once_and_again_for_other_objects(chain: tuple[RecipeConfig, Bundle]) -> None:
     config = stages(chain[0])[2]
-    path = config.run.out / "latents.safetensors"
+    path = config.run.out / "latents" / "00-0000000.safetensors"
     written = path.stat().st_mtime_ns
     stage = DiffusionStage(config)
     stage.build()

@@ -5,7 +5,8 @@ it, what it adds, and the ranges of that.
 """
 
 import dataclasses
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -21,18 +22,27 @@ class Bound(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """Which objects are rendered, and from where."""
+    """The objects, and which of their views a sample shows."""
 
-    grammar: Literal["basic", "rich"] = (
-        "basic"  # kinds of objects and captions: training.data.procedural.synthetic_config.CONFIGS
-    )
-    seed: int = 0  # of the series of procedural objects
-    objects: int = 1024
-    validation_objects: int = 12  # from the same series, far past the training ones; the same in every evaluation
+    source: str = "procedural"  # or a path: training.data.open_source lists what may lie there
+    objects: int = 1024  # to train on; of a path at most so many, 0: all
+    validation_objects: int = 12  # never trained on, the same in every evaluation
+    seed: int = 0  # of the series of procedural objects; which objects of a path are held out for validation
     batch_size: int = 8  # objects per process and step
     views: int = 8  # per sample: the input views first, then novel ones
-    first_views: tuple[int, ...] = (0, 27)  # reference views: the starts of both rings of the camera layout
-    pool_size: int = 4  # novel views rendered per object, from which each sample draws
+    first_views: tuple[int, ...] = (0, 27)  # reference views; of a path also (): every view of every ring
+    compat: bool = False  # maps of a path as published: from full-size images, composited over white a second time
+
+    grammar: Literal["basic", "rich"] = "basic"  # kinds of objects and captions: procedural.synthetic_config.CONFIGS
+    pool_size: int = 4  # novel views rendered per procedural object, from which each sample draws
+
+    captions: Path | None = None  # CSV of ids and captions (Cap3D's), instead of those beside the objects of a path
+    ids: Path | None = None  # list of the objects of a path to use: text, CSV or JSON
+    uid_map: Path | None = None  # JSON from the ids of a path to those of captions and list (GObjaverse to Objaverse)
+    skip_broken: bool = False  # replace objects that cannot be read, counting them, instead of ending the run
+    workers: int = 1  # threads that prepare batches ahead; 0: none. The batches are the same with any number
+    prefetch: int = 2  # batches prepared ahead
+    cache: Path = field(default_factory=lambda: Path(os.environ.get("DIFFSPLAT_CACHE", "runs/cache")))  # rendered views
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,12 @@ class StageConfig:
         """Ranges of numeric fields; a stage adds its own."""
         data, optim, cadence = self.data, self.optim, self.cadence
         return [
-            Bound("data.batch_size", data.batch_size, 1, data.objects),
+            Bound("data.objects", data.objects, 1 if data.source == "procedural" else 0, 10**9),
+            Bound("data.batch_size", data.batch_size, 1, data.objects or 10**6),
             Bound("data.validation_objects", data.validation_objects, 1, 4096),
+            Bound("data.pool_size", data.pool_size, 0, 30),
+            Bound("data.workers", data.workers, 0, 1024),
+            Bound("data.prefetch", data.prefetch, 1, 1024),
             Bound("optim.steps", optim.steps, 1, 10**9),
             Bound("optim.warmup_steps", optim.warmup_steps, 0, optim.steps),
             Bound("optim.ema_max_decay", optim.ema_max_decay, 0.0, 0.999999),
@@ -111,12 +125,12 @@ class StageConfig:
         Raises:
             ValueError: names the field, its value and the allowed range.
         """
-        for field, value, low, high in self.bounds():
+        for name, value, low, high in self.bounds():
             if not low <= value <= high:
-                raise ValueError(f"{field} = {value} must lie in [{low}, {high}]")
-        for field, positive in (("optim.lr", self.optim.lr), ("optim.max_grad_norm", self.optim.max_grad_norm)):
+                raise ValueError(f"{name} = {value} must lie in [{low}, {high}]")
+        for name, positive in (("optim.lr", self.optim.lr), ("optim.max_grad_norm", self.optim.max_grad_norm)):
             if not positive > 0:
-                raise ValueError(f"{field} = {positive} must be greater than 0")
+                raise ValueError(f"{name} = {positive} must be greater than 0")
 
 
 PerceptualTerm = Literal["none", "ssim", "lpips", "effnet-feature", "auto"]

@@ -4,7 +4,7 @@ The layout of the recorded views is data (`ViewLayout`), so that another camera 
 Every draw takes an explicit numpy Generator. The first view picked is the reference view of the sample.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,11 @@ class ViewLayout:
     def count(self) -> int:
         """Number of recorded views, repeated ones included."""
         return sum(ring.count for ring in self.rings) + 2 + len(self.duplicate_of)
+
+    @property
+    def ring_views(self) -> tuple[int, ...]:
+        """The views of all rings: every possible reference view."""
+        return tuple(view for ring in self.rings for view in range(ring.first, ring.first + ring.count))
 
     @property
     def duplicates(self) -> frozenset[int]:
@@ -112,7 +117,7 @@ def fill_views(
     layout: ViewLayout,
     picked: tuple[int, ...],
     total: int,
-    available: Collection[int],
+    available: Sequence[int],
     rng: np.random.Generator,
     exclude_poles: bool = False,
 ) -> tuple[int, ...]:
@@ -132,7 +137,7 @@ def fill_views(
     if total < len(picked):
         raise ValueError(f"total = {total} must be at least the {len(picked)} views picked already")
     barred = frozenset(picked) | layout.duplicates | (layout.poles if exclude_poles else frozenset())
-    pool = sorted(frozenset(available) - barred)
+    pool = [view for view in available if view not in barred]
     missing = total - len(picked)
     chosen = [int(view) for view in rng.permutation(pool)[:missing]]
     while len(chosen) < missing:  # too few views recorded: repeat some rather than lose the object

@@ -14,14 +14,14 @@ from diffsplat.geometry.cameras import Cameras
 from diffsplat.geometry.gaussians import Gaussians, grid_to_gaussians
 from diffsplat.splats.render import Renders, render
 from training.config.common import Data, RenderWeights, StageConfig
-from training.data.procedural.dataset import ProceduralDataset
-from training.data.procedural.synthetic_config import CONFIGS
+from training.data.dataset import Dataset
+from training.data.record import TRAINING_MAPS, BrokenRecord
 from training.data.sample import Batch, Sample, collate
+from training.data.source import open_source, require
 from training.data.stream import BatchStream
 from training.losses import psnr
 from training.rendering_loss import RenderingLoss
 
-VALIDATION_INDEX = 1_000_000  # validation objects start here in the series; training never gets this far
 _VALIDATION_STREAM = 33
 _PANEL_SCALE = 3  # panels are shown this many times larger than the images
 
@@ -37,31 +37,16 @@ def spec_of(config: StageConfig) -> BackboneSpec:
     return BACKBONES[config.backbone]
 
 
-@functools.lru_cache(maxsize=2)
-def dataset(data: Data, spec_name: str, validation: bool) -> ProceduralDataset:
-    """All procedural objects of a stage, rendered once per process."""
-    return objects_between(data, spec_name, validation, 0, object_count(data, validation))
-
-
-def object_count(data: Data, validation: bool) -> int:
-    """How many objects a stage is trained or validated on."""
-    return data.validation_objects if validation else data.objects
-
-
-def objects_between(data: Data, spec_name: str, validation: bool, start: int, end: int) -> ProceduralDataset:
-    """Procedural objects `start .. end - 1` of a stage."""
+@functools.lru_cache(maxsize=4)
+def dataset(data: Data, spec_name: str, validation: bool) -> Dataset:
+    """The objects of a run."""
     geometry = BACKBONES[spec_name].geometry
-    return ProceduralDataset(
-        data.seed,
-        end - start,
-        geometry.grid_size,
+    return Dataset(
+        open_source(data, geometry, validation),
         num_input_views=geometry.views,
         num_views=data.views,
         first_views=data.first_views,
-        pool_size=data.pool_size,
         pixel_rule=geometry.unproject_pixel_rule,
-        first_index=start + (VALIDATION_INDEX if validation else 0),
-        config=CONFIGS[data.grammar],
     )
 
 
@@ -85,6 +70,8 @@ def mixed_precision(config: StageConfig) -> Iterator[None]:
 class ObjectStage:
     """Base of the stages that render objects."""
 
+    name: str
+    needs = TRAINING_MAPS  # of every object: maps, "caption"
     device = torch.device("cpu")  # the loop sets it before `build`
     updates = 0  # so far; set by the loop before each loss
 
@@ -95,18 +82,32 @@ class ObjectStage:
 
     def stream(self, rank: int, world_size: int) -> BatchStream:
         """Training objects with input and novel views."""
-        config = self.config
-        source = dataset(config.data, config.backbone, validation=False)
-        return BatchStream(source, config.data.batch_size, config.run.seed, rank, world_size)
+        data = self.config.data
+        objects = self.objects(validation=False)
+        return BatchStream(
+            objects, data.batch_size, self.config.run.seed, rank, world_size, workers=data.workers,
+            prefetch=data.prefetch, skip_broken=data.skip_broken, blocks=objects.source.blocks(),
+        )  # fmt: skip
 
     def validation_batch(self) -> Batch:
         """The same unseen objects, views and captions every time."""
-        config = self.config
-        source = dataset(config.data, config.backbone, validation=True)
+        data = self.config.data
+        objects = self.objects(validation=True)
         samples: list[Sample] = []
-        for index in range(len(source)):
-            samples.append(source.sample(index, np.random.default_rng([config.data.seed, _VALIDATION_STREAM, index])))
+        for index in range(len(objects)):
+            try:
+                samples.append(objects.sample(index, np.random.default_rng([data.seed, _VALIDATION_STREAM, index])))
+            except BrokenRecord:
+                if not data.skip_broken:
+                    raise
         return collate(samples)
+
+    def objects(self, validation: bool) -> Dataset:
+        """The objects of the run, which have what the stage needs."""
+        objects = dataset(self.config.data, self.config.backbone, validation)
+        require(objects.source, self.needs, self.name, self.config.data.source)
+        objects.source.prepare()
+        return objects
 
     def reconstruct(self, gsrecon: nn.Module, batch: Batch) -> Tensor:
         """The grid that GSRecon makes of the input views, [B, V, 12, H, W]."""

@@ -21,18 +21,19 @@ from diffsplat.text.encoders import build_encoder
 from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
 from training.assemble import TOKENIZER_FILE
 from training.checkpoint import save_finished
-from training.config.common import to_plain
 from training.config.diffusion import DiffusionConfig
-from training.data.procedural.captions import plain_caption
+from training.data.dataset import Dataset
 from training.data.procedural.synthetic import vocabulary
 from training.data.procedural.synthetic_config import CONFIGS
-from training.latents import LatentBatch, LatentCache, LatentStream, encode_objects, load_cache, save_cache
+from training.data.record import TRAINING_MAPS
+from training.data.source import require
+from training.latents import LatentBatch, LatentCache, LatentStream, cached_latents
 from training.loop import Evaluation
 from training.objectives import Objective, drop_conditions
 from training.optim import decay_groups
 from training.parents import latents_of, open_parent
 from training.sampling import generate_latents
-from training.stages.common import comparison_panel, mixed_precision, spec_of
+from training.stages.common import comparison_panel, dataset, mixed_precision, spec_of
 
 _EVALUATED_TIMES = 4  # draws of timestep and noise per validation object
 _PANEL_OBJECTS = 12
@@ -42,6 +43,7 @@ class DiffusionStage:
     """Trains denoiser and text encoder, from scratch or from an earlier run."""
 
     name = "diffusion"
+    needs = TRAINING_MAPS | {"caption"}
     updates = 0
 
     def __init__(self, config: DiffusionConfig) -> None:
@@ -98,12 +100,14 @@ class DiffusionStage:
     def stream(self, rank: int, world_size: int) -> LatentStream:
         """Cached latents with captions."""
         config = self.config
-        return LatentStream(self._cache(False), config.data.batch_size, config.run.seed, rank, world_size)
+        source = self._objects(False).source
+        return LatentStream(self._cache(False), source, config.data.batch_size, config.run.seed, rank, world_size)
 
     def validation_batch(self) -> LatentBatch:
         """Unseen objects with their plainest captions."""
         cache = self._cache(True)
-        return cache.batch(range(len(cache)), [plain_caption(words) for words in cache.words])
+        source = self._objects(True).source
+        return cache.batch(range(len(cache)), [source.caption(index, None) for index in cache.objects.tolist()])
 
     def loss(self, batch: LatentBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the prediction, one timestep per object, some captions dropped."""
@@ -165,21 +169,30 @@ class DiffusionStage:
     def _parent_files(self) -> dict[str, Any]:
         return {"recon": self.recon.facts["files"], "vae": latents_of(self.vae.facts)}
 
+    def _objects(self, validation: bool) -> Dataset:
+        objects = dataset(self.config.data, self.config.backbone, validation)
+        require(objects.source, self.needs, self.name, self.config.data.source)
+        return objects
+
     def _cache(self, validation: bool) -> LatentCache:
         if validation not in self._caches:
-            path = self.config.run.out / ("latents_validation.safetensors" if validation else "latents.safetensors")
+            data, objects = self.config.data, self._objects(validation)
             origin = {
-                "data": to_plain(self.config.data),
+                "compat": data.compat,
                 "precision": self.config.optim.precision,
                 "spec": self.spec.to_dict(),
                 "parents": self._parent_files(),
             }
-            cache = load_cache(path, origin)
-            if cache is None:
-                with mixed_precision(self.config):
-                    cache = encode_objects(self.config.data, self.spec, self.gsrecon, self.gsvae, validation)
-                save_cache(path, cache, origin)
-            self._caches[validation] = cache
+            with mixed_precision(self.config):
+                self._caches[validation] = cached_latents(
+                    self.config.run.out / ("latents_validation" if validation else "latents"),
+                    objects,
+                    data.first_views or objects.source.layout.ring_views,
+                    self.spec,
+                    (self.gsrecon, self.gsvae),
+                    origin,
+                    data.skip_broken,
+                )
         return self._caches[validation]
 
 

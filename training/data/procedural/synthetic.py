@@ -34,6 +34,7 @@ __all__ = [
     "SyntheticObject",
     "build_object",
     "layout_cameras",
+    "object_uid",
     "synthetic_object",
     "vocabulary",
 ]
@@ -68,6 +69,11 @@ class SyntheticObject:
         return plain_caption(self.words)
 
 
+def object_uid(seed: int, index: int) -> str:
+    """Id of object `index` of the series `seed`."""
+    return f"synthetic-{seed}-{index:07}"
+
+
 def synthetic_object(seed: int, index: int, config: SyntheticConfig = DEFAULT_CONFIG) -> SyntheticObject:
     """Object `index` of the endless series `seed`.
 
@@ -93,7 +99,7 @@ def synthetic_object(seed: int, index: int, config: SyntheticConfig = DEFAULT_CO
         rgb=COLOURS[words.colour],
     )
     cameras = layout_cameras(config.layout, float(rng.uniform(*config.distance_range)), rng)
-    return SyntheticObject(f"synthetic-{seed}-{index:07}", words, (primitive,), cameras)
+    return SyntheticObject(object_uid(seed, index), words, (primitive,), cameras)
 
 
 def build_object(words: ObjectWords, seed: int, index: int, config: SyntheticConfig = RICH_CONFIG) -> SyntheticObject:
@@ -107,7 +113,7 @@ def build_object(words: ObjectWords, seed: int, index: int, config: SyntheticCon
     rng = np.random.default_rng([seed, _OBJECT_STREAM, index])
     parts = build_parts(words, config, rng)
     cameras = layout_cameras(config.layout, float(rng.uniform(*config.distance_range)), rng)
-    return SyntheticObject(f"synthetic-{seed}-{index:07}", words, tuple(parts), cameras)
+    return SyntheticObject(object_uid(seed, index), words, tuple(parts), cameras)
 
 
 def vocabulary(config: SyntheticConfig) -> tuple[str, ...]:
