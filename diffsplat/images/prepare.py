@@ -91,8 +91,8 @@ def prepare_control_map(
     prepared = prepare_image(data, CANNY_SIZE if extract_canny else size, remover, border_ratio, field)
     if not extract_canny:
         return ControlMap(prepared.rgb, prepared.notes, prepared)
-    edges = resize_antialiased(canny_map(prepared.rgb)[None], size)[0]
-    return ControlMap(edges, (*prepared.notes, f"{field}: its edges are the control map"), prepared)
+    notes = (*prepared.notes, f"{field}: its edges are the control map")
+    return ControlMap(canny_hint(prepared.rgb, size), notes, prepared)
 
 
 def on_white(image: DecodedImage, size: int, field: str) -> PreparedImage:
@@ -128,6 +128,14 @@ def canny_map(rgb: Tensor) -> Tensor:
     grey = cv2.cvtColor(np.ascontiguousarray(rgb.permute(1, 2, 0).numpy()), cv2.COLOR_RGB2GRAY)
     edges = cv2.Canny((grey * 255).astype(np.uint8), *CANNY_THRESHOLDS)  # [H, W] of 0 and 255
     return 1 - torch.from_numpy(edges).float().div(255).expand(3, -1, -1)
+
+
+def canny_hint(rgb: Tensor, size: int) -> Tensor:
+    """Control map of an image's edges, for a request and in training: [3, H, W] in [0, 1] on white -> [3, S, S].
+
+    Edges are found at `CANNY_SIZE`, whatever the size of the image.
+    """
+    return resize_antialiased(canny_map(resize_antialiased(rgb[None], CANNY_SIZE)[0].clamp(0, 1))[None], size)[0]
 
 
 def elevation_input(rgb: Tensor, size: int = ELEVATION_INPUT_SIZE) -> Tensor:

@@ -21,7 +21,7 @@ class Sample(NamedTuple):
 
     images_rgb: Tensor  # [V, 3, H, W] in [0, 1]
     alphas: Tensor  # [V, 1, H, W] in [0, 1]
-    normals: Tensor  # [V, 3, H, W] world normal * 0.5 + 0.5
+    normals: Tensor  # [V, 3, H, W] world normal * 0.5 + 0.5; without channels if the record has none
     coords: Tensor  # [V, 3, H, W] world xyz * 0.5 + 0.5, not clamped
     depths: Tensor  # [V, 1, H, W] planar depth, scaled with the world; 0 = background, not composited
     camera_to_world: Tensor  # [V, 4, 4] OpenCV camera axes
@@ -73,7 +73,9 @@ def build_sample(views: RawViews, caption: str, uid: str, pixel_rule: PixelRule)
     depths = torch.from_numpy(views.depths)[:, None] * cameras.world_scale  # [V, 1, H, W]
     intrinsics = torch.tensor([DIFFSPLAT_FOCAL, DIFFSPLAT_FOCAL, 0.5, 0.5]).repeat(len(alphas), 1)
     xyz = unproject_depth(depths, cameras.camera_to_world, intrinsics, pixel_rule)  # [V, 3, H, W]
-    normals = torch.einsum("ij,vjhw->vihw", cameras.normal_rotation, _channels_first(views.normals))
+    normals = _channels_first(views.normals)
+    if normals.shape[1]:  # a record without them gives none
+        normals = torch.einsum("ij,vjhw->vihw", cameras.normal_rotation, normals)
     return Sample(
         images_rgb=over_white(rgba[:, :3], alphas),
         alphas=alphas,

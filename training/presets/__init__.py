@@ -7,7 +7,7 @@ from typing import Any
 from training.config.chain import BundleConfig, RecipeConfig, RefineConfig
 from training.config.common import StageConfig
 from training.config.encode_text import UNPUBLISHED, EncodeTextConfig
-from training.presets import encode_text, nano, pico
+from training.presets import elevest, encode_text, nano, pico
 
 Described = tuple[str, Any]
 
@@ -22,6 +22,10 @@ STAGES: dict[str, tuple[str, StageConfig]] = {
     f"{name}/{stage}": (_OWN_STAGES[stage], config)
     for name, recipe in (("nano", nano.RECIPE), ("pico", pico.RECIPE))
     for stage, config in recipe.stages.items()
+}
+STAGES |= {
+    config.preset: ("elevation: a photo -> how high its camera stood, negative above the horizon", config)
+    for config in (elevest.PUBLISHED, elevest.NANO)
 }
 RECIPES: dict[str, tuple[str, RecipeConfig]] = {
     "nano": (f"the whole chain {' -> '.join(nano.RECIPE.stages)} -> bundle, hours on two cores", nano.RECIPE),
