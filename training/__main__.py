@@ -11,7 +11,9 @@ from diffsplat.bundle import Bundle
 from training.assemble import bundle_runs
 from training.config.chain import BundleConfig, RecipeConfig, RefineConfig
 from training.config.encode_text import EncodeTextConfig
+from training.config.evaluate import EvaluateConfig
 from training.encode_text import run_encode_text
+from training.evaluation.command import run_evaluation, summary
 from training.loop import TrainingError
 from training.presets import GROUPS
 from training.recipe import Interrupted, run_recipe, run_stage
@@ -81,6 +83,8 @@ def run(config: Any) -> None:
         bundle = bundle_runs({path.name: path for path in config.sources}, config.out)
     elif isinstance(config, EncodeTextConfig):
         run_encode_text(config)
+    elif isinstance(config, EvaluateConfig):
+        print(summary(run_evaluation(config)))
     else:
         run_stage(config)
     if bundle is not None:

@@ -7,9 +7,8 @@ from typing import Any
 from training.config.chain import BundleConfig, RecipeConfig, RefineConfig
 from training.config.common import StageConfig
 from training.config.encode_text import UNPUBLISHED, EncodeTextConfig
+from training.config.evaluate import EvaluateConfig
 from training.presets import elevest, encode_text, nano, pico
-
-Described = tuple[str, Any]
 
 _OWN_STAGES = {
     "recon": "reconstruction: images of an object -> grid of Gaussians",
@@ -59,8 +58,9 @@ TEXTS: dict[str, tuple[str, EncodeTextConfig]] = {
     )
     for name, config in encode_text.ENCODE_TEXT.items()
 }
-OTHERS: dict[str, Described] = {
+OTHERS: dict[str, tuple[str, Any]] = {
     "bundle": ("a bundle from finished runs, bundles and base models", BundleConfig()),
+    "evaluate": ("figures and a contact sheet of a finished run or a bundle, on unseen objects", EvaluateConfig()),
 }
 GROUPS: dict[str, dict[str, Any]] = {
     "whole chains": RECIPES,

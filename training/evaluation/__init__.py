@@ -1,0 +1,1 @@
+"""Measuring finished runs and bundles, offline: ``python -m training evaluate``."""
