@@ -1,4 +1,7 @@
-"""Command line: ``python -m training PRESET [options]``; ``--help`` lists the presets, in groups."""
+"""Command line: ``python -m training PRESET [options]``; ``--help`` lists the presets, in groups.
+
+``python -m training data COMMAND`` makes and checks data sets.
+"""
 
 import difflib
 import sys
@@ -12,6 +15,7 @@ from training.assemble import bundle_runs
 from training.config.chain import BundleConfig, RecipeConfig, RefineConfig
 from training.config.encode_text import EncodeTextConfig
 from training.config.evaluate import EvaluateConfig
+from training.data import command as data_command
 from training.encode_text import run_encode_text
 from training.evaluation.command import run_evaluation, summary
 from training.loop import TrainingError
@@ -26,7 +30,10 @@ _USAGE = "usage: python -m training PRESET [options]; python -m training PRESET 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one preset; the exit code is 0, 1 after an error, 130 after a stop signal."""
-    config = read_command(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["data"]:
+        return data_command.main(arguments[1:])
+    config = read_command(arguments)
     try:
         run(config)
     except Interrupted as stop:
@@ -65,7 +72,7 @@ def read_command(arguments: Sequence[str]) -> Any:
 def listing() -> str:
     """All presets with what they are, in groups."""
     width = max(len(name) for group in GROUPS.values() for name in group)
-    lines = [_USAGE]
+    lines = [_USAGE, "       python -m training data COMMAND; without a command, it lists those that make data sets"]
     for title, group in GROUPS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {name:{width}}  {description}" for name, (description, _) in group.items()]

@@ -1,0 +1,1 @@
+"""Meshes -> records: files of 3D models, rendered by ray casting."""
