@@ -38,6 +38,7 @@ class Data:
 
     captions: Path | None = None  # CSV of ids and captions (Cap3D's), instead of those beside the objects of a path
     ids: Path | None = None  # list of the objects of a path to use: text, CSV or JSON
+    validation_ids: Path | None = None  # list of the objects of a path to hold out; as many as `validation_objects`
     uid_map: Path | None = None  # JSON from the ids of a path to those of captions and list (GObjaverse to Objaverse)
     skip_broken: bool = False  # replace objects that cannot be read, counting them, instead of ending the run
     workers: int = 1  # threads that prepare batches ahead; 0: none. The batches are the same with any number

@@ -22,6 +22,7 @@ class Dataset:
             probability, and the views of their rings' picks are never novel ones while the object has others. Empty:
             every view of every ring.
         pixel_rule: Grid of the unprojection.
+        published_side: Side to which full-size views are resized as published (`sample.build_sample`).
         picking: "even" as described; "random" draws all views of a sample at random, poles excepted (ElevEst).
 
     Raises:
@@ -37,6 +38,7 @@ class Dataset:
         first_views: tuple[int, ...] = (),
         pixel_rule: PixelRule = "pixel_centers",
         picking: Literal["even", "random"] = "even",
+        published_side: int | None = None,
     ) -> None:
         if not 1 <= num_input_views <= num_views:
             raise ValueError(f"num_input_views = {num_input_views} must lie in [1, num_views = {num_views}]")
@@ -45,11 +47,15 @@ class Dataset:
         self.num_views = num_views
         self.pixel_rule: PixelRule = pixel_rule
         self._picking = picking
+        self._published_side = published_side
         layout = source.layout
         self._input_views = []
         weights = []
         for first in first_views:
-            ring = layout.ring_of(first)
+            try:
+                ring = layout.ring_of(first)
+            except ValueError as error:
+                raise ValueError(f"first_views = {first_views}: {error}; none allows every ring's views") from error
             self._input_views.append(ring.even_views(first - ring.first, num_input_views))
             weights.append(ring.probability)
         self._weights = np.array(weights)
@@ -104,6 +110,6 @@ class Dataset:
         views = unpack_views(self.source.views(index, picked))
         uid = self.source.uid(index)
         try:
-            return build_sample(views, caption, uid, self.pixel_rule)
+            return build_sample(views, caption, uid, self.pixel_rule, self._published_side)
         except ValueError as error:
             raise BrokenRecord(f"{uid}: {error}") from error

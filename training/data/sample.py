@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL, PixelRule, unproject_depth
@@ -58,14 +59,23 @@ class Batch(NamedTuple):
         )
 
 
-def build_sample(views: RawViews, caption: str, uid: str, pixel_rule: PixelRule) -> Sample:
+def build_sample(
+    views: RawViews, caption: str, uid: str, pixel_rule: PixelRule, published_side: int | None = None
+) -> Sample:
     """Camera chain, normal rotation, unprojection and compositing.
+
+    A map that the views lack has no channels.
 
     Args:
         views: The object's views in the desired order; row 0 is the reference view.
         caption: Text of the object.
         uid: Id of the object.
         pixel_rule: Grid of the unprojection: "pixel_centers", or "legacy" for the published weights.
+        published_side: Side of the images if they are to be resized as published, after all maps were made at full
+            size; normals and coordinates are then composited over white a second time, so that edges fade twice.
+
+    Raises:
+        ValueError: the cameras fit no orbit.
     """
     cameras = relative_orbit_cameras(views.camera_to_world_zup)
     rgba = _channels_first(views.rgba)  # [V, 4, H, W]
@@ -74,13 +84,22 @@ def build_sample(views: RawViews, caption: str, uid: str, pixel_rule: PixelRule)
     intrinsics = torch.tensor([DIFFSPLAT_FOCAL, DIFFSPLAT_FOCAL, 0.5, 0.5]).repeat(len(alphas), 1)
     xyz = unproject_depth(depths, cameras.camera_to_world, intrinsics, pixel_rule)  # [V, 3, H, W]
     normals = _channels_first(views.normals)
-    if normals.shape[1]:  # a record without them gives none
+    if normals.shape[1]:
         normals = torch.einsum("ij,vjhw->vihw", cameras.normal_rotation, normals)
+    maps = [rgba[:, :3], 0.5 * normals + 0.5, 0.5 * xyz + 0.5]
+    if not normals.shape[1]:
+        maps[1:] = [normals[:, :0], xyz[:, :0]]
+    images, normals, coords = (over_white(values, alphas) for values in maps)
+    if published_side is not None:
+        images, alphas, normals, coords, depths = (
+            _resized(values, published_side) for values in (images, alphas, normals, coords, depths)
+        )
+        normals, coords = over_white(normals, alphas), over_white(coords, alphas)
     return Sample(
-        images_rgb=over_white(rgba[:, :3], alphas),
+        images_rgb=images,
         alphas=alphas,
-        normals=over_white(0.5 * normals + 0.5, alphas),
-        coords=over_white(0.5 * xyz + 0.5, alphas),
+        normals=normals,
+        coords=coords,
         depths=depths,
         camera_to_world=cameras.camera_to_world,
         intrinsics=intrinsics,
@@ -92,6 +111,13 @@ def build_sample(views: RawViews, caption: str, uid: str, pixel_rule: PixelRule)
 def over_white(maps: Tensor, alphas: Tensor) -> Tensor:
     """``maps * alpha + 1 - alpha``. [V, C, H, W], [V, 1, H, W] -> [V, C, H, W]."""
     return maps * alphas + (1.0 - alphas)
+
+
+def _resized(maps: Tensor, side: int) -> Tensor:
+    """Bilinear with anti-aliasing, [V, C, H, W] -> [V, C, side, side]."""
+    if not maps.shape[1]:
+        return maps[:, :, :side, :side]
+    return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

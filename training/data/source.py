@@ -8,6 +8,7 @@ import numpy as np
 
 from diffsplat.backbones import SplatGeometry
 from training.config.common import Data
+from training.data.open_path import open_records
 from training.data.procedural.source import ProceduralSource
 from training.data.procedural.synthetic_config import CONFIGS
 from training.data.record import PackedViews
@@ -79,7 +80,7 @@ def open_source(data: Data, geometry: SplatGeometry, validation: bool) -> Object
             config=CONFIGS[data.grammar],
         )
         return RenderedSource(source, data.cache, threads=len(os.sched_getaffinity(0)))
-    raise ValueError(f"data.source = {data.source!r} must be 'procedural' or a path that holds objects")
+    return open_records(data, None if data.compat else geometry.grid_size, validation)
 
 
 def require(source: ObjectSource, needs: frozenset[str], stage: str, name: str) -> None:

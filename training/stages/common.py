@@ -47,6 +47,7 @@ def dataset(data: Data, spec_name: str, validation: bool) -> Dataset:
         num_views=data.views,
         first_views=data.first_views,
         pixel_rule=geometry.unproject_pixel_rule,
+        published_side=geometry.grid_size if data.compat and data.source != "procedural" else None,
     )
 
 
