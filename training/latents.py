@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -19,12 +20,12 @@ from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.geometry.cameras import Cameras, latent_plucker
+from diffsplat.images.vae_encoder import ImageEncoder
 from diffsplat.splats.gsrecon import GSRecon
 from diffsplat.splats.gsvae import GSVAE
 from training.data.dataset import Dataset
 from training.data.record import BrokenRecord
-from training.data.sample import Sample, collate
-from training.data.source import ObjectSource
+from training.data.sample import Batch, Sample, collate
 from training.data.storage import replace_file
 from training.data.stream import BatchStream
 from training.report import with_time_left
@@ -32,7 +33,6 @@ from training.stages.common import batch_cameras, input_images
 
 _CHUNK = 32  # objects encoded together, into one file
 _ORIGIN = "origin.json"
-_ORDER_STREAM, _CAPTION_STREAM = 41, 42
 
 
 class LatentBatch(NamedTuple):
@@ -42,6 +42,17 @@ class LatentBatch(NamedTuple):
     plucker: Tensor  # [B, V, 6, h, w]
     cameras: Cameras  # [B, V]
     captions: tuple[str, ...]
+    uids: tuple[str, ...]
+    image_moments: Tensor | None = None  # [B, 2, C, h, w] mean and deviation of view 0's image, for image models
+    views: Batch | None = None  # true views, the input views first, for a rendering loss
+
+
+class EncoderNetworks(NamedTuple):
+    """Frozen networks that make what is cached."""
+
+    gsrecon: GSRecon
+    gsvae: GSVAE
+    image_encoder: ImageEncoder | None = None  # for image models
 
 
 class LatentCache(NamedTuple):
@@ -51,15 +62,22 @@ class LatentCache(NamedTuple):
     plucker: Tensor  # [N, V, 6, h, w]
     cameras: Cameras  # [N, V]
     objects: Tensor  # [N] number of each row's object in the source
+    first_views: Tensor  # [N] reference view of each row
+    image_moments: Tensor | None = None  # [N, 2, C, h, w] of the reference view's image
 
     def __len__(self) -> int:
         return len(self.objects)
 
-    def batch(self, rows: Sequence[int], captions: Sequence[str]) -> LatentBatch:
+    def batch(
+        self, rows: Sequence[int], captions: Sequence[str], uids: Sequence[str], views: Batch | None = None
+    ) -> LatentBatch:
         """The given rows with the given captions."""
         index = torch.as_tensor(np.asarray(rows))
         cameras = Cameras(*(values[index] for values in self.cameras))
-        return LatentBatch(self.latents[index], self.plucker[index], cameras, tuple(captions))
+        moments = None if self.image_moments is None else self.image_moments[index]
+        return LatentBatch(
+            self.latents[index], self.plucker[index], cameras, tuple(captions), tuple(uids), moments, views
+        )
 
 
 def cached_latents(
@@ -67,7 +85,7 @@ def cached_latents(
     objects: Dataset,
     first_views: Sequence[int],
     spec: BackboneSpec,
-    networks: tuple[GSRecon, GSVAE],
+    networks: EncoderNetworks,
     origin: dict[str, Any],
     skip_broken: bool = False,
 ) -> LatentCache:
@@ -98,7 +116,7 @@ def cached_latents(
         objects.source.prepare()
     for view, start in with_time_left(missing, f"latents of {len(objects)} objects") if missing else ():
         rows = range(start, min(start + _CHUNK, len(objects)))
-        tensors = _encode(list(_samples(objects, rows, view, skip_broken)), spec, networks)
+        tensors = _encode(list(_samples(objects, rows, view, skip_broken)), view, spec, networks)
         _write(paths[view, start], save(tensors))
     parts = [part for part in (_load(paths[chunk]) for chunk in chunks) if len(part["objects"])]
     if not parts:
@@ -106,7 +124,12 @@ def cached_latents(
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     cameras = Cameras(whole["camera_to_world"], whole["intrinsics"])
     return LatentCache(
-        whole["latents"], latent_plucker(cameras, spec.geometry, spec.latent_size), cameras, whole["objects"]
+        whole["latents"],
+        latent_plucker(cameras, spec.geometry, spec.latent_size),
+        cameras,
+        whole["objects"],
+        whole["first_views"],
+        whole.get("image_moments"),
     )
 
 
@@ -122,19 +145,24 @@ def _samples(objects: Dataset, rows: range, view: int, skip_broken: bool) -> Ite
 
 @torch.no_grad()
 def _encode(
-    samples: list[tuple[int, Sample]], spec: BackboneSpec, networks: tuple[GSRecon, GSVAE]
+    samples: list[tuple[int, Sample]], first_view: int, spec: BackboneSpec, networks: EncoderNetworks
 ) -> dict[str, Tensor]:
-    """Latents, cameras and numbers of a chunk's objects."""
-    gsrecon, gsvae = networks
+    """Latents, cameras and numbers of a chunk's objects; image moments where there is an image encoder."""
     views = spec.geometry.views
     numbers = torch.tensor([row for row, _ in samples], dtype=torch.int64)
     if not samples:
-        empty = torch.zeros(0)
-        return {"latents": empty, "camera_to_world": empty, "intrinsics": empty, "objects": numbers}
-    batch = collate([sample for _, sample in samples]).to(next(gsvae.parameters()).device)
+        return {"objects": numbers}
+    batch = collate([sample for _, sample in samples]).to(next(networks.gsvae.parameters()).device)
     cameras = batch_cameras(batch, views)
-    latents = gsvae.encode(gsrecon(input_images(batch, views), cameras)).float()
-    tensors = {"latents": latents, **cameras._asdict(), "objects": numbers}
+    latents = networks.gsvae.encode(networks.gsrecon(input_images(batch, views), cameras)).float()
+    first_views = torch.full_like(numbers, first_view)
+    tensors = {"latents": latents, **cameras._asdict(), "objects": numbers, "first_views": first_views}
+    if networks.image_encoder is not None:
+        size = [spec.image_size] * 2
+        images = batch.images_rgb[:, 0]
+        if list(images.shape[-2:]) != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        tensors["image_moments"] = torch.stack(networks.image_encoder.moments(images), dim=1).float()
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -150,24 +178,50 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 class LatentStream(BatchStream):
-    """A `BatchStream` over a cache, with the same kind of order and cursor; every visit draws new captions."""
+    """A `BatchStream` over a cache; every visit draws a new caption and, for a rendering loss, new views.
 
-    def __init__(
-        self, cache: LatentCache, source: ObjectSource, batch_size: int, seed: int, rank: int, world_size: int
-    ) -> None:
-        super().__init__(cache, batch_size, seed, rank, world_size)  # type: ignore[arg-type]
+    Args:
+        cache: Of the objects.
+        objects: Where captions and true views come from.
+        with_views: Whether batches have true views.
+        **options: Of `BatchStream`.
+    """
+
+    def __init__(self, cache: LatentCache, objects: Dataset, with_views: bool, **options: Any) -> None:
+        super().__init__(_CachedObjects(cache, objects, with_views), **options)  # type: ignore[arg-type]
         self.cache = cache
-        self.objects = source
 
-    def __next__(self) -> LatentBatch:  # type: ignore[override]
-        order = np.random.default_rng([self.seed, _ORDER_STREAM, self.epoch]).permutation(len(self.cache))
-        start = (self.position * self.world_size + self.rank) * self.batch_size
-        rows = order[start : start + self.batch_size].tolist()
-        captions = []
-        for row in rows:
-            rng = np.random.default_rng([self.seed, _CAPTION_STREAM, self.epoch, row])
-            captions.append(self.objects.caption(int(self.cache.objects[row]), rng))
-        self.position += 1
-        if self.position == self.batches_per_epoch:
-            self.epoch, self.position = self.epoch + 1, 0
-        return self.cache.batch(rows, captions)
+    def collate(self, samples: Sequence[Any]) -> LatentBatch:  # type: ignore[override]
+        """One batch of `_CachedObject`."""
+        views = None if samples[0].views is None else collate([sample.views for sample in samples])
+        rows, captions, uids = ([getattr(sample, name) for sample in samples] for name in ("row", "caption", "uid"))
+        return self.cache.batch(rows, captions, uids, views)
+
+
+class _CachedObject(NamedTuple):
+    row: int
+    caption: str
+    uid: str
+    views: Sample | None
+
+
+class _CachedObjects:
+    """Rows of a cache as the samples of a stream."""
+
+    def __init__(self, cache: LatentCache, objects: Dataset, with_views: bool) -> None:
+        self.cache = cache
+        self.objects = objects
+        self.with_views = with_views
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def sample(self, index: int, rng: np.random.Generator) -> _CachedObject:
+        """Row `index` of the cache."""
+        number = int(self.cache.objects[index])
+        source = self.objects.source
+        views = None
+        if self.with_views:
+            views = self.objects.sample(number, rng, int(self.cache.first_views[index]))
+        caption = source.caption(number, rng) if views is None else views.caption
+        return _CachedObject(index, caption, source.uid(number), views)

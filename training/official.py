@@ -8,6 +8,7 @@
 Weights may be sharded with an index. They are read tensor by tensor into the network's own memory, as float32.
 """
 
+import dataclasses
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -136,7 +137,10 @@ def load_image_encoder(root: Path, spec: BackboneSpec) -> ImageEncoder:
         SourceError: a file is missing or damaged, or the autoencoder is not that of the spec; the message names it.
     """
     folder = autoencoder_folder(root)
-    check_vae_config(spec, folder / "config.json")
+    config = read_json(folder / "config.json")
+    # a GSVAE may have a scale of its own, measured, by which condition images are scaled too
+    scale = {name: config.get(name) for name in ("scaling_factor", "shift_factor")}
+    check_vae_config(dataclasses.replace(spec, gsvae={**spec.gsvae, **scale}), folder / "config.json")
     encoder = build_image_encoder(spec)
     ours = encoder.state_dict()
     state = {name: tensor for name, tensor in autoencoder_state(root, "AutoencoderKL").items() if name in ours}

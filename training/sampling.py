@@ -1,6 +1,7 @@
-"""Prompts -> latents by the loop that is served, to look at a denoiser while it is trained."""
+"""Text and images -> latents by the loop that is served, to look at a denoiser while it is trained."""
 
-from functools import partial
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from diffsplat_client.request import GenerationRequest
@@ -8,50 +9,59 @@ from torch import Tensor, nn
 
 from diffsplat.backbones import BackboneSpec
 from diffsplat.backends.eager import TorchGraph
-from diffsplat.backends.transfer import call_from_host, to_host
+from diffsplat.backends.transfer import to_host
 from diffsplat.denoisers.graph_inputs import STEP, request_graphs
 from diffsplat.networks import build_graph_module
 from diffsplat.stages.denoise import DenoiseStage
 from diffsplat.stages.envelope import Envelope
+from diffsplat.stages.image_features import ImageFeatures
 from diffsplat.stages.work import DenoiseWork
-from diffsplat.text.features import PromptEncoder
-from diffsplat.text.tokenizer import Tokenizer
+from diffsplat.text.features import TextFeatures
 
 _SEEDS = 2**32
 
 
+class Asked(NamedTuple):
+    """What one object is asked for."""
+
+    prompt: str
+    text: TextFeatures  # two rows on the host: prompt, null text
+    elevation_deg: float | None = None  # of its four views; None: the spec's default
+    condition_latents: Tensor | None = None  # [C, h, w] of its image, for image models
+
+
 def generate_latents(
     denoiser: nn.Module,
-    text_encoder: nn.Module,
-    tokenizer: Tokenizer,
     spec: BackboneSpec,
-    prompts: list[str],
+    objects: Sequence[Asked],
     generator: torch.Generator,
     steps: int | None = None,
+    guidance_scale: float | None = None,
 ) -> Tensor:
-    """Sample one object per prompt with the spec's scheduler, guidance and elevation.
+    """Sample objects together, with the spec's scheduler.
 
     Args:
         denoiser: A network of `build_denoiser`, on any device, in evaluation mode.
-        text_encoder: Of the spec's only text encoder, on any device, in evaluation mode.
-        tokenizer: Prompts to token ids.
-        spec: Of a text backbone: defaults of a request, shapes and schedule.
-        prompts: P of them.
-        generator: Draws a seed for every prompt.
+        spec: Defaults of a request, shapes and schedule.
+        objects: P of them.
+        generator: Draws a seed for every object.
         steps: Denoiser calls; the spec's by default.
+        guidance_scale: The spec's by default.
 
     Returns:
         [P, V, C, h, w] in diffusion space, on the CPU.
     """
     names = (*request_graphs(spec), STEP)
     stage = DenoiseStage(spec, {name: TorchGraph(name, build_graph_module(name, spec, denoiser)) for name in names})
-    encode = partial(call_from_host, TorchGraph("text_encoder", text_encoder))
-    encoder = PromptEncoder(spec.text, [tokenizer], [encode])
-    seeds = torch.randint(_SEEDS, (len(prompts),), generator=generator).tolist()
+    seeds = torch.randint(_SEEDS, (len(objects),), generator=generator).tolist()
     jobs = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        request = GenerationRequest(prompt, seed=seed, steps=steps).with_defaults(**spec.request_defaults)
-        jobs.append(stage.start(DenoiseWork(Envelope(request), encoder.encode([prompt, None]).features)))
+    for asked, seed in zip(objects, seeds, strict=True):
+        request = GenerationRequest(
+            asked.prompt, seed=seed, steps=steps, guidance_scale=guidance_scale, elevation_deg=asked.elevation_deg
+        ).with_defaults(**spec.request_defaults)
+        images = ImageFeatures(None if asked.condition_latents is None else to_host(asked.condition_latents))
+        text = TextFeatures(*(to_host(values.detach()) for values in asked.text))
+        jobs.append(stage.start(DenoiseWork(Envelope(request), text, images)))
     for _ in range(jobs[0].steps):
         stage.step(jobs)
     return to_host(torch.stack([job.latents for job in jobs]))

@@ -152,7 +152,7 @@ def prepare(
         spec: the backbone.
         graphs: those of `request_graphs`.
         features: of the request's rows, on the host.
-        timesteps: [T] of its schedule, on the host.
+        timesteps: [T] of its schedule, on the host; or [R, T], where every row has its own.
         condition_latents: [C, h, w] of the image, on the host; the unconditional row gets zeros. For image models only.
 
     Returns:

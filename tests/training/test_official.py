@@ -110,8 +110,8 @@ def test_what_does_not_fit_is_refused_by_name(base_model, tmp_path):
     with pytest.raises(SourceError, match=r"unet/config.json: missing"):
         load_base_denoiser(root, spec)
     config = json.loads((root / "vae" / "config.json").read_text())
-    (root / "vae" / "config.json").write_text(json.dumps({**config, "scaling_factor": 1.0}))
-    with pytest.raises(SourceError, match="vae/config.json: not the image VAE of tiny_sd15: scaling_factor is 1.0"):
+    (root / "vae" / "config.json").write_text(json.dumps({**config, "norm_num_groups": 2}))
+    with pytest.raises(SourceError, match="vae/config.json: not the image VAE of tiny_sd15: norm_num_groups is 2"):
         load_image_encoder(root, spec)
     with pytest.raises(SourceError, match="describes a AutoencoderKL, not an AutoencoderTiny"):
         autoencoder_state(root, "AutoencoderTiny")

@@ -245,8 +245,9 @@ def test_dropped_captions_reach_the_text_encoder_as_the_empty_one(
     stage = DiffusionStage(config)
     stage.build()
     seen: list[str] = []
-    encode = stage.tokenizer.encode
-    monkeypatch.setattr(stage.tokenizer, "encode", lambda captions: seen.extend(captions) or encode(captions))
+    (tokenizer,) = stage.text.prompts.tokenizers
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda captions, *more: seen.extend(captions) or encode(captions, *more))
     stage.loss(next(stage.stream(0, 1)), step_generator(0, 0, 0))
     assert seen == [""] * 8
 
@@ -258,7 +259,7 @@ def test_training_the_denoiser_also_trains_the_text_encoder(chain: tuple[RecipeC
     loss.backward()
     without = [name for name, p in trained.named_parameters() if p.grad is None]
     assert without == []
-    assert stage.text_encoder.text_model.embeddings.token_embedding.weight.grad.abs().sum() > 0
+    assert stage.trained["text_encoder"].text_model.embeddings.token_embedding.weight.grad.abs().sum() > 0
 
 
 def test_latents_are_encoded_once_and_again_for_other_objects(chain: tuple[RecipeConfig, Bundle]) -> None:

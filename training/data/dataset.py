@@ -64,8 +64,13 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.source)
 
-    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+    def sample(self, index: int, rng: np.random.Generator, first_view: int | None = None) -> Sample:
         """Object `index` with reference view, novel views and caption drawn from `rng`.
+
+        Args:
+            index: Of the object.
+            rng: Of all draws.
+            first_view: The reference view, if it is not to be drawn; not for random picking.
 
         Raises:
             BrokenRecord: the object cannot be read or lacks views.
@@ -76,7 +81,7 @@ class Dataset:
             if self._picking == "random":
                 picked = pick_random(layout, self.num_views, usable, rng, exclude_poles=True)
             else:
-                inputs = self._draw_inputs(usable, rng)
+                inputs = self._draw_inputs(usable, rng) if first_view is None else self._inputs_from(first_view)
                 others = [view for view in usable if view not in self._always]
                 enough = len(others) >= self.num_views - len(inputs)
                 picked = fill_views(layout, inputs, self.num_views, others if enough else usable, rng)
@@ -90,12 +95,15 @@ class Dataset:
         Raises:
             BrokenRecord: the object cannot be read or lacks views.
         """
-        ring = self.source.layout.ring_of(first_view)
-        picked = ring.even_views(first_view - ring.first, self.num_input_views)
+        picked = self._inputs_from(first_view)
         missing = sorted(set(picked) - set(self.source.usable_views(index)))
         if missing:
             raise BrokenRecord(f"{self.source.uid(index)}: views {missing} are missing")
         return self._build(index, picked, self.source.caption(index, None))
+
+    def _inputs_from(self, first_view: int) -> tuple[int, ...]:
+        ring = self.source.layout.ring_of(first_view)
+        return ring.even_views(first_view - ring.first, self.num_input_views)
 
     def _draw_inputs(self, usable: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
         if not self._input_views:

@@ -106,6 +106,10 @@ class BatchStream:
             samples = [future.result() for future in self._ahead[0]]
             self._ahead.popleft()
         self.epoch, self.position = self._after(self.epoch, self.position)
+        return self.collate(samples)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples as one batch."""
         return collate(samples)
 
     def state_dict(self) -> dict[str, int]:
