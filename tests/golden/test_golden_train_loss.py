@@ -11,8 +11,10 @@ import torch.nn.functional as F
 
 from diffsplat.backbones import PIXART_SIGMA, SD3, SD15
 from diffsplat.denoisers.view_inputs import network_input
+from training.config.common import RenderWeights
 from training.config.objective import ObjectiveOptions
 from training.objectives import Objective, drop_conditions, rendering_snr_weights
+from training.rendering_loss import Maps, RenderingLoss
 
 BASES = {"sd15": SD15, "sd21": SD15, "sdxl": SD15, "pixart": PIXART_SIGMA, "sd3": SD3}
 RATE = 0.05
@@ -164,24 +166,26 @@ def check_network_inputs(given, expected, latents, dropped, attended, close):
             close(text.repeat_interleave(len(expected[output]) // count, dim=0), output)
 
 
-def published_rendering_loss(given, weights):
-    """Per object, LPIPS being the files' stand-in: the squared difference of images resized to 256, in -1 .. 1."""
+class StandIn:
+    """What the files have in place of LPIPS: the squared difference of resized images in -1 .. 1."""
 
-    def mean(values):
-        return values.flatten(1).mean(1)
+    def distance(self, first, second, size):
+        if size:
+            first, second = (
+                F.interpolate(images, (size, size), mode="bilinear", align_corners=False) for images in (first, second)
+            )
+        return (2.0 * (first - second)).square().flatten(1).mean(1)
 
-    truth, render = given["gt_image"], given["render_image"]
-    loss = mean((truth - render).square()) + mean((given["gt_mask"] - given["render_alpha"]).square())
-    if weights["coord_weight"]:
-        loss = loss + weights["coord_weight"] * mean((given["gt_coord"] - given["render_coord"]).square())
-    if weights["normal_weight"]:
-        cosine = F.cosine_similarity(given["gt_normal"], given["render_normal"], dim=2)
-        loss = loss + weights["normal_weight"] * mean(1.0 - cosine)
-    if weights["lpips_weight"]:
-        size = int(weights["lpips_resize"]) or truth.shape[-1]
-        big = [
-            F.interpolate(2.0 * images.flatten(0, 1) - 1.0, (size, size), mode="bilinear", align_corners=False)
-            for images in (truth, render)
-        ]
-        loss = loss + weights["lpips_weight"] * mean((big[0] - big[1]).square().unflatten(0, truth.shape[:2]))
-    return loss
+
+def published_rendering_loss(given, options):
+    """Per object."""
+    weights = RenderWeights(
+        coord=options["coord_weight"], normal=options["normal_weight"], perceptual="none",
+        lpips=options["lpips_weight"], perceptual_size=int(options["lpips_resize"]),
+    )  # fmt: skip
+    loss = RenderingLoss(weights, SD15.geometry, compat=True)
+    if options["lpips_weight"]:
+        loss.perceptual_name, loss.perceptual = "lpips", StandIn()
+    shown = Maps(*(given[f"render_{name}"] for name in ("image", "alpha", "coord", "normal")))
+    truth = Maps(*(given[f"gt_{name}"] for name in ("image", "mask", "coord", "normal")))
+    return loss.compare(shown, truth, step=0).total

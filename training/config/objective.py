@@ -11,7 +11,7 @@ class ObjectiveOptions:
     """Timesteps, weights and preconditioning; the noise process itself belongs to the backbone."""
 
     min_snr_gamma: float = 0.0  # 0: all timesteps weigh the same
-    stratified: bool = True  # timesteps of a batch spread evenly over their density; False as published
+    stratified: bool = True  # timesteps of a batch spread evenly over their density; not with `compat`
     edm: bool = False  # noise in EDM's scale, and the loss on clean estimates; not for flows
     density: Literal["uniform", "logit_normal", "mode"] = "uniform"  # of timesteps; the latter two for flows
     logit_mean: float = 0.0  # of logit_normal

@@ -76,7 +76,8 @@ class DiffusionStage:
                 f"start = {config.start} was trained with another spec than {spec.name} on {config.vae} has"
             )
         self.image_base = base_of(config, "the images' autoencoder") if spec.is_image_conditioned else None
-        self.objective = Objective.of(spec.schedule, config.objective)
+        objective = dataclasses.replace(config.objective, stratified=config.objective.stratified and not config.compat)
+        self.objective = Objective.of(spec.schedule, objective)
         self.needs = TRAINING_MAPS if config.text == "stored" else TRAINING_MAPS | {"caption"}
         self._caches: dict[bool, LatentCache] = {}
 
