@@ -66,7 +66,7 @@ def test_it_predicts_what_serving_predicts(name: str) -> None:
         torch.testing.assert_close(trained[alone], served, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["sd21", "sdxl_image", "pixart_sigma", "pixart_alpha_image", "sd3", "sd35_image"])
 def test_gradients_reach_every_weight_with_and_without_checkpointing(name: str) -> None:
     spec = family_spec(name)
     gradients = []

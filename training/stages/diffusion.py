@@ -14,7 +14,7 @@ from diffsplat.splats.gsrecon import build_gsrecon
 from diffsplat.splats.gsvae import build_gsvae
 from training.assemble import TOKENIZER_FILE
 from training.checkpoint import save_finished
-from training.conditions import condition_latents
+from training.conditions import StoredText, condition_latents
 from training.config.diffusion import DiffusionConfig
 from training.data.dataset import Dataset
 from training.data.record import TRAINING_MAPS
@@ -224,6 +224,8 @@ class DiffusionStage:
     def _cache(self, validation: bool) -> LatentCache:
         if validation not in self._caches:
             data, objects = self.config.data, self._objects(validation)
+            if isinstance(self.text, StoredText):  # before anything is encoded
+                self.text.store.check([objects.source.uid(index) for index in range(len(objects))])
             origin = {
                 "compat": data.compat,
                 "precision": self.config.optim.precision,
