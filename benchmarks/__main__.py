@@ -28,6 +28,8 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "stop_storm": ("stop_storm", "bundles/pico"),
     "flops": ("flops",),
     "precision": ("precision",),
+    "mesh_render": ("mesh_render",),
+    "furniture": ("furniture",),
 }
 EVERYWHERE = ("flops",)  # counted, not measured: the same on every machine
 

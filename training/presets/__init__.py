@@ -8,7 +8,7 @@ from training.config.chain import BundleConfig, RecipeConfig, RefineConfig
 from training.config.common import StageConfig
 from training.config.encode_text import UNPUBLISHED, EncodeTextConfig
 from training.config.evaluate import EvaluateConfig
-from training.presets import elevest, encode_text, nano, pico
+from training.presets import elevest, encode_text, furniture, nano, pico
 
 _OWN_STAGES = {
     "recon": "reconstruction: images of an object -> grid of Gaussians",
@@ -26,6 +26,7 @@ STAGES |= {
     config.preset: ("elevation: a photo -> how high its camera stood, negative above the horizon", config)
     for config in (elevest.PUBLISHED, elevest.NANO)
 }
+STAGES[furniture.RECON.preset] = ("reconstruction: nano's, fine-tuned on real meshes", furniture.RECON)
 RECIPES: dict[str, tuple[str, RecipeConfig]] = {
     "nano": (f"the whole chain {' -> '.join(nano.RECIPE.stages)} -> bundle, hours on two cores", nano.RECIPE),
     "pico": ("the whole chain, small: about half an hour on two cores", pico.RECIPE),
