@@ -4,6 +4,8 @@ import importlib
 import sys
 
 COMMANDS = {  # name -> module with `main(arguments) -> int`, what it does
+    "convert": ("training.data.convert_command", "stored objects -> shards at training resolution"),
+    "check": ("training.data.check_command", "what is broken in a data set, and whether its cameras and depths fit"),
     "render": ("training.data.meshes.command", "own 3D models (.glb .gltf .obj .ply .stl) -> a data set"),
     "furniture": (
         "training.data.meshes.furniture_command",

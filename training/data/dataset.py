@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 
 from diffsplat.geometry.cameras import PixelRule
+from training.data.checks import check_aim
 from training.data.record import BrokenRecord, unpack_views
 from training.data.sample import Sample, build_sample
 from training.data.source import ObjectSource
@@ -115,9 +116,11 @@ class Dataset:
         return self._input_views[whole[rng.choice(len(whole), p=weights / weights.sum())]]
 
     def _build(self, index: int, picked: tuple[int, ...], caption: str) -> Sample:
-        views = unpack_views(self.source.views(index, picked))
+        packed = self.source.views(index, picked)
         uid = self.source.uid(index)
         try:
+            check_aim(packed.camera_to_world_zup)
+            views = unpack_views(packed)
             return build_sample(views, caption, uid, self.pixel_rule, self._published_side)
         except ValueError as error:
             raise BrokenRecord(f"{uid}: {error}") from error

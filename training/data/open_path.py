@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from training.config.common import Data
@@ -10,6 +10,7 @@ from training.data.captions_csv import read_captions
 from training.data.folder_store import FolderStore
 from training.data.id_lists import names_of, read_ids, read_uid_map
 from training.data.parquet_store import ParquetStore
+from training.data.record import TRAINING_MAPS
 from training.data.record_source import RecordSource
 from training.data.store import Store
 from training.data.tar_store import TarStore
@@ -44,17 +45,27 @@ def open_records(data: Data, resolution: int | None, validation: bool) -> Record
     Raises:
         ValueError: a field names something that is missing or does not fit the objects.
     """
+    source = open_selected(data, resolution)
+    source.rows = _split(source, data, validation)
+    return source
+
+
+def open_selected(data: Data, resolution: int | None, maps: Collection[str] = TRAINING_MAPS) -> RecordSource:
+    """All listed objects of `data.source` that have a caption if there is a file of them.
+
+    Raises:
+        ValueError: as `open_records`.
+    """
     store = open_store(Path(data.source))
     uid_map = {} if data.uid_map is None else read_uid_map(data.uid_map)
     captions = None if data.captions is None else read_captions(data.captions)
-    names = [names_of(store.uid(row), uid_map) for row in range(len(store))]
     rows = list(range(len(store)))
+    source = RecordSource(store, rows, resolution, captions, uid_map, maps)
     if data.ids is not None:
-        rows = _listed(rows, names, read_ids(data.ids, "data.ids"), f"data.ids = {data.ids}")
+        source.rows = _listed(source, read_ids(data.ids, "data.ids"), f"data.ids = {data.ids}")
     if captions is not None:
-        rows = _with_captions(rows, names, captions, data)
-    rows = _split(rows, names, data, validation)
-    return RecordSource(store, rows, resolution, captions, uid_map)
+        source.rows = _with_captions(source, captions, data)
+    return source
 
 
 def _files(path: Path, suffix: str) -> list[Path]:
@@ -64,54 +75,51 @@ def _files(path: Path, suffix: str) -> list[Path]:
     return sorted(path.glob(f"*{suffix}")) or sorted(path.glob(f"*/*{suffix}"))
 
 
-def _listed(rows: Sequence[int], names: Sequence[tuple[str, ...]], ids: Sequence[str], what: str) -> list[int]:
-    """Rows whose object is listed."""
+def _listed(source: RecordSource, ids: Sequence[str], what: str) -> list[int]:
+    """Rows of the store whose object is listed."""
     wanted = {name for entry in ids for name in names_of(entry, {})}
-    found = [row for row in rows if not wanted.isdisjoint(names[row])]
+    found = [row for row in source.rows if not wanted.isdisjoint(source.names(row))]
     if not found:
+        first = source.names(source.rows[0])[0]
         raise ValueError(
-            f"{what}: lists none of the {len(rows)} objects; it begins with {ids[0]!r}, they with {names[rows[0]][0]!r}"
+            f"{what}: lists none of the {len(source)} objects; it begins with {ids[0]!r}, they with {first!r}"
         )
     if len(found) < len(set(ids)):
         print(f"{what}: {len(found)} of {len(set(ids))} listed objects are there", file=sys.stderr)
     return found
 
 
-def _with_captions(
-    rows: list[int], names: Sequence[tuple[str, ...]], captions: Mapping[str, str], data: Data
-) -> list[int]:
-    """Rows whose object has a caption; all must, unless broken objects are skipped."""
-    found = [row for row in rows if any(name in captions for name in names[row])]
-    missing = len(rows) - len(found)
+def _with_captions(source: RecordSource, captions: Mapping[str, str], data: Data) -> list[int]:
+    """Rows of the store whose object has a caption; all must, unless broken objects are skipped."""
+    found = [row for row in source.rows if any(name in captions for name in source.names(row))]
+    missing = sorted(set(source.rows) - set(found))
     if missing and (not data.skip_broken or not found):
-        first = names[next(row for row in rows if row not in set(found))][0]
         raise ValueError(
-            f"data.captions = {data.captions}: has no caption of {missing} of {len(rows)} objects, such as {first!r}; "
-            "data.skip_broken leaves them out, data.uid_map gives objects other names"
+            f"data.captions = {data.captions}: has no caption of {len(missing)} of {len(source)} objects, such as "
+            f"{source.names(missing[0])[0]!r}; data.skip_broken leaves them out, data.uid_map gives objects other names"
         )
     if missing:
-        print(f"{missing} objects without a caption are left out", file=sys.stderr)
+        print(f"{len(missing)} objects without a caption are left out", file=sys.stderr)
     return found
 
 
-def _split(rows: list[int], names: Sequence[tuple[str, ...]], data: Data, validation: bool) -> list[int]:
-    """Rows to train on, or held out: the listed ones, else a fixed random choice."""
+def _split(source: RecordSource, data: Data, validation: bool) -> list[int]:
+    """Rows of the store to train on, or held out: the listed ones, else a fixed random choice."""
 
     def place(row: int) -> bytes:
-        return hashlib.sha256(f"{data.seed}:{names[row][0]}".encode()).digest()
+        return hashlib.sha256(f"{data.seed}:{source.names(row)[0]}".encode()).digest()
 
-    if data.validation_ids is not None:
-        what = f"data.validation_ids = {data.validation_ids}"
-        held = sorted(_listed(rows, names, read_ids(data.validation_ids, "data.validation_ids"), what), key=place)
-        held_out = set(held)
-        held = held[: data.validation_objects]
-        rest = sorted((row for row in rows if row not in held_out), key=place)
-    else:
-        order = sorted(rows, key=place)
+    order = sorted(source.rows, key=place)
+    if data.validation_ids is None:
         held, rest = order[: data.validation_objects], order[data.validation_objects :]
+    else:
+        ids = read_ids(data.validation_ids, "data.validation_ids")
+        listed = set(_listed(source, ids, f"data.validation_ids = {data.validation_ids}"))
+        held = [row for row in order if row in listed][: data.validation_objects]
+        rest = [row for row in order if row not in listed]
     if not rest:
         raise ValueError(
-            f"data.source = {data.source} has {len(rows)} objects, of which data.validation_objects = "
+            f"data.source = {data.source} has {len(source)} objects, of which data.validation_objects = "
             f"{data.validation_objects} are held out: none is left to train on"
         )
     return sorted(held if validation else rest[: data.objects or len(rest)])

@@ -50,11 +50,12 @@ class RecordSource:
     ) -> None:
         self.layout = layout
         self.store = store
-        self.rows = list(rows)
+        self.rows = list(rows)  # of the objects in the store; who opens the source may still choose among them
         self.resolution = resolution
         self.maps = frozenset(maps)
         self._table = captions
         self._uid_map = dict(uid_map or {})
+        # of a number, so that the rows must be chosen before the first caption is asked for
         self._captions = functools.lru_cache(maxsize=1 << 16)(self._read_captions)
 
     def __len__(self) -> int:
@@ -80,6 +81,14 @@ class RecordSource:
     def uid(self, index: int) -> str:
         """The object's id in the store."""
         return self.store.uid(self.rows[index])
+
+    def names(self, row: int) -> tuple[str, ...]:
+        """Names by which lists may know the object in this row of the store."""
+        return names_of(self.store.uid(row), self._uid_map)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All of the object's captions, the plainest first."""
+        return self._captions(index)
 
     def caption(self, index: int, rng: np.random.Generator | None) -> str:
         """One of the object's captions."""
@@ -133,8 +142,8 @@ class RecordSource:
 
     def _read_captions(self, index: int) -> tuple[str, ...]:
         if self._table is not None:
-            names = names_of(self.uid(index), self._uid_map)
-            return next(((self._table[name],) for name in names if name in self._table), ())
+            known = [name for name in self.names(self.rows[index]) if name in self._table]
+            return (self._table[known[0]],) if known else ()
         parts = self.store.read(self.rows[index], CAPTION_PARTS)
         lines = [line.strip() for data in parts.values() for line in data.decode(errors="replace").splitlines()]
         return tuple(line for line in lines if line)
