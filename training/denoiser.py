@@ -1,5 +1,6 @@
 """A denoiser of any family as serving calls it, but with gradients: the same graphs, the same inputs."""
 
+import functools
 from typing import Any
 
 import torch
@@ -37,14 +38,19 @@ class TrainedDenoiser:
 
     Args:
         spec: Of the backbone.
-        network: Of `build_denoiser(spec)`. Its gradient checkpointing is switched on or off before, since some graphs
-            hold their own modules on its weights.
+        network: Of `build_denoiser(spec)`, on the device where it is trained.
     """
 
     def __init__(self, spec: BackboneSpec, network: nn.Module) -> None:
         self.spec = spec
-        wraps = graph_modules(spec)
-        self.graphs = {name: TrainedGraph(name, wraps[name].wrap(network)) for name in (*request_graphs(spec), STEP)}
+        self._network = network
+
+    @functools.cached_property
+    def graphs(self) -> dict[str, TrainedGraph]:
+        """Made at the first call: some graphs copy the network's modules, with their switches, onto its weights."""
+        wraps = graph_modules(self.spec)
+        names = (*request_graphs(self.spec), STEP)
+        return {name: TrainedGraph(name, wraps[name].wrap(self._network)) for name in names}
 
     def __call__(
         self,

@@ -34,14 +34,16 @@ def inputs_of(spec: BackboneSpec) -> tuple[Tensor, Tensor, Tensor, TextFeatures,
     return latents, noise(ROWS, views, 6, size, size), torch.tensor([3.0, 500.5, 990.0]), features, image
 
 
-def built(spec: BackboneSpec, checkpointing: bool = False) -> nn.Module:
+def is_checkpointed(module: nn.Module) -> bool:
+    return bool(getattr(module, "gradient_checkpointing", False))
+
+
+def built(spec: BackboneSpec) -> nn.Module:
     torch.manual_seed(0)
     network = build_denoiser(spec)
     for parameter in network.parameters():
         if not parameter.any():  # zero starts would stop gradients
             nn.init.normal_(parameter, std=0.1)
-    if checkpointing:
-        network.enable_gradient_checkpointing()
     return network.train()
 
 
@@ -71,8 +73,13 @@ def test_gradients_reach_every_weight_with_and_without_checkpointing(name: str) 
     spec = family_spec(name)
     gradients = []
     for checkpointing in (False, True):
-        network = built(spec, checkpointing)
-        prediction = TrainedDenoiser(spec, network)(*inputs_of(spec))
+        network = built(spec)
+        denoiser = TrainedDenoiser(spec, network)
+        if checkpointing:  # as the loop does, after the stage has built its networks
+            network.enable_gradient_checkpointing()
+            switched = [module for module in denoiser.graphs[STEP].module.modules() if is_checkpointed(module)]
+            assert switched
+        prediction = denoiser(*inputs_of(spec))
         prediction.square().mean().backward()
         found = {key: parameter.grad for key, parameter in network.named_parameters()}
         assert [key for key, gradient in found.items() if gradient is None] == []

@@ -5,13 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffsplat_client.request import GenerationRequest
 
 from diffsplat.denoisers.view_inputs import network_input
+from diffsplat.pipeline import Pipeline
+from tests.families import CAPTIONS
+from tests.image_files import image
+from training.assemble import bundle_runs
 from training.checkpoint import CheckpointError, read_finished
 from training.conditions import condition_latents
-from training.config.common import RenderWeights
+from training.config.common import Optim, RenderWeights
 from training.config.diffusion import DiffusionConfig, RenderingOptions
 from training.config.encode_text import EncodeTextConfig
 from training.encode_text import run_encode_text
@@ -74,8 +80,8 @@ def test_the_condition_view_shows_the_reference_view_and_reaches_the_network(
     batch = next(stage.stream(0, 1))
     objects = stage._objects(False)
     number = [objects.source.uid(index) for index in range(len(objects))].index(batch.uids[0])
-    image = objects.seen_from(number, 0).images_rgb[:1]
-    mean, _ = stage.encoders.image_encoder.moments(torch.nn.functional.interpolate(image, (32, 32)))
+    shown = objects.seen_from(number, 0).images_rgb[:1]
+    mean, _ = stage.encoders.image_encoder.moments(torch.nn.functional.interpolate(shown, (32, 32)))
     torch.testing.assert_close(batch.image_moments[0, 0], mean[0], rtol=1e-4, atol=1e-4)
 
     seen = []
@@ -104,6 +110,8 @@ def test_the_rendering_loss_is_added_with_its_weights(diffusion_config: Configur
     assert "render_loss" not in parts
     total, parts = loss(diffusion_weight=2.0, render_weight=3.0)
     assert total == pytest.approx(2.0 * diffusion + 3.0 * parts["render_loss"].item(), rel=1e-5)
+    half = built(dataclasses.replace(plain, rendering=dataclasses.replace(RENDERED, probability=0.5))).rendered
+    assert half is not None and 30 < sum(half.is_drawn(step_generator(0, 0, step)) for step in range(100)) < 70
     unweighted = loss(min_snr_gamma=0.0)[1]["render_loss"]
     assert parts["render_loss"] < unweighted  # noisy objects count less
     assert loss(decoder="full")[1]["render_loss"] != parts["render_loss"]
@@ -121,6 +129,19 @@ def test_gradients_of_the_rendering_loss_reach_the_denoiser_alone(diffusion_conf
         sizes[compat] = sum(parameter.grad.abs().sum().item() for parameter in stage.denoiser.parameters())
         assert all(parameter.grad is None for parameter in stage.gsvae.parameters())
     assert sizes[True] < 0.05 * sizes[False]  # the published clamp has no gradient there
+
+
+@pytest.mark.parametrize("name", ["pixart_sigma", "sd35_image"])
+def test_a_trained_denoiser_is_served_from_a_bundle(name: str, diffusion_config: Configure, tmp_path: Path) -> None:
+    """With the parts of its base model: text encoders and, for image models, the image autoencoder."""
+    config = dataclasses.replace(diffusion_config(name, tmp_path / "run"), optim=Optim(steps=1, warmup_steps=0))
+    run_stage(config)
+    runs = {"recon": config.recon, "vae": config.vae, "diffusion": config.run.out, "base": config.start}
+    bundle = bundle_runs(runs, tmp_path / "bundle")
+    pipeline = Pipeline.from_bundle(bundle)
+    picture = image(0) if name.endswith("_image") else None
+    result = pipeline.generate(GenerationRequest(CAPTIONS[0], image=picture, elevation_deg=10.0, steps=1, seed=1))
+    assert result.splats.shape == (4 * 32 * 32, 14) and np.isfinite(result.splats).all()
 
 
 @pytest.mark.parametrize("name", ["sdxl", "pixart_alpha"])
@@ -162,12 +183,12 @@ def test_a_damaged_file_of_latents_is_refused_by_name(diffusion_config: Configur
 
 def test_what_a_denoiser_cannot_start_from_is_refused_by_name(diffusion_config: Configure, tmp_path: Path) -> None:
     config = diffusion_config("sd15", tmp_path)
-    image = diffusion_config("sd15_image", tmp_path)
+    with_image = diffusion_config("sd15_image", tmp_path)
     (tmp_path / "empty").mkdir()
     for wrong, message in (
         (dataclasses.replace(config, start=tmp_path / "empty"), "start = .*: must be a finished run, a bundle"),
         (dataclasses.replace(config, start=None), "base is not set: .* is needed for frozen text encoders"),
-        (dataclasses.replace(image, start=None, base=None), "base is not set"),
+        (dataclasses.replace(with_image, start=None, base=None), "base is not set"),
         (dataclasses.replace(config, text="trained"), "text = 'trained': those of tiny_sd15 are frozen"),
         (dataclasses.replace(config, text="stored"), "text_store is not set: it belongs to text = 'stored'"),
         (dataclasses.replace(config, text_store=tmp_path), "text_store is .*: it belongs to text = 'stored'"),
@@ -178,6 +199,6 @@ def test_what_a_denoiser_cannot_start_from_is_refused_by_name(diffusion_config: 
             run_stage(wrong)
     run_stage(dataclasses.replace(config, run=dataclasses.replace(config.run, out=tmp_path / "text")))
     with pytest.raises(ValueError, match="was trained with another spec than tiny_sd15_image"):
-        DiffusionStage(dataclasses.replace(image, start=tmp_path / "text", base=image.start))
+        DiffusionStage(dataclasses.replace(with_image, start=tmp_path / "text", base=with_image.start))
     with pytest.raises(CheckpointError, match="the run did not train its text encoder"):
         DiffusionStage(dataclasses.replace(config, backbone="pico", text="trained", start=tmp_path / "text"))

@@ -130,14 +130,18 @@ class DiffusionStage:
         guess = self.guess(batch, dropped, generator)
         diffusion = (self.objective.loss_weights(guess.times) * guess.errors).mean()
         parts = {"mse": guess.errors.detach().mean()}
-        if self.rendered is None or not self.rendered.is_drawn(generator):
+        if self.rendered is None:
             return diffusion, parts
+        if not self.rendered.is_drawn(generator):
+            return diffusion, {**parts, "render_loss": torch.zeros_like(diffusion)}
         assert batch.views is not None
         estimate = self.objective.clean_estimate(guess.noisy, guess.output, guess.times)
         rendered = self.rendered(estimate, batch.views.to(self.device), self.updates)
         weights = rendering_snr_weights(self.objective, guess.times, options.min_snr_gamma)
         render_loss = (weights * rendered.total).mean()
-        parts |= {"render_loss": render_loss.detach(), **{name: term.mean() for name, term in rendered.parts.items()}}
+        parts["render_loss"] = render_loss.detach()
+        if options.probability == 1.0:  # otherwise processes that draw differently would log different terms
+            parts |= {name: term.mean() for name, term in rendered.parts.items()}
         return options.diffusion_weight * diffusion + options.render_weight * render_loss, parts
 
     def evaluate(self, batch: LatentBatch, generator: torch.Generator) -> Evaluation:
