@@ -184,7 +184,7 @@ SAMPLERS = [
     Mutant(
         "SD3's grid shifted once",
         _SCHEDULERS,
-        "np.linspace(1.0, _shift(np.array(1 / n), schedule.shift), steps)",
+        "np.linspace(1.0, shift_sigma(np.array(1 / n), schedule.shift), steps)",
         "np.linspace(1.0, np.array(1 / n), steps)",
         f"{_PIPES}[pipe_sd3_text]",
     ),
@@ -440,6 +440,8 @@ FILES_AND_SERVICE = [
     ),
 ]
 
+_RENDERING = "tests/training/test_rendering_loss.py::"
+
 TRAINING = [
     Mutant(
         "SSIM with windows of 5 pixels",
@@ -472,8 +474,8 @@ TRAINING = [
     Mutant(
         "no position loss",
         "training/stages/recon.py",
-        "total = total + config.position_weight * position + ",
-        "total = total + ",
+        "errors.mean() + config.position_weight * position + ",
+        "errors.mean() + ",
         "tests/training/test_stage_losses.py::test_gsrecon_minimises_the_weighted_sum_of_its_terms",
     ),
     Mutant(
@@ -482,6 +484,97 @@ TRAINING = [
         "2.0 * batch.coords[:, :views] - 1.0",
         "batch.coords[:, :views]",
         "tests/training/test_stage_losses.py::test_gsrecons_terms_on_the_grid_compare_with_the_true_surface",
+    ),
+    Mutant(
+        "no coordinate term",
+        "training/rendering_loss.py",
+        "(weights.coord, _mse(",
+        "(0.0, _mse(",
+        _RENDERING + "test_it_is_the_weighted_sum_of_its_terms_for_each_object",
+    ),
+    Mutant(
+        "normals compared as codes",
+        "training/rendering_loss.py",
+        "F.cosine_similarity(2.0 * shown - 1.0, 2.0 * truth - 1.0, dim=2)",
+        "F.cosine_similarity(shown, truth, dim=2)",
+        _RENDERING + "test_normals_are_compared_as_vectors_where_the_object_is_solid",
+    ),
+    Mutant(
+        "normals compared over all pixels",
+        "training/rendering_loss.py",
+        "(alpha == 1.0)[:, :, 0]",
+        "(alpha >= 0.0)[:, :, 0]",
+        _RENDERING + "test_normals_are_compared_as_vectors_where_the_object_is_solid",
+    ),
+    Mutant(
+        "normals away from the camera",
+        "diffsplat/splats/render.py",
+        "torch.linalg.cross(down, right, dim=-3)",
+        "torch.linalg.cross(right, down, dim=-3)",
+        _RENDERING + "test_normals_and_coordinates_of_true_depth_are_those_of_the_object",
+    ),
+    Mutant(
+        "perceptual term without its ramp",
+        "training/rendering_loss.py",
+        "(share * getattr(weights, weight)",
+        "(getattr(weights, weight)",
+        _RENDERING + "test_the_perceptual_term_grows_from_its_start_to_its_full_weight",
+    ),
+    Mutant(
+        "another default weight of SSIM",
+        "training/config/common.py",
+        "ssim: float = 0.2",
+        "ssim: float = 0.3",
+        _RENDERING + "test_defaults_are_image_mask_and_a_fifth_of_the_dissimilarity",
+    ),
+    Mutant(
+        "another default weight of KL",
+        "training/config/vae.py",
+        "kl_weight: float = 1e-5",
+        "kl_weight: float = 1e-4",
+        "tests/training/test_stage_losses.py::test_weights_of_defaults_and_presets",
+    ),
+    Mutant(
+        "LPIPS over the sum of a layer's pixels",
+        "training/perceptual/lpips.py",
+        "head).mean(dim=(1, 2, 3))",
+        "head).sum(dim=(1, 2, 3))",
+        "tests/training/test_perceptual.py::test_lpips_weighs_differences_of_unit_features",
+    ),
+    Mutant(
+        "effnet-feature of images in [0, 1]",
+        "training/perceptual/effnet.py",
+        "(255.0 * images - 127.0) / 128.0",
+        "images",
+        "tests/training/test_perceptual.py::test_effnet_feature_grows_with_the_change_and_has_a_gradient",
+    ),
+    Mutant(
+        "the tiny decoder fed unscaled latents",
+        "training/stages/vae.py",
+        "scaled = self.gsvae.scaling_factor * (latents - self.gsvae.shift_factor)",
+        "scaled = latents",
+        "tests/training/test_vae_start.py::test_the_tiny_decoder_gets_scaled_latents_through_the_post_quant_conv",
+    ),
+    Mutant(
+        "a start with a wide posterior",
+        "training/stages/vae_start.py",
+        "_FIRST_LOG_VARIANCE = -6.0",
+        "_FIRST_LOG_VARIANCE = 0.0",
+        "tests/training/test_vae_start.py::test_a_new_posterior_is_almost_deterministic",
+    ),
+    Mutant(
+        "Frechet distance without the overlap",
+        "training/evaluation/metrics.py",
+        "traces - 2.0 * overlap",
+        "traces",
+        "tests/training/test_evaluation.py::test_frechet_distance_follows_its_formula",
+    ),
+    Mutant(
+        "evaluation's SSIM of a population",
+        "training/evaluation/metrics.py",
+        "sample = _SSIM_WINDOW**2 / (_SSIM_WINDOW**2 - 1)",
+        "sample = 1.0",
+        "tests/golden/test_golden_metrics.py::test_image_figures",
     ),
     Mutant(
         "average without its floor",

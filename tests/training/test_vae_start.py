@@ -23,7 +23,7 @@ from training.loop import step_generator
 from training.parents import latents_of
 from training.recipe import run_stage
 from training.stages.vae import VaeStage
-from training.stages.vae_start import start_as_average
+from training.stages.vae_start import start_almost_deterministic, start_as_average
 
 
 def smooth_grid(spec: BackboneSpec) -> Tensor:
@@ -59,6 +59,15 @@ def test_averages_pass_through(spec: BackboneSpec, passing: tuple[str, ...]) -> 
             assert correlation(latents[0, view, place], pooled[0, view, channel]) > 0.9
             assert correlation(after[0, view, channel], grid[0, view, channel]) > 0.8
         assert abs(correlation(before[:, :, channel], grid[:, :, channel])) < 0.5
+
+
+@torch.no_grad()
+def test_a_new_posterior_is_almost_deterministic() -> None:
+    torch.manual_seed(0)
+    gsvae = build_gsvae(PICO).eval()
+    start_almost_deterministic(gsvae)
+    log_variance = gsvae.posterior(smooth_grid(PICO)).log_variance
+    assert (log_variance + 6.0).abs().max() < 0.5  # deviations of about exp(-3)
 
 
 def test_an_autoencoder_too_narrow_for_its_averages_is_refused() -> None:
