@@ -107,7 +107,7 @@ def test_a_run_reports_skips_and_resumes(
     monkeypatch.setattr(mesh_command, "process_outcomes", lambda jobs, workers: map(run_job, jobs))
     meshes, out = tmp_path / "meshes", tmp_path / "out"
     save(meshes / "ball.glb", trimesh.creation.icosphere(subdivisions=1))
-    write_obj(meshes, "blue_square", "Kd 0 0 1\nmap_d no.png\n")
+    write_obj(meshes, "blue_square", "Kd 0 0 1\nmap_bump no.png\n")
     (meshes / "broken.glb").write_bytes(b"no")
     arguments = ["render", str(meshes), str(out), *OPTIONS]
     assert command.main(arguments) == 1
@@ -115,9 +115,7 @@ def test_a_run_reports_skips_and_resumes(
     assert "2 rendered, 0 finished before, 1 failed, of 3 objects" in printed.out
     assert f"failed: {meshes / 'broken.glb'}: unreadable" in printed.err
     report = json.loads((out / "report.json").read_text())
-    assert list(report["failed"]) == ["broken"] and report["notes"] == {
-        "blue_square": ["opacity textures (map_d) are ignored"]
-    }
+    assert list(report["failed"]) == ["broken"] and report["notes"] == {"blue_square": ["bump maps are ignored"]}
     assert (out / "blue_square" / "txt").read_text() == "blue square"
 
     # A half-written object is made again, a finished one is not.

@@ -217,8 +217,13 @@ def test_mtl_materials_and_their_textures(tmp_path: Path) -> None:
     np.testing.assert_allclose(middle(textured.albedo), [127.5, 127.5, 51], atol=2)  # Kd does not darken it
     (tmp_path / "textured" / "texture.png").unlink()
     assert load_mesh(path).notes == ("texture.png is missing",)
-    noted = write_obj(tmp_path / "noted", "c", "Kd 1 1 1\nmap_d hole.png\n")
-    assert load_mesh(noted).notes == ("opacity textures (map_d) are ignored",)
+    holed = write_obj(tmp_path / "holed", "c", "Kd 0.2 0.4 0.6\nmap_d texture.png\n", Image.new("L", (8, 8), 102))
+    np.testing.assert_allclose(middle(front(holed).rgba)[3], 102, atol=1)
+    np.testing.assert_allclose(middle(front(holed).rgba)[:3], np.array([51, 102, 153]) * FRONT_SHADE, atol=1)
+    (tmp_path / "holed" / "texture.png").unlink()
+    assert load_mesh(holed).notes == ("texture.png is missing",)
+    noted = write_obj(tmp_path / "noted", "d", "Kd 1 1 1\nmap_bump bumps.png\n")
+    assert load_mesh(noted).notes == ("bump maps are ignored",)
 
 
 def test_anti_aliased_maps_are_means_and_central_ones_are_not(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def load_mesh(path: Path, up: Up = "auto", max_faces: int = MAX_FACES) -> Loaded
         transform, name = scene.graph[node]
         mesh = scene.geometry[name]
         if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces):
-            parts.append(_part(_with_vertex_colours(mesh), turn, transform, suffix in _LINEAR_SUFFIXES, note))
+            parts.append(_part(_with_vertex_colours(mesh), turn, transform, path, note))
     faces = sum(len(part.faces) for part in parts)
     if not faces:
         raise MeshError("no faces")
@@ -101,9 +101,10 @@ def _with_vertex_colours(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
 
 
 def _part(
-    mesh: trimesh.Trimesh, turn: NDArray[np.float64], transform: NDArray[np.float64], linear: bool, note: Note
+    mesh: trimesh.Trimesh, turn: NDArray[np.float64], transform: NDArray[np.float64], path: Path, note: Note
 ) -> Part:
-    """One placed geometry of a scene."""
+    """One placed geometry of a file's scene."""
+    linear = path.suffix.lower() in _LINEAR_SUFFIXES
     count = len(mesh.vertices)
     matrix = turn @ np.asarray(transform)[:3, :3]
     vertices = np.asarray(mesh.vertices, np.float64) @ matrix.T + turn @ np.asarray(transform)[:3, 3]
@@ -118,7 +119,7 @@ def _part(
         lengths = np.linalg.norm(normals, axis=1, keepdims=True)
         good = np.isfinite(lengths) & (lengths > 0)
         normals = np.where(good, normals / np.where(good, lengths, 1.0), 0.0)
-    material, uv, colours = _look(mesh.visual, count, note)
+    material, uv, colours = _look(mesh.visual, count, path.parent, note)
     if linear and colours is not None:
         colours = colours.copy()
         colours[:, :3] = np.vectorize(to_srgb, otypes=[float])(colours[:, :3])
@@ -136,12 +137,14 @@ def _part(
     )
 
 
-def _look(visual: Any, count: int, note: Note) -> tuple[Material, NDArray[np.float64], NDArray[np.float64] | None]:
+def _look(
+    visual: Any, count: int, folder: Path, note: Note
+) -> tuple[Material, NDArray[np.float64], NDArray[np.float64] | None]:
     """Material, texture coordinates [N, 2] and vertex colours [N, 4] or None."""
     no_uv = np.zeros((count, 2))
     white = Material(rgba=(1.0, 1.0, 1.0, 1.0))
     if isinstance(visual, trimesh.visual.TextureVisuals):
-        material = material_of(visual.material, note)
+        material = material_of(visual.material, folder, note)
         colours = visual.vertex_attributes.get("color") if visual.vertex_attributes else None
         uv = None if visual.uv is None else np.asarray(visual.uv, np.float64)
         if uv is None or uv.shape != (count, 2) or not np.isfinite(uv).all():

@@ -1,10 +1,12 @@
 """trimesh's materials -> ours: glTF (metallic-roughness) and simple ones (MTL); what cannot be kept becomes a note."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
 from training.data.meshes.surface import BLEND, MASK, OPAQUE, Material, to_srgb
@@ -15,8 +17,13 @@ _ALPHA_MODES = {"OPAQUE": OPAQUE, "MASK": MASK, "BLEND": BLEND}
 _PLAIN_MTL = 0.8  # diffuse grey of an MTL material without `Kd`
 
 
-def material_of(source: Any, note: Note) -> Material:
-    """The appearance that a trimesh material describes; `note` is told what of it is left out.
+def material_of(source: Any, folder: Path, note: Note) -> Material:
+    """The appearance that a trimesh material describes.
+
+    Args:
+        source: glTF's (PBRMaterial) or an MTL file's (SimpleMaterial).
+        folder: Where textures lie that trimesh does not read.
+        note: Told what of the material is left out.
 
     Raises:
         ValueError: a texture cannot be decoded.
@@ -24,7 +31,7 @@ def material_of(source: Any, note: Note) -> Material:
     if isinstance(source, PBRMaterial):
         return _from_gltf(source, note)
     if isinstance(source, SimpleMaterial):
-        return _from_mtl(source, note)
+        return _from_mtl(source, folder, note)
     raise ValueError(f"material of type {type(source).__name__} is not supported; glTF and MTL materials are")
 
 
@@ -50,18 +57,19 @@ def _from_gltf(source: PBRMaterial, note: Note) -> Material:
     )
 
 
-def _from_mtl(source: SimpleMaterial, note: Note) -> Material:
+def _from_mtl(source: SimpleMaterial, folder: Path, note: Note) -> Material:
     """MTL values are display values. As in Blender, a texture replaces `Kd`, which exporters leave at any grey."""
     values = source.kwargs
     texture = _pixels(source.image)
-    if texture is not None:
+    if texture is not None:  # before the opacity is added, which leaves `Kd` as it is
         diffuse = (1.0, 1.0, 1.0)
     else:
         diffuse = _triple(values.get("kd", source.diffuse[:3] / 255.0 if "kd" not in values else None), _PLAIN_MTL)
     opacity = _number(values.get("d"), 1.0 - _number(values.get("tr"), 0.0))
-    for key, name in (("map_d", "opacity textures (map_d)"), ("map_bump", "bump maps"), ("bump", "bump maps")):
-        if key in values:
-            note(f"{name} are ignored")
+    if "map_d" in values:
+        texture = _with_opacity(texture, folder / values["map_d"][-1].replace("\\", "/"), note)
+    if "map_bump" in values or "bump" in values:
+        note("bump maps are ignored")
     see_through = opacity < 1.0 or (texture is not None and bool((texture[..., 3] < 255).any()))
     shininess = max(float(source.glossiness), 0.0)
     return Material(
@@ -83,6 +91,23 @@ def _pixels(image: Any) -> NDArray[np.uint8] | None:
     except (OSError, SyntaxError, ValueError) as error:  # PIL reports damaged files by any of these
         name = image.info.get("file_path", "inside the file") if hasattr(image, "info") else "inside the file"
         raise ValueError(f"texture {name} cannot be decoded: {error}") from error
+
+
+def _with_opacity(texture: NDArray[np.uint8] | None, path: Path, note: Note) -> NDArray[np.uint8] | None:
+    """The texture, or a white one, with the opacity of a `map_d`: its alpha channel if it has one, else its grey."""
+    if not path.is_file():
+        note(f"{path.name} is missing")
+        return texture
+    with Image.open(path) as image:
+        try:
+            opacity = image.getchannel("A") if "A" in image.getbands() else image.convert("L")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"texture {path.name} cannot be decoded: {error}") from error
+    if texture is None:
+        texture = np.full((opacity.height, opacity.width, 4), 255, np.uint8)
+    mixed = texture.copy()
+    mixed[..., 3] = np.array(opacity.resize((texture.shape[1], texture.shape[0]), Image.Resampling.BILINEAR))
+    return mixed
 
 
 def _number(value: Any, default: float) -> float:
