@@ -1,5 +1,6 @@
 """`python -m training data convert SRC OUT`: stored objects -> shards at training resolution, with the needed maps."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import tyro
 
 from training.config.common import Data
-from training.data.open_path import open_selected
+from training.data.open_path import LAYOUT_FILE, open_selected
 from training.data.parquet_store import write_parquet
 from training.data.record import BrokenRecord, encode_record
 from training.data.record_source import RecordSource
@@ -76,6 +77,7 @@ def convert(command: Convert) -> tuple[int, dict[str, str]]:
         raise ValueError(f"maps: {command.source} has no {', '.join(missing)}; it has {known}")
     facts = _facts(command, source)
     _open_output(command.out, facts)
+    _write_json(command.out / LAYOUT_FILE, dataclasses.asdict(source.layout))
     broken: dict[str, str] = _read_json(command.out / BROKEN_FILE) or {}
     suffix = {"webdataset": ".tar", "parquet": ".parquet"}[command.form]
     count = math.ceil(len(source) / command.objects_per_shard)

@@ -1,6 +1,7 @@
 """A path -> the objects that lie there: which store, which objects, which captions."""
 
 import hashlib
+import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,12 +10,15 @@ from training.config.common import Data
 from training.data.captions_csv import read_captions
 from training.data.folder_store import FolderStore
 from training.data.id_lists import names_of, read_ids, read_uid_map
+from training.data.nerf_source import NerfSource, NerfStore, has_transforms
 from training.data.parquet_store import ParquetStore
 from training.data.record import TRAINING_MAPS
 from training.data.record_source import RecordSource
 from training.data.store import Store
 from training.data.tar_store import TarStore
+from training.data.views import GOBJAVERSE_LAYOUT, ViewLayout, layout_from_dict
 
+LAYOUT_FILE = "layout.json"  # beside converted objects: their camera rig
 FORMS = (
     "a folder of objects as GObjaverse or `training data render` write them, their tar files, WebDataset shards "
     "(.tar), parquet files, or folders with a transforms.json"
@@ -29,6 +33,8 @@ def open_store(path: Path, field: str = "data.source") -> Store:
     """
     if not path.exists():
         raise ValueError(f"{field} = {path}: does not exist; it must be {FORMS}")
+    if path.is_dir() and has_transforms(path):
+        return NerfStore(path)
     for suffix, form in ((".parquet", ParquetStore), (".tar", TarStore)):
         if files := _files(path, suffix):
             return form(files, path)
@@ -60,12 +66,26 @@ def open_selected(data: Data, resolution: int | None, maps: Collection[str] = TR
     uid_map = {} if data.uid_map is None else read_uid_map(data.uid_map)
     captions = None if data.captions is None else read_captions(data.captions)
     rows = list(range(len(store)))
-    source = RecordSource(store, rows, resolution, captions, uid_map, maps)
+    if isinstance(store, NerfStore):
+        source: RecordSource = NerfSource(store, rows, resolution, captions, uid_map)
+    else:
+        source = RecordSource(store, rows, resolution, captions, uid_map, maps, _layout_of(Path(data.source)))
     if data.ids is not None:
         source.rows = _listed(source, read_ids(data.ids, "data.ids"), f"data.ids = {data.ids}")
     if captions is not None:
         source.rows = _with_captions(source, captions, data)
     return source
+
+
+def _layout_of(path: Path) -> ViewLayout:
+    """The camera rig that converted objects name, else GObjaverse's."""
+    file = path / LAYOUT_FILE
+    if not file.is_file():
+        return GOBJAVERSE_LAYOUT
+    try:
+        return layout_from_dict(json.loads(file.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _files(path: Path, suffix: str) -> list[Path]:

@@ -216,7 +216,9 @@ def _decode_normal_depth(record: Record, view: int, alpha: NDArray[np.uint8]) ->
     key = f"{view:05}_nd.exr"
     if key not in record or f"{view:05}_nd.png" in record:
         return _decode_png(record, f"{view:05}_nd.png", np.uint16, (4,))
-    values = _decode_exr(record, key)
+    values = read_exr(_part(record, key), f"record part {key!r}")
+    if values.shape[-1] != 4:
+        raise BrokenRecord(f"record part {key!r} has {values.shape[-1]} of the channels R, G, B and A")
     values = np.where(np.isfinite(values), values, 0.0)  # published renders hold NaN where a surface has no normal
     depth = values[..., 3]
     if alpha.shape == depth.shape:
@@ -229,19 +231,22 @@ def _decode_normal_depth(record: Record, view: int, alpha: NDArray[np.uint8]) ->
     return np.rint(unit * U16_MAX).astype(np.uint16)
 
 
-def _decode_exr(record: Record, key: str) -> NDArray[np.float32]:
-    """Channels R, G, B and A of an EXR file, [H, W, 4]."""
+def read_exr(data: bytes, name: str) -> NDArray[np.float32]:
+    """Channels R, G, B and A of an EXR file, or those it has of them, else its only one. [H, W, C].
+
+    Raises:
+        BrokenRecord: the file cannot be read; the message begins with `name`.
+    """
     try:
         import OpenEXR
     except ImportError as error:
-        raise ValueError(f"record part {key!r}: reading EXR needs `pip install -e .[training]`") from error
+        raise ValueError(f"{name}: reading EXR needs `pip install -e .[training]`") from error
     try:
-        channels = OpenEXR.File(io.BytesIO(_part(record, key)), separate_channels=True).channels()
-        values = np.stack([channels[name].pixels for name in "RGBA"], axis=-1)
+        channels = OpenEXR.File(io.BytesIO(data), separate_channels=True).channels()
+        found = [channel for channel in "RGBA" if channel in channels] or list(channels)[:1]
+        values = np.stack([channels[channel].pixels for channel in found], axis=-1)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise BrokenRecord(f"record part {key!r} is not a readable EXR image: {error}") from error
-    except KeyError as error:
-        raise BrokenRecord(f"record part {key!r} has no channel {error}; R, G, B and A are needed") from error
+        raise BrokenRecord(f"{name} is not a readable EXR image: {error}") from error
     return values.astype(np.float32)
 
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffsplat.geometry.cameras import DIFFSPLAT_FOCAL, PixelRule, unproject_depth
+from diffsplat.images.prepare import resize_antialiased
 from training.data.camera_chain import relative_orbit_cameras
 from training.data.record import RawViews
 
@@ -117,7 +117,7 @@ def _resized(maps: Tensor, side: int) -> Tensor:
     """Bilinear with anti-aliasing, [V, C, H, W] -> [V, C, side, side]."""
     if not maps.shape[1]:
         return maps[:, :, :side, :side]
-    return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    return resize_antialiased(maps, side)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

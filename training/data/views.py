@@ -6,6 +6,7 @@ Every draw takes an explicit numpy Generator. The first view picked is the refer
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,14 +35,15 @@ class ViewLayout:
     """A camera rig: rings, the two pole views, and views that repeat another one."""
 
     rings: tuple[Ring, ...]
-    top: int
-    bottom: int
+    top: int | None
+    bottom: int | None
     duplicate_of: tuple[tuple[int, int], ...]  # (view, the view it repeats)
+    others: int = 0  # further views, the last ones
 
     @property
     def count(self) -> int:
         """Number of recorded views, repeated ones included."""
-        return sum(ring.count for ring in self.rings) + 2 + len(self.duplicate_of)
+        return sum(ring.count for ring in self.rings) + len(self.poles) + len(self.duplicate_of) + self.others
 
     @property
     def ring_views(self) -> tuple[int, ...]:
@@ -56,7 +58,7 @@ class ViewLayout:
     @property
     def poles(self) -> frozenset[int]:
         """The views from straight above and straight below."""
-        return frozenset((self.top, self.bottom))
+        return frozenset(view for view in (self.top, self.bottom) if view is not None)
 
     def ring_of(self, view: int) -> Ring:
         """The ring that holds `view`."""
@@ -64,6 +66,21 @@ class ViewLayout:
             if ring.first <= view < ring.first + ring.count:
                 return ring
         raise ValueError(f"view = {view} lies on no ring of the layout")
+
+
+def layout_from_dict(facts: dict[str, Any]) -> ViewLayout:
+    """The layout that `dataclasses.asdict` and JSON made these facts of.
+
+    Raises:
+        ValueError: they are not of a layout.
+    """
+    try:
+        rings = tuple(Ring(r["first"], r["count"], tuple(r["elevation_range_deg"]), r["probability"])
+                      for r in facts["rings"])  # fmt: skip
+        copies = tuple((view, original) for view, original in facts["duplicate_of"])
+        return ViewLayout(rings, facts["top"], facts["bottom"], copies, facts["others"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"is not a layout of views: {error!r}") from error
 
 
 # GObjaverse: 24-ring, its start again, top, bottom, 12-ring, its start again: 38 distinct views in 40.

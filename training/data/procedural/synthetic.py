@@ -135,7 +135,9 @@ def layout_cameras(layout: ViewLayout, distance: float, rng: np.random.Generator
         views = slice(ring.first, ring.first + ring.count)
         elevations[views] = rng.uniform(*ring.elevation_range_deg)
         azimuths[views] = np.arange(ring.count) * (360.0 / ring.count)
-    elevations[layout.top], elevations[layout.bottom] = 90.0, -90.0
+    for view, elevation in ((layout.top, 90.0), (layout.bottom, -90.0)):
+        if view is not None:
+            elevations[view] = elevation
     for view, original in layout.duplicate_of:
         elevations[view], azimuths[view] = elevations[original], azimuths[original]
     angles = [torch.from_numpy(values).float() for values in (elevations, azimuths, np.full(layout.count, distance))]
