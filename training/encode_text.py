@@ -16,6 +16,8 @@ from diffsplat.backbones import BACKBONES
 from diffsplat.text.features import PromptEncoder, TextFeatures
 from training.config.encode_text import EncodeTextConfig
 from training.data.captions_csv import read_captions
+from training.data.record import BrokenRecord
+from training.data.source import open_source, require
 from training.report import with_time_left
 from training.text_encoders import open_text_encoders
 from training.text_store import (
@@ -39,7 +41,7 @@ def run_encode_text(config: EncodeTextConfig) -> Path:
     """
     config.check()
     torch.set_num_threads(config.threads)
-    captions = [Caption(uid, text) for uid, text in read_captions(config.captions).items()]
+    captions = _captions(config)
     text = open_text_encoders(config.encoders, BACKBONES[config.backbone], config.precision, config.device)
     count = math.ceil(len(captions) / config.shard_objects)
     facts = StoreFacts(
@@ -67,6 +69,34 @@ def run_encode_text(config: EncodeTextConfig) -> Path:
     if all((config.out / shard_name(index, count)).is_file() for index in range(count)):
         TextStore(config.out, text.spec)  # as training will open it
     return config.out
+
+
+def _captions(config: EncodeTextConfig) -> list[Caption]:
+    """What to encode: the lines of a file, or every object of the data.
+
+    Raises:
+        ValueError: objects have no captions; the message names some.
+        BrokenRecord: an object cannot be read, and `data.skip_broken` is not set.
+    """
+    if config.captions is not None:
+        return [Caption(uid, text) for uid, text in read_captions(config.captions).items()]
+    captions: list[Caption] = []
+    for validation in (False, True):
+        source = open_source(config.data, BACKBONES[config.backbone].geometry, validation)
+        require(source, frozenset({"caption"}), "encode-text", config.data.source)
+        for index in range(len(source)):
+            try:
+                captions.append(Caption(source.uid(index), source.caption(index, None)))
+            except BrokenRecord:
+                if not config.data.skip_broken:
+                    raise
+    silent = [caption.uid for caption in captions if not caption.text.strip()]
+    if silent:
+        raise ValueError(
+            f"data.source = {config.data.source!r}: {len(silent)} of {len(captions)} objects have no caption, such as "
+            f"{', '.join(silent[:3])}; give captions with data.captions, or leave them out with data.ids"
+        )
+    return captions
 
 
 def _encode(

@@ -16,8 +16,10 @@ from diffsplat.text.features import TextFeatures
 from tests.families import write_family_bundle
 from tests.official import TAGS, unpublished_tags, write_official
 from training.__main__ import main
+from training.config.common import Data
 from training.config.encode_text import EncodeTextConfig
 from training.data.captions_csv import read_captions
+from training.data.source import open_source
 from training.encode_text import run_encode_text
 from training.presets.encode_text import ENCODE_TEXT
 from training.text_store import NULL, TextStore, shard_name
@@ -139,6 +141,20 @@ def test_stopped_runs_continue_and_damage_is_repaired(families: dict[str, Family
     for path, tensors in whole.items():
         again = load(path.read_bytes())
         assert again.keys() == tensors.keys() and all(torch.equal(again[name], tensors[name]) for name in tensors)
+
+
+def test_captions_of_a_data_set(families: dict[str, Family], tmp_path: Path) -> None:
+    """Every object of it, those held out too, under the ids that training asks for."""
+    family = families["sd15"]
+    data = Data(objects=3, validation_objects=2)
+    out = run_encode_text(family.config(tmp_path / "text", captions=None, data=data))
+    sources = [open_source(data, family.spec.geometry, validation) for validation in (False, True)]
+    captions = {source.uid(i): source.caption(i, None) for source in sources for i in range(len(source))}
+    store = TextStore(out, family.spec.text)
+    assert len(store) == len(captions) == 5
+    store.check(captions)
+    with pytest.raises(ValueError, match="data.source = .?nowhere"):
+        run_encode_text(family.config(tmp_path / "other", captions=None, data=Data(source="nowhere")))
 
 
 def test_several_processes_share_a_store(families: dict[str, Family], tmp_path: Path) -> None:
