@@ -18,6 +18,7 @@ from training.config.evaluate import EvaluateConfig
 from training.data import command as data_command
 from training.encode_text import run_encode_text
 from training.evaluation.command import run_evaluation, summary
+from training.launch import close_processes
 from training.loop import TrainingError
 from training.presets import GROUPS
 from training.recipe import Interrupted, run_recipe, run_stage
@@ -42,9 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print("stopped; continue from the newest checkpoint with --resume", file=sys.stderr)
         return _INTERRUPTED
-    except (ValueError, TrainingError) as error:
+    except (ValueError, OSError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        close_processes()
     return 0
 
 

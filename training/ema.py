@@ -1,9 +1,12 @@
 """Exponential moving average of weights; the default warm-up is that of the published runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from training.config.common import Optim
 
 
 def ema_decay(
@@ -55,6 +58,19 @@ class Ema:
         self._live = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.averages = [parameter.detach().clone() for parameter in self._live]
 
+    @classmethod
+    def of(cls, module: nn.Module, options: Optim) -> "Ema":
+        """The average that a run's options describe."""
+        return cls(
+            module,
+            options.ema_max_decay,
+            options.ema_warmup,
+            options.ema_inverse_gamma,
+            options.ema_power,
+            options.ema_min_decay,
+            options.ema_update_after_step,
+        )
+
     @torch.no_grad()
     def update(self) -> None:
         """Take in the parameters as they are now."""
@@ -81,3 +97,18 @@ class Ema:
         self.updates = state["updates"]
         for mine, theirs in zip(self.averages, averages, strict=True):
             mine.copy_(theirs)
+
+
+@contextmanager
+def averaged(ema: Ema | None, trained: nn.Module) -> Iterator[None]:
+    """Evaluation mode with the averaged weights, if there are any; restores mode and weights afterwards."""
+    if ema is not None:
+        ema.swap()
+    trained.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        trained.train()
+        if ema is not None:
+            ema.swap()

@@ -1,15 +1,16 @@
 """Training of all stages, each in its own folder, and of the bundle made from them."""
 
-import json
+import dataclasses
 from typing import Any
 
 import torch
 
 from diffsplat.bundle import Bundle
 from training.assemble import bundle_runs
-from training.checkpoint import FINISHED, MANIFEST, git_revision, list_checkpoints, read_finished
+from training.checkpoint import FINISHED, MANIFEST, check_same_run, git_revision, list_checkpoints, read_finished
 from training.config.chain import RecipeConfig
-from training.config.common import StageConfig, to_plain
+from training.config.common import StageConfig
+from training.launch import check_device
 from training.loop import Outcome, train
 from training.stages import build_stage
 from training.stages.common import dataset
@@ -27,19 +28,42 @@ def run_stage(config: StageConfig) -> Outcome:
         Interrupted: stopped by a signal.
     """
     config.check()
+    check_device(config.run.device)
     out = config.run.out
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"run.out = {out} is a file; a run needs a folder of its own")
     if not config.run.resume and ((out / FINISHED).exists() or list_checkpoints(out / "checkpoints")):
         raise ValueError(f"run.out = {out} already holds a run; continue it with resume, or choose another folder")
-    if config.run.resume and (out / FINISHED / MANIFEST).is_file():
-        facts = read_finished(out)
-        return Outcome(facts["steps"], True, facts["metrics"], facts["seconds"])
     stage = build_stage(config)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(to_plain(config), indent=2) + "\n")
-    outcome = train(stage, config, stage_lineage(config))
+    if config.run.resume and (out / FINISHED / MANIFEST).is_file():
+        if (done := finished_already(config, stage.name)) is not None:
+            return done
+        if not list_checkpoints(out / "checkpoints"):
+            raise ValueError(f"run.out = {out} has finished and holds no checkpoint from which more steps could start")
+    outcome = train(stage, config, lambda: stage_lineage(config))
     if not outcome.finished:
         raise Interrupted(f"{config.preset} stopped at step {outcome.step}")
     return outcome
+
+
+def finished_already(config: StageConfig, stage: str) -> Outcome | None:
+    """How the finished run in ``config.run.out`` ended, or None if this one is to make more steps.
+
+    Raises:
+        CheckpointError: what lies there is of another run, or cannot be continued.
+    """
+    out, optim = config.run.out, config.optim
+    facts = read_finished(out)
+    if optim.epochs == facts["config"]["optim"].get("epochs", 0) != 0:
+        optim = dataclasses.replace(optim, steps=facts["steps"])
+    elif optim.epochs:
+        return None  # the number of steps is not known before the data is
+    asked = dataclasses.replace(config, optim=optim)
+    check_same_run(out / FINISHED / MANIFEST, {**facts, "step": facts["steps"]}, asked, stage, processes=1)
+    if optim.steps > facts["steps"]:
+        return None
+    print(f"{out}: stage {stage} has finished already, after {facts['steps']} steps", flush=True)
+    return Outcome(facts["steps"], True, facts["metrics"], facts["seconds"])
 
 
 def run_recipe(recipe: RecipeConfig) -> Bundle:
@@ -58,7 +82,6 @@ def stage_lineage(config: StageConfig) -> dict[str, Any]:
         "preset": config.preset,
         "seed": config.run.seed,
         "data": dataset(config.data, config.backbone, validation=False).source.identity(),
-        "config": {key: value for key, value in to_plain(config).items() if key != "run"},
         "revision": git_revision(),
         "torch": str(torch.__version__),  # a plain string, as checkpoints require
     }

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,16 +42,21 @@ def with_time_left(items: Sequence[_Item], what: str) -> Iterator[_Item]:
 
 
 class Reporter:
-    """Writes ``log.jsonl`` and ``panels/`` under `out`; drops an interrupted run's records after `start_step`."""
+    """Writes ``log.jsonl`` and ``panels/`` under `out`; drops an interrupted run's records after `start_step`.
 
-    def __init__(self, out: Path, stage: str, steps: int, start_step: int) -> None:
+    Of several processes only the main one (`is_main`) writes and prints.
+    """
+
+    def __init__(self, out: Path, stage: str, steps: int, start_step: int, is_main: bool = True) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.stage = stage
+        self._is_main = is_main
         self.panels = out / "panels"
         self._steps = steps
-        self._console = Console()
-        self._path = out / "log.jsonl"
-        _truncate_log(self._path, start_step)
+        self._console = Console(quiet=not is_main)
+        self._path = out / "log.jsonl" if is_main else Path(os.devnull)
+        if is_main:
+            _truncate_log(self._path, start_step)
         self._file = self._path.open("a", buffering=1)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -84,10 +90,16 @@ class Reporter:
     def evaluation(self, step: int, values: dict[str, float], panels: dict[str, np.ndarray]) -> None:
         """Write one evaluation record and its images, ``panels/<step>_<name>.png``."""
         self._write({"step": step, **{f"validation/{name}": value for name, value in values.items()}})
-        self.panels.mkdir(exist_ok=True)
-        for name, image in panels.items():
-            Image.fromarray(image).save(self.panels / f"{step:06}_{name}.png")
+        if self._is_main:
+            self.panels.mkdir(exist_ok=True)
+            for name, image in panels.items():
+                Image.fromarray(image).save(self.panels / f"{step:06}_{name}.png")
         self.note(f"step {step}/{self._steps}  validation: " + _line(values))
+
+    def skipped(self, step: int, what: str, count: str) -> None:
+        """Write and print that the update after `step` was skipped."""
+        self._write({"step": step, "skipped": what})
+        self.note(f"step {step}/{self._steps}  skipped ({count}): {what}")
 
     def progress(self, step: int, loss: float) -> None:
         """Advance the progress bar."""
@@ -97,8 +109,11 @@ class Reporter:
         """Print one line."""
         self._console.print(f"{self.stage}: {text}", highlight=False, soft_wrap=True)
 
-    def _write(self, record: dict[str, float]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+    def _write(self, record: dict[str, float | str]) -> None:
+        try:
+            self._file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 def _line(values: dict[str, float]) -> str:

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diffsplat.backbones import BackboneSpec, PixelRule
 from diffsplat.backbones.spec import PLUCKER_CHANNELS
@@ -141,11 +142,15 @@ class Transformer(nn.Module):
     def __init__(self, config: GSReconConfig) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.gradient_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
         for block in self.blocks:
-            x = block(x)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         return x
 
 
@@ -166,6 +171,10 @@ class GSRecon(nn.Module):
         self.out_opacity = nn.Linear(config.dim, pixels, bias=False)
         for head in (self.out_depth, self.out_scale, self.out_opacity):  # start as a faint shell of medium splats
             nn.init.zeros_(head.weight)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep only the blocks' inputs for the backward pass, which computes the rest again."""
+        self.transformer.gradient_checkpointing = True
 
     def forward(self, images: Tensor, cameras: Cameras) -> Tensor:
         """Predict the grid.

@@ -30,7 +30,7 @@ def test_help_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
         (["pico/reconn"], "pico/reconn"),
         (["pico/recon", "--optim.learning-rate", "1"], "--optim.learning-rate"),
         (["pico/recon", "--optim.steps", "many"], "many"),
-        (["pico", "--vae.optim.schedule", "linear"], "linear"),
+        (["pico", "--vae.optim.schedule", "triangle"], "triangle"),
         ([], "pico/recon"),
     ],
 )

@@ -1,105 +1,22 @@
 """The loop on a toy stage: resume, stop signals, clipping, the NaN guard, averaged weights, the log."""
 
 import dataclasses
-import json
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
-from training.config.common import Cadence, Optim, RunOptions, StageConfig
-from training.loop import Evaluation, TrainingError, step_generator, train
-from training.optim import decay_groups
+from tests.training.toy import ToyStage, log, losses, toy_config
+from training.loop import TrainingError, step_generator, train
 from training.report import with_time_left
-
-
-class ToyStream:
-    """Rows of a linear problem; the cursor is the number of batches handed out."""
-
-    def __init__(self) -> None:
-        self.position = 0
-
-    def __next__(self) -> tuple[Tensor, Tensor]:
-        inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(self.position))
-        self.position += 1
-        return inputs, inputs @ torch.tensor([[1.0], [-2.0], [3.0]])
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
-
-
-class ToyStage:
-    """Linear regression with noise on its inputs; `at_step` is called with the step number inside the loss."""
-
-    name = "toy"
-
-    def __init__(self, at_step: Any = None, factor: float = 1.0) -> None:
-        self.at_step, self.factor = at_step, factor
-        self.calls = 0
-        self.exported: dict[str, Tensor] = {}
-        self.seen_training_mode: list[bool] = []
-
-    def build(self) -> nn.Module:
-        self.model = nn.Linear(3, 1)
-        return self.model
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        return decay_groups([self.model], 0.01)
-
-    def stream(self, rank: int, world_size: int) -> ToyStream:
-        return ToyStream()
-
-    def validation_batch(self) -> tuple[Tensor, Tensor]:
-        stream = ToyStream()
-        stream.position = 10_000
-        return next(stream)
-
-    def loss(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        self.calls += 1
-        if self.at_step is not None:
-            self.at_step(self.calls)
-        inputs, targets = batch
-        noise = 0.1 * torch.randn(inputs.shape, generator=generator)
-        error = (self.model(inputs + noise) - targets).square().mean() * self.factor
-        return error, {"error": error.detach()}
-
-    def evaluate(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Evaluation:
-        self.seen_training_mode.append(self.model.training)
-        error = (self.model(batch[0]) - batch[1]).square().mean().item()
-        return Evaluation({"error": error}, {"panel": np.zeros((4, 4, 3), np.uint8)})
-
-    def export(self, out: Path, facts: dict[str, Any]) -> None:
-        self.exported = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-
-
-def config(out: Path, steps: int = 30, **run: Any) -> StageConfig:
-    return StageConfig(
-        preset="toy",
-        optim=Optim(steps=steps, lr=0.05, warmup_steps=5),
-        cadence=Cadence(log_every=1, evaluate_every=10, save_every=7),
-        run=RunOptions(out=out, threads=1, **run),
-    )
-
-
-def log(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def losses(out: Path) -> list[float]:
-    return [record["loss"] for record in log(out) if "loss" in record]
 
 
 def test_it_learns_evaluates_and_logs(tmp_path: Path) -> None:
     stage = ToyStage()
-    outcome = train(stage, config(tmp_path, steps=120), {})
+    outcome = train(stage, toy_config(tmp_path, steps=120), {})
     assert outcome.finished and outcome.step == 120
     assert losses(tmp_path)[-1] < 0.1 * losses(tmp_path)[0]
     assert [r["step"] for r in log(tmp_path) if "validation/error" in r] == list(range(10, 121, 10))
@@ -108,7 +25,7 @@ def test_it_learns_evaluates_and_logs(tmp_path: Path) -> None:
 
 
 def test_the_logged_rate_is_the_schedule_and_clipping_bounds_the_step(tmp_path: Path) -> None:
-    train(ToyStage(), config(tmp_path / "a"), {})
+    train(ToyStage(), toy_config(tmp_path / "a"), {})
     rates = [record["lr"] for record in log(tmp_path / "a") if "lr" in record]
     assert rates[:7] == pytest.approx([0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.05], rel=0.01)
 
@@ -123,7 +40,7 @@ def test_the_logged_rate_is_the_schedule_and_clipping_bounds_the_step(tmp_path: 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", step)
-        train(stage, config(tmp_path / "b", steps=5), {})
+        train(stage, toy_config(tmp_path / "b", steps=5), {})
     norms = [record["grad_norm"] for record in log(tmp_path / "b") if "grad_norm" in record]
     assert len(norms) == 5 and min(norms) > 100  # before
     assert clipped == pytest.approx([1.0] * 5, rel=1e-3)  # after
@@ -131,19 +48,19 @@ def test_the_logged_rate_is_the_schedule_and_clipping_bounds_the_step(tmp_path: 
 
 def test_a_run_stopped_by_a_signal_continues_bit_exactly(tmp_path: Path) -> None:
     whole = ToyStage()
-    train(whole, config(tmp_path / "whole"), {})
+    train(whole, toy_config(tmp_path / "whole"), {})
 
     def stop(call: int) -> None:
         if call == 12:
             os.kill(os.getpid(), signal.SIGTERM)
 
     stopped = ToyStage(at_step=stop)
-    outcome = train(stopped, config(tmp_path / "parts"), {})
+    outcome = train(stopped, toy_config(tmp_path / "parts"), {})
     assert (outcome.finished, outcome.step) == (False, 12) and not stopped.exported
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the handler is gone again
 
     resumed = ToyStage()
-    assert train(resumed, config(tmp_path / "parts", resume=True), {}).finished
+    assert train(resumed, toy_config(tmp_path / "parts", resume=True), {}).finished
     assert resumed.calls == 30 - 12
     for name, tensor in whole.exported.items():
         assert torch.equal(tensor, resumed.exported[name]), name
@@ -159,13 +76,13 @@ def test_a_killed_run_loses_only_what_is_behind_its_checkpoint(tmp_path: Path) -
             raise Killed
 
     whole = ToyStage()
-    train(whole, config(tmp_path / "whole"), {})
+    train(whole, toy_config(tmp_path / "whole"), {})
     with pytest.raises(Killed):
-        train(ToyStage(at_step=kill), config(tmp_path / "parts"), {})
+        train(ToyStage(at_step=kill), toy_config(tmp_path / "parts"), {})
     with (tmp_path / "parts" / "log.jsonl").open("a") as file:
         file.write('{"step": 17, "lo')  # a torn last line
     resumed = ToyStage()
-    train(resumed, config(tmp_path / "parts", resume=True), {})
+    train(resumed, toy_config(tmp_path / "parts", resume=True), {})
     assert resumed.calls == 30 - 14  # the checkpoint of step 14
     assert torch.equal(whole.exported["weight"], resumed.exported["weight"])
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
@@ -173,7 +90,7 @@ def test_a_killed_run_loses_only_what_is_behind_its_checkpoint(tmp_path: Path) -
 
 def test_what_is_exported_is_the_average_not_the_last_update(tmp_path: Path) -> None:
     stage = ToyStage()
-    train(stage, config(tmp_path), {})
+    train(stage, toy_config(tmp_path), {})
     assert not torch.equal(stage.exported["weight"], stage.model.weight)
 
 
@@ -186,7 +103,7 @@ def test_a_loss_that_is_not_finite_stops_with_stage_and_step(tmp_path: Path) -> 
 
     stage.at_step = poison
     with pytest.raises(TrainingError, match="stage toy, step 8: loss nan"):
-        train(stage, config(tmp_path), {})
+        train(stage, toy_config(tmp_path), {})
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["000007.pt"]
 
 
@@ -200,8 +117,8 @@ def test_noise_differs_by_seed_rank_and_step_and_repeats() -> None:
 
 
 def test_resume_with_another_optimiser_is_refused(tmp_path: Path) -> None:
-    train(ToyStage(), config(tmp_path, steps=7), {})
-    other = config(tmp_path, steps=7, resume=True)
+    train(ToyStage(), toy_config(tmp_path, steps=7), {})
+    other = toy_config(tmp_path, steps=7, resume=True)
     with pytest.raises(ValueError, match=r"optim.lr = 0.05, this run has 0.1"):
         train(ToyStage(), dataclasses.replace(other, optim=dataclasses.replace(other.optim, lr=0.1)), {})
 

@@ -46,22 +46,35 @@ class Data:
     cache: Path = field(default_factory=lambda: Path(os.environ.get("DIFFSPLAT_CACHE", "runs/cache")))  # rendered views
 
 
+Precision = Literal["none", "bf16", "fp16"]
+
+
 @dataclass(frozen=True)
 class Optim:
-    """AdamW, learning-rate schedule, gradient clipping and moving average."""
+    """AdamW, learning-rate schedule, gradient clipping, moving average, precision; what of it is trained."""
 
-    steps: int = 1000
+    steps: int = 1000  # updates of the weights
+    epochs: int = 0  # if not 0: `steps` is the number of updates in so many passes over the objects
+    accumulation: int = 1  # batches per process and update; their mean is one global batch
     lr: float = 4e-4
+    lr_multipliers: tuple[tuple[str, float], ...] = ()  # (part of a parameter's name, factor); the first that fits
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.05  # never on norms, biases and embeddings
     max_grad_norm: float = 1.0
-    schedule: Literal["constant", "cosine"] = "cosine"  # after the warm-up
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"  # after the warm-up
     warmup_steps: int = 50
+    trainable: tuple[str, ...] = ()  # parts of module names: what else the stage would train stays as it starts
+    gradient_checkpointing: bool = False  # computes activations again in the backward pass, instead of keeping them
+    precision: Precision = "none"  # of the trained networks' matrix products; the rest, and the weights, are float32
+    max_skipped: int = 0  # updates of a run that may be skipped since their loss or gradient is not finite
+    ema: bool = True  # evaluation, checkpoints' best and finished weights are moving averages
     ema_max_decay: float = 0.9999
-    precision: Literal["float32", "bfloat16"] = (
-        "float32"  # of the trained networks' matrix products; the rest is float32
-    )
+    ema_warmup: bool = True  # the decay rises to its cap; see training.ema.ema_decay for this and the rest
+    ema_inverse_gamma: float = 1.0
+    ema_power: float = 0.75
+    ema_min_decay: float = 0.0
+    ema_update_after_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ class Cadence:
     log_every: int = 10
     evaluate_every: int = 250
     save_every: int = 250
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; the best by the stage's own measure is kept besides
 
 
 @dataclass(frozen=True)
@@ -81,8 +94,9 @@ class RunOptions:
     out: Path = Path("runs/unnamed")
     resume: bool = False  # continue from the newest checkpoint under `out`
     seed: int = 0  # initial weights, order of the data, noise
-    device: str = "cpu"
-    threads: int = 2  # of torch, on the CPU
+    device: str = "cpu"  # of torch; with several processes its kind alone, each process takes one
+    threads: int = 2  # of torch, on the CPU; gradients depend on it
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # besides log.jsonl
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,10 @@ class StageConfig:
 
     stage: ClassVar[str]  # module and class that train it, as "training.stages.recon:ReconStage"
     parents: ClassVar[tuple[str, ...]] = ()  # fields that name finished runs or bundles which it builds on
+    best: ClassVar[str] = ""  # scalar of an evaluation by which a checkpoint is best; "-" before it: the lowest
+    unused_parameters: ClassVar[bool] = (
+        False  # whether some trained ones have no part in the loss, now and then or ever
+    )
 
     preset: str = ""
     backbone: str = "pico"  # a key of diffsplat.backbones.BACKBONES
@@ -112,7 +130,12 @@ class StageConfig:
             Bound("data.prefetch", data.prefetch, 1, 1024),
             Bound("optim.steps", optim.steps, 1, 10**9),
             Bound("optim.warmup_steps", optim.warmup_steps, 0, optim.steps),
+            Bound("optim.epochs", optim.epochs, 0, 10**6),
+            Bound("optim.accumulation", optim.accumulation, 1, 10**6),
+            Bound("optim.max_skipped", optim.max_skipped, 0, 10**9),
             Bound("optim.ema_max_decay", optim.ema_max_decay, 0.0, 0.999999),
+            Bound("optim.ema_min_decay", optim.ema_min_decay, 0.0, optim.ema_max_decay),
+            Bound("optim.ema_update_after_step", optim.ema_update_after_step, 0, 10**9),
             Bound("cadence.log_every", cadence.log_every, 1, 10**9),
             Bound("cadence.evaluate_every", cadence.evaluate_every, 1, 10**9),
             Bound("cadence.save_every", cadence.save_every, 1, 10**9),
@@ -129,9 +152,13 @@ class StageConfig:
         for name, value, low, high in self.bounds():
             if not low <= value <= high:
                 raise ValueError(f"{name} = {value} must lie in [{low}, {high}]")
-        for name, positive in (("optim.lr", self.optim.lr), ("optim.max_grad_norm", self.optim.max_grad_norm)):
-            if not positive > 0:
-                raise ValueError(f"{name} = {positive} must be greater than 0")
+        for name in ("lr", "max_grad_norm", "ema_inverse_gamma", "ema_power"):
+            value = getattr(self.optim, name)
+            if not value > 0:
+                raise ValueError(f"optim.{name} = {value} must be greater than 0")
+        for part, factor in self.optim.lr_multipliers:
+            if not (part and factor > 0):
+                raise ValueError(f"optim.lr_multipliers = {part!r} {factor}: needs a name and a factor greater than 0")
 
 
 PerceptualTerm = Literal["none", "ssim", "lpips", "effnet-feature", "auto"]

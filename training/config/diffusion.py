@@ -36,6 +36,7 @@ class DiffusionConfig(StageConfig):
 
     stage: ClassVar[str] = "training.stages.diffusion:DiffusionStage"
     parents: ClassVar[tuple[str, ...]] = ("recon", "vae", "start")
+    best: ClassVar[str] = "-mse"
 
     recon: Path = Path("runs/pico/recon")
     vae: Path = Path("runs/pico/vae")

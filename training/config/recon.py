@@ -13,6 +13,7 @@ class ReconConfig(StageConfig):
 
     stage: ClassVar[str] = "training.stages.recon:ReconStage"
     parents: ClassVar[tuple[str, ...]] = ("start",)
+    best: ClassVar[str] = "psnr_novel"
 
     start: Path | None = None  # finished run of this stage, or a bundle, to start from; random weights if not given
     weights: RenderWeights = RenderWeights()

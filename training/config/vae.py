@@ -13,6 +13,7 @@ class VaeConfig(StageConfig):
 
     stage: ClassVar[str] = "training.stages.vae:VaeStage"
     parents: ClassVar[tuple[str, ...]] = ("recon", "vae")
+    best: ClassVar[str] = "psnr_novel"
 
     recon: Path = Path("runs/pico/recon")  # finished run of the recon stage, or a bundle
     vae: Path | None = None  # finished run of this stage, or a bundle, to start from

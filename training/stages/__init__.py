@@ -1,9 +1,9 @@
-"""The stages of training, one class per file; all follow `training.loop.Stage`."""
+"""The stages of training, one class per file; all follow `training.stage.Stage`."""
 
 import importlib
 
 from training.config.common import StageConfig
-from training.loop import Stage
+from training.stage import Stage
 
 
 def build_stage(config: StageConfig) -> Stage:

@@ -23,6 +23,7 @@ from training.losses import psnr
 from training.rendering_loss import RenderingLoss
 
 _VALIDATION_STREAM = 33
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PANEL_SCALE = 3  # panels are shown this many times larger than the images
 
 
@@ -54,11 +55,11 @@ def dataset(data: Data, spec_name: str, validation: bool) -> Dataset:
 @contextmanager
 def mixed_precision(config: StageConfig) -> Iterator[None]:
     """Context in which a stage runs the networks it trains: matrix products in `optim.precision`."""
-    if config.optim.precision == "float32":
+    if config.optim.precision == "none":
         yield
         return
     device = torch.device(config.run.device).type
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, _DTYPES[config.optim.precision]):
         if device != "cpu":
             yield
             return

@@ -21,11 +21,11 @@ from training.data.record import TRAINING_MAPS
 from training.data.source import require
 from training.denoiser import TrainedDenoiser
 from training.latents import EncoderNetworks, LatentBatch, LatentCache, LatentStream, cached_latents
-from training.loop import Evaluation
 from training.objectives import Dropped, Objective, drop_conditions, rendering_snr_weights
 from training.optim import decay_groups
 from training.parents import latents_of, open_parent
 from training.sampling import generate_latents
+from training.stage import Evaluation
 from training.stages.common import dataset, mixed_precision, spec_of
 from training.stages.diffusion_panels import asked_objects, beside, generated_cameras, images_of
 from training.stages.diffusion_rendering import RenderedEstimate

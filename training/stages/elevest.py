@@ -23,9 +23,9 @@ from training.config.elevest import ElevationConfig
 from training.data.dataset import Dataset
 from training.data.sample import Batch
 from training.data.source import open_source, require
-from training.loop import Evaluation
 from training.optim import decay_groups
 from training.parents import Parent, open_parent
+from training.stage import Evaluation
 from training.stages.common import ObjectStage, mixed_precision
 
 _PANEL_SIDE = 240  # pixels

@@ -12,10 +12,10 @@ from diffsplat.splats.gsrecon import build_gsrecon
 from training.checkpoint import save_finished
 from training.config.recon import ReconConfig
 from training.data.sample import Batch
-from training.loop import Evaluation
 from training.losses import masked_mse
 from training.optim import decay_groups
 from training.parents import open_parent
+from training.stage import Evaluation
 from training.stages.common import ObjectStage, comparison_panel, mixed_precision
 
 

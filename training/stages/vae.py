@@ -13,9 +13,9 @@ from diffsplat.splats.gsvae import Posterior
 from training.checkpoint import save_finished
 from training.config.vae import VaeConfig
 from training.data.sample import Batch
-from training.loop import Evaluation
 from training.optim import decay_groups
 from training.parents import latents_of, open_parent
+from training.stage import Evaluation
 from training.stages.common import ObjectStage, comparison_panel, mixed_precision
 from training.stages.vae_start import autoencoder_spec, start_gsvae
 
