@@ -19,7 +19,7 @@ from benchmarks.flops.report import figures, missed, text
 from benchmarks.flops.stages import Settings, request_work, stages
 from diffsplat.backbones import BACKBONES, NANO, PICO
 
-FULL_SIZE = tuple(name for name in BACKBONES if name not in (PICO.name, NANO.name))
+FULL_SIZE = tuple(name for name in BACKBONES if name.removesuffix("_image") not in (PICO.name, NANO.name))
 _PACKAGES = ("torch", "diffusers", "transformers")
 
 

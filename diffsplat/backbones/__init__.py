@@ -40,5 +40,5 @@ __all__ = [
 
 _PUBLISHED = (SD15, SD21, SDXL, PIXART_ALPHA, PIXART_SIGMA, SD3, SD35)
 BACKBONES: dict[str, BackboneSpec] = {
-    spec.name: spec for spec in (*_PUBLISHED, *map(image_conditioned, _PUBLISHED), PICO, NANO)
+    spec.name: spec for text in (*_PUBLISHED, PICO, NANO) for spec in (text, image_conditioned(text))
 }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffsplat_client.request import GenerationRequest
+from safetensors.torch import load_file
 
 from diffsplat.denoisers.view_inputs import network_input
 from diffsplat.pipeline import Pipeline
@@ -198,7 +199,23 @@ def test_what_a_denoiser_cannot_start_from_is_refused_by_name(diffusion_config: 
         with pytest.raises(ValueError, match=message):
             run_stage(wrong)
     run_stage(dataclasses.replace(config, run=dataclasses.replace(config.run, out=tmp_path / "text")))
-    with pytest.raises(ValueError, match="was trained with another spec than tiny_sd15_image"):
-        DiffusionStage(dataclasses.replace(with_image, start=tmp_path / "text", base=with_image.start))
+    with pytest.raises(ValueError, match="was trained with another spec than tiny_sd21"):
+        other = diffusion_config("sd21", tmp_path)
+        DiffusionStage(
+            dataclasses.replace(other, start=tmp_path / "text", base=other.start, recon=config.recon, vae=config.vae)
+        )
     with pytest.raises(CheckpointError, match="the run did not train its text encoder"):
         DiffusionStage(dataclasses.replace(config, backbone="pico", text="trained", start=tmp_path / "text"))
+
+
+def test_an_image_model_may_start_from_its_text_model(diffusion_config: Configure, tmp_path: Path) -> None:
+    text = dataclasses.replace(diffusion_config("sd3", tmp_path / "text"), optim=Optim(steps=1, warmup_steps=0))
+    run_stage(text)
+    image = diffusion_config("sd3_image", tmp_path / "image")
+    stage = built(dataclasses.replace(image, start=tmp_path / "text", base=image.start))
+    first = stage.denoiser.pos_embed.proj.weight
+    before = load_file(tmp_path / "text" / "finished" / "denoiser.safetensors")["pos_embed.proj.weight"]
+    assert torch.equal(first[:, :-1], before) and not first[:, -1].any()
+    with pytest.raises(ValueError, match="was trained with another spec than tiny_sd3"):
+        run_stage(dataclasses.replace(image, start=tmp_path / "text", base=image.start, optim=text.optim))
+        DiffusionStage(dataclasses.replace(text, start=tmp_path / "image", base=image.start))

@@ -26,6 +26,14 @@ STAGES |= {
     config.preset: ("elevation: a photo -> how high its camera stood, negative above the horizon", config)
     for config in (elevest.PUBLISHED, elevest.NANO)
 }
+STAGES |= {
+    config.preset: (description, config)
+    for description, config in (
+        ("denoiser: nano's again, now with a rendering loss", nano.DIFFUSION_RENDER),
+        ("image autoencoder of nano, for condition images", nano.IMAGE_VAE),
+        ("denoiser of nano that sees an image, from the one that reads text alone", nano.DIFFUSION_IMAGE),
+    )
+}
 STAGES[furniture.RECON.preset] = ("reconstruction: nano's, fine-tuned on real meshes", furniture.RECON)
 RECIPES: dict[str, tuple[str, RecipeConfig]] = {
     "nano": (f"the whole chain {' -> '.join(nano.RECIPE.stages)} -> bundle, hours on two cores", nano.RECIPE),

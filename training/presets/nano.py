@@ -19,7 +19,8 @@ from pathlib import Path
 
 from training.config.chain import RecipeConfig, RefineConfig
 from training.config.common import Cadence, Data, Optim, RenderWeights, RunOptions
-from training.config.diffusion import DiffusionConfig
+from training.config.diffusion import DiffusionConfig, RenderingOptions
+from training.config.image_vae import ImageVaeConfig
 from training.config.recon import ReconConfig
 from training.config.vae import VaeConfig
 
@@ -86,6 +87,34 @@ DIFFUSION = DiffusionConfig(
     vae=_RUNS / "vae",
     run=RunOptions(out=_RUNS / "diffusion"),
 )  # fmt: skip
+DIFFUSION_RENDER = dataclasses.replace(
+    DIFFUSION,
+    preset="nano/diffusion-render",
+    data=dataclasses.replace(DIFFUSION.data, objects=3000, batch_size=8, views=6, pool_size=2),
+    optim=dataclasses.replace(DIFFUSION.optim, steps=2000, lr=2e-4),
+    vae=_RUNS / "tiny-decoder",  # the same latents, and a tiny decoder
+    start=_RUNS / "diffusion",
+    rendering=RenderingOptions(
+        probability=1.0, weights=RenderWeights(image=2.0, ssim=0.1), min_snr_gamma=1.0, render_weight=0.5
+    ),
+    run=RunOptions(out=_RUNS / "diffusion-render"),
+)
+IMAGE_VAE = ImageVaeConfig(
+    preset="nano/image-vae",
+    backbone="nano",
+    data=dataclasses.replace(_OBJECTS, batch_size=4, views=4, pool_size=0),
+    optim=Optim(steps=3000, lr=1e-3, warmup_steps=50),
+    vae=_RUNS / "vae",
+    run=RunOptions(out=_RUNS / "image-vae"),
+)
+DIFFUSION_IMAGE = dataclasses.replace(
+    DIFFUSION,
+    preset="nano/diffusion-image",
+    backbone="nano_image",
+    start=_RUNS / "diffusion",
+    base=_RUNS / "image-vae",
+    run=RunOptions(out=_RUNS / "diffusion-image"),
+)
 
 RECIPE = RecipeConfig(
     out=_RUNS,

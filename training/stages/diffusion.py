@@ -31,6 +31,7 @@ from training.stages.diffusion_panels import asked_objects, beside, generated_ca
 from training.stages.diffusion_rendering import RenderedEstimate
 from training.stages.diffusion_start import (
     base_of,
+    may_start,
     open_image_encoder,
     open_start,
     open_text,
@@ -71,7 +72,7 @@ class DiffusionStage:
             gsvae={**autoencoder_config(spec, self.vae.facts), **self.vae.facts["latent_scale"]},
             text=self.text_facts.spec,
         )
-        if self.start is not None and not same_denoiser(self.spec, BackboneSpec.from_dict(self.start.facts["spec"])):
+        if self.start is not None and not may_start(self.spec, BackboneSpec.from_dict(self.start.facts["spec"])):
             raise ValueError(
                 f"start = {config.start} was trained with another spec than {spec.name} on {config.vae} has"
             )
@@ -254,10 +255,3 @@ def autoencoder_config(spec: BackboneSpec, facts: dict[str, Any]) -> dict[str, A
     """The backbone's autoencoder, with the tiny decoder that a finished one has."""
     config = {name: value for name, value in spec.gsvae.items() if name != "tiny_decoder"}
     return {**config, "tiny_decoder": facts["tiny_decoder"]} if facts.get("tiny_decoder") else config
-
-
-def same_denoiser(first: BackboneSpec, second: BackboneSpec) -> bool:
-    """Whether the networks of one can go on as the other: what lies beside the denoiser may differ."""
-    fields = ("family", "latent_channels", "latent_size", "schedule", "geometry", "text", "denoiser")
-    scale = [(spec.gsvae["scaling_factor"], spec.gsvae.get("shift_factor") or 0.0) for spec in (first, second)]
-    return scale[0] == scale[1] and all(getattr(first, name) == getattr(second, name) for name in fields)

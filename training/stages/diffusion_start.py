@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from diffsplat.backbones import BackboneSpec, TextSpec
+from diffsplat.backbones import BackboneSpec, TextSpec, image_conditioned
 from diffsplat.backbones.text import TEXT_ENCODER
 from diffsplat.bundle import MANIFEST as BUNDLE_MANIFEST
 from diffsplat.bundle import tokenizer_files
 from diffsplat.denoisers.interface import build_denoiser
+from diffsplat.denoisers.unet import expand_input_channels
 from diffsplat.images.vae_encoder import ImageEncoder, build_image_encoder
 from diffsplat.text.encoders import build_encoder
 from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
@@ -26,7 +27,7 @@ from training.conditions import PromptText, StoredText, TextSource, trained_text
 from training.config.diffusion import DiffusionConfig
 from training.data.procedural.synthetic import vocabulary
 from training.data.procedural.synthetic_config import CONFIGS
-from training.official import is_base_model, load_base_denoiser, load_image_encoder
+from training.official import FIRST_LAYERS, is_base_model, load_base_denoiser, load_image_encoder
 from training.parents import Parent, open_parent
 from training.stages.common import dataset
 from training.text_encoders import open_text_encoders
@@ -125,12 +126,38 @@ def _tokenizer_of(start: Parent) -> str:
 def start_denoiser(config: DiffusionConfig, spec: BackboneSpec, start: Parent | None) -> nn.Module:
     """The denoiser with its first weights, trainable."""
     if start is not None:
-        network = start.load("denoiser", build_denoiser(spec))
+        network = _continued(spec, start)
     elif config.start is not None:
         network = load_base_denoiser(config.start, spec)
     else:
         network = build_denoiser(spec)
     return network.requires_grad_(True)
+
+
+def _continued(spec: BackboneSpec, start: Parent) -> nn.Module:
+    """The denoiser of a run or bundle; a text model's gets the channel of the mask, which it does not read yet."""
+    before = BackboneSpec.from_dict(start.facts["spec"])
+    network = start.load("denoiser", build_denoiser(before))
+    if before.denoiser["in_channels"] == spec.denoiser["in_channels"]:
+        return network
+    wider = build_denoiser(spec)
+    first = FIRST_LAYERS[spec.family]
+    wider.load_state_dict(expand_input_channels(network.state_dict(), spec.denoiser["in_channels"], first))
+    return wider
+
+
+def may_start(spec: BackboneSpec, before: BackboneSpec) -> bool:
+    """Whether a denoiser can go on as another: the same one, or the text model that an image model is made of."""
+    if not before.is_image_conditioned and spec.is_image_conditioned:
+        before = image_conditioned(before)
+    return same_denoiser(spec, before)
+
+
+def same_denoiser(first: BackboneSpec, second: BackboneSpec) -> bool:
+    """Whether the networks of one can go on as the other: what lies beside the denoiser may differ."""
+    fields = ("family", "latent_channels", "latent_size", "schedule", "geometry", "text", "denoiser")
+    scale = [(spec.gsvae["scaling_factor"], spec.gsvae.get("shift_factor") or 0.0) for spec in (first, second)]
+    return scale[0] == scale[1] and all(getattr(first, name) == getattr(second, name) for name in fields)
 
 
 def start_text(
