@@ -25,6 +25,7 @@ from diffsplat.geometry.cameras import Cameras, latent_plucker
 from diffsplat.images.vae_encoder import ImageEncoder
 from diffsplat.splats.gsrecon import GSRecon
 from diffsplat.splats.gsvae import GSVAE
+from training.data.control_maps import ControlMaps
 from training.data.dataset import Dataset
 from training.data.record import BrokenRecord
 from training.data.sample import Batch, Sample, collate
@@ -48,6 +49,7 @@ class LatentBatch(NamedTuple):
     uids: tuple[str, ...]
     image_moments: Tensor | None = None  # [B, 2, C, h, w] mean and deviation of view 0's image, for image models
     views: Batch | None = None  # true views, the input views first, for a rendering loss
+    maps: Tensor | None = None  # [B, 3, S, S] control maps of view 0, for a ControlNet
 
 
 class EncoderNetworks(NamedTuple):
@@ -201,18 +203,22 @@ class LatentStream(BatchStream):
         cache: Of the objects.
         objects: Where captions and true views come from.
         with_views: Whether batches have true views.
+        maps: Control maps of the objects, for a ControlNet.
         **options: Of `BatchStream`.
     """
 
-    def __init__(self, cache: LatentCache, objects: Dataset, with_views: bool, **options: Any) -> None:
-        super().__init__(_CachedObjects(cache, objects, with_views), **options)  # type: ignore[arg-type]
+    def __init__(
+        self, cache: LatentCache, objects: Dataset, with_views: bool, maps: ControlMaps | None = None, **options: Any
+    ) -> None:
+        super().__init__(_CachedObjects(cache, objects, with_views, maps), **options)  # type: ignore[arg-type]
         self.cache = cache
 
     def collate(self, samples: Sequence[Any]) -> LatentBatch:  # type: ignore[override]
         """One batch of `_CachedObject`."""
         views = None if samples[0].views is None else collate([sample.views for sample in samples])
         rows, captions, uids = ([getattr(sample, name) for sample in samples] for name in ("row", "caption", "uid"))
-        return self.cache.batch(rows, captions, uids, views)
+        batch = self.cache.batch(rows, captions, uids, views)
+        return batch if samples[0].map is None else batch._replace(maps=torch.stack([one.map for one in samples]))
 
 
 class _CachedObject(NamedTuple):
@@ -220,15 +226,17 @@ class _CachedObject(NamedTuple):
     caption: str
     uid: str
     views: Sample | None
+    map: Tensor | None
 
 
 class _CachedObjects:
     """Rows of a cache as the samples of a stream."""
 
-    def __init__(self, cache: LatentCache, objects: Dataset, with_views: bool) -> None:
+    def __init__(self, cache: LatentCache, objects: Dataset, with_views: bool, maps: ControlMaps | None) -> None:
         self.cache = cache
         self.objects = objects
         self.with_views = with_views
+        self.maps = maps
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -237,8 +245,8 @@ class _CachedObjects:
         """Row `index` of the cache."""
         number = int(self.cache.objects[index])
         source = self.objects.source
-        views = None
-        if self.with_views:
-            views = self.objects.sample(number, rng, int(self.cache.first_views[index]))
+        first_view = int(self.cache.first_views[index])
+        views = self.objects.sample(number, rng, first_view) if self.with_views else None
         caption = source.caption(number, rng) if views is None else views.caption
-        return _CachedObject(index, caption, source.uid(number), views)
+        shown = None if self.maps is None else self.maps.of(number, first_view)
+        return _CachedObject(index, caption, source.uid(number), views, shown)

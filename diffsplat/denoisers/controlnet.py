@@ -48,6 +48,23 @@ def build_controlnet(spec: BackboneSpec) -> Any:
     return controlnet
 
 
+def copy_encoder(controlnet: nn.Module, unet: nn.Module) -> None:
+    """Start a new ControlNet as its UNet's encoder: every tensor that both have, from the input to the mid block.
+
+    Its hint encoder keeps random weights, and the layers that give hints and residuals their zeros.
+
+    Raises:
+        ValueError: a tensor of the encoder is missing or has another shape.
+    """
+    source, target = unet.state_dict(), controlnet.state_dict()
+    encoder = [name for name in target if not name.startswith("controlnet_")]
+    wrong = [name for name in encoder if name not in source or source[name].shape != target[name].shape]
+    if wrong:
+        raise ValueError(f"the UNet's encoder lacks {', '.join(wrong[:4])} in the ControlNet's shape")
+    for name in encoder:
+        target[name].copy_(source[name])  # shares the network's memory
+
+
 def pack_residuals(residuals: list[Tensor], num_views: int) -> Tensor:
     """Residuals [R * V, C, h, w] of different shapes -> [R, K]."""
     return torch.cat([residual.unflatten(0, (-1, num_views)).flatten(1) for residual in residuals], dim=1)

@@ -9,6 +9,7 @@ from diffsplat.denoisers.controlnet import (
     ControlStep,
     HintEncoder,
     controlnet_config,
+    copy_encoder,
     unpack_residuals,
 )
 from diffsplat.denoisers.unet import TextContext, set_multiview_attention
@@ -57,6 +58,13 @@ def test_a_new_controlnet_starts_as_a_copy(golden):
     fresh = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels).state_dict()
     assert {name: tensor.shape for name, tensor in fresh.items()} == {
         name: tensor.shape for name, tensor in file.weights("controlnet").items()
+    }
+    ours = ControlNetModel(**controlnet_config(stock_config(file.config["unet"]), channels))
+    copy_encoder(ours, unet)
+    assert {name: t for name, t in fresh.items() if name in unet.state_dict()}.keys() == {
+        name
+        for name, tensor in ours.state_dict().items()
+        if torch.equal(tensor, unet.state_dict().get(name, tensor + 1))
     }
     original = unet.state_dict()
     assert len(fresh) == expected["num_controlnet_tensors"]

@@ -67,7 +67,8 @@ def test_the_loss_falls_and_estimates_are_drawn(finished: Path) -> None:
     assert {"bins", "offset", "error_deg", "outside"} <= records[0].keys()
     assert any("validation/error_deg" in record for record in records)
     (panel,) = (finished / "panels").glob("*_estimate_against_truth.png")
-    assert np.asarray(Image.open(panel)).min() < 200
+    with Image.open(panel) as image:
+        assert np.asarray(image).min() < 200
 
 
 def test_resuming_is_bit_exact(finished: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ class ElevationConfig(StageConfig):
 
     stage: ClassVar[str] = "training.stages.elevest:ElevationStage"
     parents: ClassVar[tuple[str, ...]] = ("start",)
+    best: ClassVar[str] = "-error_deg"
 
     # weights of DINOv2 with registers (Meta's .pth file or a folder of the hub), or a finished run of this stage or a
     # bundle; random weights if not given

@@ -8,7 +8,7 @@ from training.config.chain import BundleConfig, RecipeConfig, RefineConfig
 from training.config.common import StageConfig
 from training.config.encode_text import UNPUBLISHED, EncodeTextConfig
 from training.config.evaluate import EvaluateConfig
-from training.presets import elevest, encode_text, furniture, nano, pico
+from training.presets import controlnet, elevest, encode_text, furniture, nano, pico
 
 _OWN_STAGES = {
     "recon": "reconstruction: images of an object -> grid of Gaussians",
@@ -21,6 +21,10 @@ STAGES: dict[str, tuple[str, StageConfig]] = {
     f"{name}/{stage}": (_OWN_STAGES[stage], config)
     for name, recipe in (("nano", nano.RECIPE), ("pico", pico.RECIPE))
     for stage, config in recipe.stages.items()
+}
+STAGES |= {
+    config.preset: (f"ControlNet: a {config.control} map of view 0 steers a frozen {config.backbone}", config)
+    for config in (*controlnet.PUBLISHED, *controlnet.NANO)
 }
 STAGES |= {
     config.preset: ("elevation: a photo -> how high its camera stood, negative above the horizon", config)

@@ -12,7 +12,7 @@ PUBLISHED = ElevationConfig(
     preset="elevest",
     backbone="sd15",
     data=Data(batch_size=16, views=8, objects=265_232),
-    optim=Optim(steps=62_160, lr=1e-4, warmup_steps=1000),
+    optim=Optim(steps=62_160, lr=1e-4, lr_multipliers=(("backbone", 0.1),), warmup_steps=1000, ema=False),
     cadence=Cadence(log_every=1, evaluate_every=1000, save_every=2000),
     start=Path("dinov2_vitb14_reg4_pretrain.pth"),
     run=RunOptions(out=Path("runs/elevest")),

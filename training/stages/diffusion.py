@@ -16,6 +16,7 @@ from training.assemble import TOKENIZER_FILE
 from training.checkpoint import save_finished
 from training.conditions import StoredText, condition_latents
 from training.config.diffusion import DiffusionConfig
+from training.data.control_maps import ControlMaps
 from training.data.dataset import Dataset
 from training.data.record import TRAINING_MAPS
 from training.data.source import require
@@ -39,7 +40,7 @@ from training.stages.diffusion_start import (
     start_text,
 )  # fmt: skip
 
-_EVALUATED_TIMES = 4  # draws of timestep and noise per validation object
+EVALUATED_TIMES = 4  # draws of timestep and noise per validation object
 _PANEL_OBJECTS = 12
 
 
@@ -111,10 +112,14 @@ class DiffusionStage:
         """Cached latents with captions, and true views where there is a rendering loss."""
         data, objects = self.config.data, self._objects(False)
         return LatentStream(
-            self._cache(False), objects, self.rendered is not None, batch_size=data.batch_size,
+            self._cache(False), objects, self.rendered is not None, self.maps(objects), batch_size=data.batch_size,
             seed=self.config.run.seed, rank=rank, world_size=world_size, workers=data.workers,
             prefetch=data.prefetch, skip_broken=data.skip_broken,
         )  # fmt: skip
+
+    def maps(self, objects: Dataset) -> ControlMaps | None:
+        """Control maps that belong to the batches; a ControlNet's stage has some."""
+        return None
 
     def validation_batch(self) -> LatentBatch:
         """Unseen objects with their plainest captions."""
@@ -154,7 +159,7 @@ class DiffusionStage:
         scalars = {}
         for name, dropped in cases.items():
             noise = torch.Generator().manual_seed(generator.initial_seed())
-            draws = [self.guess(batch, dropped, noise).errors.mean() for _ in range(_EVALUATED_TIMES)]
+            draws = [self.guess(batch, dropped, noise).errors.mean() for _ in range(EVALUATED_TIMES)]
             scalars[name] = torch.stack(draws).mean().item()
         panels = {}
         for scale in self.config.evaluation_guidance or (self.spec.guidance_scale,):
@@ -206,10 +211,7 @@ class DiffusionStage:
     def _samples_panel(self, batch: LatentBatch, generator: torch.Generator, guidance_scale: float) -> Any:
         """The first unseen objects through the autoencoder, each beside a sample of the denoiser."""
         spec, count = self.spec, min(_PANEL_OBJECTS, len(batch.uids))
-        shown = LatentBatch(
-            batch.latents[:count], batch.plucker[:count], Cameras(*(values[:count] for values in batch.cameras)),
-            batch.captions[:count], batch.uids[:count],
-        )  # fmt: skip
+        shown = self._first(batch, count)
         means = None if batch.image_moments is None else batch.image_moments[:count, 0]  # as serving takes it
         asked = asked_objects(shown, self.text, spec, means)
         latents = generate_latents(
@@ -217,6 +219,13 @@ class DiffusionStage:
         )  # fmt: skip
         generated = images_of(self.gsvae, latents, generated_cameras(asked, spec), spec.geometry)
         return beside(images_of(self.gsvae, shown.latents, shown.cameras, spec.geometry), generated)
+
+    def _first(self, batch: LatentBatch, count: int) -> LatentBatch:
+        """The first objects of a batch, without their conditions."""
+        return LatentBatch(
+            batch.latents[:count], batch.plucker[:count], Cameras(*(values[:count] for values in batch.cameras)),
+            batch.captions[:count], batch.uids[:count],
+        )  # fmt: skip
 
     def _parent_files(self) -> dict[str, Any]:
         return {"recon": self.recon.facts["files"], "vae": latents_of(self.vae.facts)}
