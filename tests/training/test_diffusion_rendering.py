@@ -18,7 +18,7 @@ from tests.image_files import image
 from training.assemble import bundle_runs
 from training.checkpoint import CheckpointError, read_finished
 from training.conditions import condition_latents
-from training.config.common import Optim, RenderWeights
+from training.config.common import Cadence, Optim, RenderWeights
 from training.config.diffusion import DiffusionConfig, RenderingOptions
 from training.config.encode_text import EncodeTextConfig
 from training.encode_text import run_encode_text
@@ -49,7 +49,7 @@ def test_condition_latents_are_samples_of_the_posterior_and_zero_where_dropped()
     assert not shifted[1].any()
 
 
-@pytest.mark.parametrize("name", ["pixart_alpha_image", "sd35_image"])
+@pytest.mark.parametrize("name", ["pixart_alpha_image"])
 def test_an_image_model_trains_with_a_rendering_loss_from_a_run_without_one(
     name: str, diffusion_config: Configure, tmp_path: Path
 ) -> None:
@@ -132,7 +132,7 @@ def test_gradients_of_the_rendering_loss_reach_the_denoiser_alone(diffusion_conf
     assert sizes[True] < 0.05 * sizes[False]  # the published clamp has no gradient there
 
 
-@pytest.mark.parametrize("name", ["pixart_sigma", "sd35_image"])
+@pytest.mark.parametrize("name", ["sd35_image"])
 def test_a_trained_denoiser_is_served_from_a_bundle(name: str, diffusion_config: Configure, tmp_path: Path) -> None:
     """With the parts of its base model: text encoders and, for image models, the image autoencoder."""
     config = dataclasses.replace(diffusion_config(name, tmp_path / "run"), optim=Optim(steps=1, warmup_steps=0))
@@ -217,5 +217,6 @@ def test_an_image_model_may_start_from_its_text_model(diffusion_config: Configur
     before = load_file(tmp_path / "text" / "finished" / "denoiser.safetensors")["pos_embed.proj.weight"]
     assert torch.equal(first[:, :-1], before) and not first[:, -1].any()
     with pytest.raises(ValueError, match="was trained with another spec than tiny_sd3"):
-        run_stage(dataclasses.replace(image, start=tmp_path / "text", base=image.start, optim=text.optim))
+        finished = dataclasses.replace(image, start=tmp_path / "text", base=image.start, optim=text.optim)
+        run_stage(dataclasses.replace(finished, cadence=Cadence(evaluate_every=10)))
         DiffusionStage(dataclasses.replace(text, start=tmp_path / "image", base=image.start))

@@ -1,4 +1,4 @@
-"""Every family's denoiser starts from a tiny base model in the official layout, steps, resumes and is exported."""
+"""A denoiser of each family starts from a tiny base model in the official layout, steps, resumes and is exported."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from diffsplat.backbones import BACKBONES
-from tests.training.finished import DIFFUSION_STEPS, FAMILY_NAMES
+from tests.training.finished import DIFFUSION_STEPS
 from training.checkpoint import read_finished
 from training.config.diffusion import DiffusionConfig
 from training.loop import train
@@ -37,7 +37,7 @@ def killed_and_resumed(config: DiffusionConfig, step: int) -> None:
     assert run_stage(dataclasses.replace(config, run=dataclasses.replace(config.run, resume=True))).finished
 
 
-@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("name", ["sdxl", "pixart_sigma", "sd35"])  # the table of published commands runs all of them
 def test_a_base_model_starts_steps_resumes_and_is_exported(
     name: str, diffusion_config: Callable[..., DiffusionConfig], tmp_path: Path
 ) -> None:
