@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "flops": ("flops",),
     "precision": ("precision",),
     "mesh_render": ("mesh_render",),
+    "loader": ("loader",),
     "furniture": ("furniture",),
 }
 EVERYWHERE = ("flops",)  # counted, not measured: the same on every machine

@@ -12,6 +12,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "client/README.md",
     "docs/architecture.md",
+    "docs/data.md",
     "docs/gpu.md",
     "docs/operation.md",
     "docs/reconstruction.md",

@@ -135,6 +135,27 @@ def test_wrong_paths_and_lists_are_named(shards: Path, tmp_path: Path) -> None:
         Dataset(open_source(data_of(shards), GEOMETRY, False), first_views=(25,))
 
 
+def test_compat_resizes_the_maps_of_full_size_images(shards: Path) -> None:
+    small = dataclasses.replace(GEOMETRY, grid_size=SIDE // 2)
+    plain, full = (open_source(data_of(shards, compat=compat), small, False) for compat in (False, True))
+    assert plain.views(0, (0,)).rgba.shape[1] == SIDE // 2 and full.views(0, (0,)).rgba.shape[1] == SIDE
+    draws = [np.random.default_rng(0) for _ in range(2)]
+    published = Dataset(full, num_views=5, published_side=SIDE // 2).sample(0, draws[0])
+    ours = Dataset(plain, num_views=5).sample(0, draws[1])
+    assert published.normals.shape == ours.normals.shape and published.uid == ours.uid
+    edge = ((ours.alphas > 0.2) & (ours.alphas < 0.8)).expand_as(ours.coords)
+    assert published.coords[edge].mean() > ours.coords[edge].mean(), "edges fade twice"
+
+
+def test_cameras_that_look_elsewhere_are_refused(tmp_path: Path, packed: list[PackedViews]) -> None:
+    cameras = packed[0].camera_to_world_zup.copy()
+    cameras[7, :3, 1:3] *= -1  # OpenGL's axes
+    write_tar(tmp_path / "0.tar", records([packed[0]._replace(camera_to_world_zup=cameras)]))
+    objects = Dataset(RecordSource(open_store(tmp_path), [0], SIDE))
+    with pytest.raises(BrokenRecord, match=r"0/10000: the camera of view \d of the sample looks 180.0 degrees past"):
+        objects.seen_from(0, 1)
+
+
 def test_missing_maps_name_the_stage_and_the_map(tmp_path: Path, packed: list[PackedViews]) -> None:
     bare = [views._replace(normal_depth=views.normal_depth[..., :0], albedo=None) for views in packed]
     write_tar(tmp_path / "0.tar", records(bare, captions=False))

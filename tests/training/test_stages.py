@@ -270,12 +270,14 @@ def test_latents_are_encoded_once_and_again_for_other_objects(chain: tuple[Recip
     stage.build()
     first = next(stage.stream(0, 1))
     assert path.stat().st_mtime_ns == written
-    path.unlink()  # computed again, they are the same
+    others = {other: other.stat().st_mtime_ns for other in path.parent.glob("*.safetensors") if other != path}
+    path.unlink()  # as if interrupted: computed again, it is the same, and the rest stays
     stage = DiffusionStage(config)
     stage.build()
     again = next(stage.stream(0, 1))
     assert torch.equal(first.latents, again.latents) and torch.equal(first.plucker, again.plucker)
     assert first.captions == again.captions
+    assert others and all(other.stat().st_mtime_ns == time for other, time in others.items())
     fewer = DiffusionStage(dataclasses.replace(config, data=dataclasses.replace(config.data, objects=8)))
     fewer.build()
     assert len(fewer._cache(False)) == 16  # not the file's 48

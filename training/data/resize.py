@@ -57,9 +57,7 @@ def _weighted(maps: np.ndarray, weights: np.ndarray, small_weights: np.ndarray, 
 
 def _means(maps: np.ndarray, side: int) -> np.ndarray:
     """Means over the area of each smaller pixel. [V, H, W, C] -> [V, side, side, C]."""
-    views, height, _, channels = maps.shape
-    if height % side == 0:
-        step = height // side
-        return maps.reshape(views, side, step, side, step, channels).mean(axis=(2, 4))
-    small = [cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA) for view in maps]
-    return np.stack(small).reshape(views, side, side, channels)
+    small = np.empty((len(maps), side, side, maps.shape[-1]), np.float32)
+    for row, view in enumerate(maps):
+        small[row] = cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA).reshape(small.shape[1:])
+    return small
