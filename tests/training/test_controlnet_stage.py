@@ -23,9 +23,11 @@ from tests.image_files import encoded
 from training.assemble import bundle_runs
 from training.config.common import Cadence, Data, Optim, RunOptions
 from training.config.controlnet import ControlNetConfig
+from training.config.diffusion import RenderingOptions
 from training.data.control_maps import ControlMaps, control_map, depth_map
 from training.loop import step_generator, train
 from training.objectives import Dropped
+from training.optim import enable_gradient_checkpointing
 from training.recipe import run_stage, stage_lineage
 from training.stages.common import dataset
 from training.stages.controlnet import ControlNetStage
@@ -132,6 +134,25 @@ def test_it_starts_as_the_denoiser_and_trains_alone(name: str, bundles: dict[str
         other = batch._replace(maps=1 - batch.maps)
         turned = stage.guess(other, Dropped(kept, kept), step_generator(0, 0, 0)).output
     assert not torch.equal(moved, steered) and not torch.equal(moved, turned)
+
+
+def test_the_options_of_the_published_runs_are_effective(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    """Rendering loss through the frozen denoiser; gradient checkpointing changes no gradient."""
+    gradients = []
+    for checkpointing in (False, True):
+        rendering = RenderingOptions(probability=1.0, decoder="full")
+        stage = ControlNetStage(config(bundles["tiny_sd15"], tmp_path, rendering=rendering))
+        torch.manual_seed(0)
+        network = stage.build()
+        if checkpointing:
+            enable_gradient_checkpointing(network)
+        loss, parts = stage.loss(next(stage.stream(0, 1)), step_generator(0, 0, 0))
+        loss.backward()
+        assert loss.item() > parts["mse"].item() and parts["render_loss"] > 0
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    plain, checkpointed = gradients
+    assert plain.keys() == checkpointed.keys() and any(bool(gradient.any()) for gradient in plain.values())
+    assert all(torch.allclose(plain[name], checkpointed[name], rtol=1e-4, atol=1e-7) for name in plain)
 
 
 def test_its_encoder_is_the_denoisers_and_dropout_spares_the_map(bundles: dict[str, Bundle], tmp_path: Path) -> None:

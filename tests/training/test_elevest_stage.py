@@ -29,6 +29,8 @@ from training.config.elevest import ElevationConfig
 from training.data.procedural.synthetic import synthetic_object
 from training.data.sample import Batch, build_sample
 from training.loop import step_generator, train
+from training.optim import scaled_groups
+from training.presets.elevest import PUBLISHED
 from training.recipe import run_stage, stage_lineage
 from training.stages.elevest import ElevationStage, camera_elevations_deg
 
@@ -183,6 +185,15 @@ def test_options_change_what_is_trained(tmp_path: Path) -> None:
     groups = [parameter for group in stage.param_groups() for parameter in group["params"]]
     heads = [*stage.network.cls_head.parameters(), *stage.network.offset_head.parameters()]
     assert {id(parameter) for parameter in groups} == {id(parameter) for parameter in heads}
+
+
+def test_the_published_backbone_learns_ten_times_slower(tmp_path: Path) -> None:
+    stage = ElevationStage(config(tmp_path))
+    network = stage.build()
+    groups = scaled_groups(stage.param_groups(), network, PUBLISHED.optim.lr_multipliers)
+    scales = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert {scales[id(parameter)] for parameter in stage.network.backbone.parameters()} == {0.1}
+    assert {scales[id(parameter)] for parameter in stage.network.cls_head.parameters()} == {1.0}
 
 
 def stock() -> Any:
