@@ -80,7 +80,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
 
-    from diffsplat.serving.supervisor import Supervisor, SupervisorPolicy
+    from diffsplat.serving.supervisor import Supervisor
+    from diffsplat.serving.supervisor_policy import SupervisorPolicy
 
     result: dict[str, Any] = {**describe_machine(), "bar_s": BAR_S, "seconds": {}}
     policy = SupervisorPolicy(restart_delays_s=(0.0,))  # the faults come in a row; back-off is not what is measured

@@ -1,6 +1,8 @@
 """The command line of the export room.
 
 python -m export BUNDLE --out DIR                          bundle -> served repository
+python -m export refresh BUNDLE DIR                        bundle -> next version of a served repository
+python -m export rollback DIR                              serve the version before again
 python -m export engines BUNDLE                            bundle or repository -> TensorRT engines in a cache
 python -m export import --backbone sd15 SOURCE OUT         official checkpoints -> bundle
 python -m export models FOLDER ...                         list bundles and served repositories
@@ -13,7 +15,6 @@ from typing import get_args
 
 from diffsplat_client.commands.interrupts import leave_on_sigterm
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from diffsplat.backends.devices import DeviceError
@@ -22,6 +23,7 @@ from diffsplat.export_record import Candidate, GraphRecord
 from diffsplat.graph import Backend, Precision
 from diffsplat.integrity import BundleError
 from export.common import ExportError
+from export.progress import export_progress
 from export.repository import RepositoryExport, export_repository
 
 
@@ -40,6 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
         return engines_command(arguments[1:])
+    if arguments[:1] in (["refresh"], ["rollback"]):
+        from export.refresh_command import refresh_command, rollback_command
+
+        return (refresh_command if arguments[0] == "refresh" else rollback_command)(arguments[1:])
     if arguments[:1] == ["models"]:
         return _list_models(arguments[1:])
     if arguments[:1] == ["upgrade"]:
@@ -76,7 +82,8 @@ def export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Bundle -> served Triton model repository.",
-        epilog="Other commands: `engines --help`, TensorRT engines ahead of time; `import --help`, official "
+        epilog="Other commands: `refresh --help`, `rollback --help`, versions of a served repository; "
+        "`engines --help`, TensorRT engines ahead of time; `import --help`, official "
         "checkpoints -> bundle; `models --help`, list models; `upgrade --help`, bring an older bundle up to date.",
     )
     parser.add_argument("bundle", help="folder of the bundle, such as bundles/pico")
@@ -123,13 +130,7 @@ def _export(arguments: list[str]) -> int:
 
 
 def _export_with_progress(options: argparse.Namespace, console: Console) -> RepositoryExport:
-    columns = (TextColumn("{task.description:28}"), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, console=console, transient=True) as display:
-        task = display.add_task("reading the bundle", total=None)
-
-        def show(text: str, done: int, total: int) -> None:
-            display.update(task, description=text, completed=done, total=total)
-
+    with export_progress(console) as show:
         return export_repository(
             *(options.bundle, options.out, options.backend, options.device, options.precision, options.force, show)
         )

@@ -12,16 +12,16 @@ from diffsplat.bundle import Bundle
 from diffsplat.export_record import GraphRecord
 from diffsplat.integrity import describe_file
 from export.candidates import try_candidates
-from export.common import VERSION, BuildOptions, ProgressCallback, served_stages
+from export.common import BuildOptions, ProgressCallback, served_stages
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
 from export.timing import choose
 
 
 def export_graphs(
-    bundle: Bundle, staging: Path, options: BuildOptions, progress: ProgressCallback
+    bundle: Bundle, staging: Path, version: str, options: BuildOptions, progress: ProgressCallback
 ) -> dict[str, dict[str, GraphRecord]]:
-    """Export all graphs into their version folders; returns stage -> graph -> record."""
+    """Export all graphs into the folders of a version; returns stage -> graph -> record."""
     records: dict[str, dict[str, GraphRecord]] = {stage: {} for stage in served_stages(bundle)}
     specs = [graph for graph in graph_specs(bundle.spec) if graph.stage in records]
     for index, graph in enumerate(specs):
@@ -29,7 +29,7 @@ def export_graphs(
         def report(text: str, graph: GraphSpec = graph, index: int = index) -> None:
             progress(f"{graph.name}: {text}", index, len(specs))
 
-        folder = staging / graph.stage / VERSION
+        folder = staging / graph.stage / version
         records[graph.stage][graph.name] = _export_graph(graph, bundle, folder, options, report)
     progress("done", len(specs), len(specs))
     return records

@@ -14,7 +14,7 @@ BackendChoice = Literal["auto", "all"] | Backend
 PrecisionChoice = Literal["auto"] | Precision
 ProgressCallback = Callable[[str, int, int], None]  # (present step, steps done, total steps)
 
-VERSION = "1"  # version folder of every model
+VERSION = "1"  # of a repository that was not refreshed, and of the templates
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Assemble the served repository: templates of `model_repository/` + the graphs of a bundle.
 
     DIR/export.json                         origin of the export, and the hash of every file below
-    DIR/diffsplat/  config.pbtxt  1/        the ensemble
+    DIR/diffsplat/  config.pbtxt  1/        the ensemble; 1/service/ keeps what version 1 needs to be served again
     DIR/encode/     config.pbtxt  1/        model.py export.json text_encoder.* tokenizer.json
     DIR/denoise/    config.pbtxt  1/        model.py export.json denoiser_context.* denoiser.*
     DIR/decode/     config.pbtxt  1/        model.py export.json decoder.*
@@ -30,6 +30,7 @@ from diffsplat.bundle import Bundle, check_replaceable, open_bundle, replace_fol
 from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
 from diffsplat.integrity import BundleError, check_seal, describe_file, read_json, verify_file, write_sealed
 from diffsplat.runtime import available_cores
+from diffsplat.serving.versions import CONFIG, keep_service, served_version, service_folder
 from diffsplat.splats.gsrecon import gsrecon_config
 from export.common import (
     VERSION,
@@ -66,6 +67,7 @@ def export_repository(
     force: bool = False,
     progress: ProgressCallback = lambda text, done, total: None,
     templates: Path = TEMPLATES,
+    version: str = VERSION,
 ) -> RepositoryExport:
     """Export a bundle into a Triton model repository.
 
@@ -78,6 +80,7 @@ def export_repository(
         force: export even if `out` is up to date.
         progress: called at every step.
         templates: folder of the templates.
+        version: the number of its only version.
 
     Raises:
         BundleError: the bundle is missing, truncated or edited, or `out` exists and is not an export.
@@ -103,34 +106,40 @@ def export_repository(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         staging = Path(temporary) / out.name
-        _copy_templates(templates, staging, served_stages(bundle))
-        graphs = export_graphs(bundle, staging, options, progress)
+        _copy_templates(templates, staging, version, served_stages(bundle))
+        graphs = export_graphs(bundle, staging, version, options, progress)
         for path in bundle.tokenizer_paths:
-            shutil.copyfile(path, staging / "encode" / VERSION / path.name)
-        _write_records(bundle, staging, options, graphs)
-        _describe_service(bundle, staging, graphs)
+            shutil.copyfile(path, staging / "encode" / version / path.name)
+        _write_records(bundle, staging, version, options, graphs)
+        _describe_service(bundle, staging, version, graphs)
+        keep_service(staging, version)
         files = {str(path.relative_to(staging)): describe_file(path) for path in sorted(_files_below(staging))}
         write_sealed(staging / RECORD, {"made_from": made_from, "files": files})
+        shutil.copyfile(staging / RECORD, service_folder(staging, version) / RECORD)
         replace_folder(staging, out)
     return RepositoryExport(out, True, _read_graphs(out))
 
 
 def _write_records(
-    bundle: Bundle, staging: Path, options: BuildOptions, graphs: dict[str, dict[str, GraphRecord]]
+    bundle: Bundle, staging: Path, version: str, options: BuildOptions, graphs: dict[str, dict[str, GraphRecord]]
 ) -> None:
     device = device_type(options.device)
     for stage, records in graphs.items():
-        folder = staging / stage / VERSION
+        folder = staging / stage / version
         of_graphs = {name for graph in records.values() for name in graph.files}
         others = {path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name not in of_graphs}
         record = ExportRecord(bundle.spec.name, bundle.digest, bundle.spec, CONTRACT_VERSION, device, records, others)
         record.write(folder)
 
 
-def _describe_service(bundle: Bundle, staging: Path, graphs: dict[str, dict[str, GraphRecord]]) -> None:
-    """Append the bundle and how each graph is run to the ensemble's parameters, which clients can read."""
+def _describe_service(bundle: Bundle, staging: Path, version: str, graphs: dict[str, dict[str, GraphRecord]]) -> None:
+    """Bind every model to this version, and append to the parameters of the ensemble what clients want to know.
+
+    Those are the version, the bundle, and how each graph is run.
+    """
     served = [(name, graph) for records in graphs.values() for name, graph in records.items()]
     parameters = {
+        "version": version,
         "bundle": bundle.spec.name,
         "bundle_digest": bundle.digest,
         "graphs": ", ".join(f"{name} {graph.backend} {graph.device} {graph.precision}" for name, graph in served),
@@ -139,16 +148,23 @@ def _describe_service(bundle: Bundle, staging: Path, graphs: dict[str, dict[str,
         geometry, maps = bundle.spec.geometry, gsrecon_config(bundle.spec).input_maps
         size = f"{geometry.grid_size} x {geometry.grid_size}"
         parameters["reconstruction"] = f"{geometry.views} views of {size} pixels: {', '.join(maps)}"
-    with (staging / ENSEMBLE / "config.pbtxt").open("a") as config:
-        config.write("\n# written by export\n")
-        for key, value in parameters.items():
-            config.write(f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}\n')
+    for stage in graphs:
+        path = staging / stage / CONFIG
+        lines = [path.read_text().replace("model_version: -1", f"model_version: {version}"), "# written by export"]
+        if stage not in ENSEMBLES:  # an ensemble has no files: it always serves what its configuration says
+            lines.append(f"version_policy {{ specific {{ versions: [ {version} ] }} }}")
+        if stage == ENSEMBLE:
+            lines += [
+                f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}'
+                for key, value in parameters.items()
+            ]
+        path.write_text("\n".join(lines) + "\n")
 
 
 def _check_templates(templates: Path) -> None:
     for stage in MODELS:
         model = () if stage in ENSEMBLES else (f"{VERSION}/model.py",)
-        for name in ("config.pbtxt", *model):
+        for name in (CONFIG, *model):
             if not (templates / stage / name).is_file():
                 raise ExportError(f"{templates / stage / name}: template missing")
 
@@ -158,11 +174,13 @@ def _template_files(templates: Path, stages: Iterable[str] = MODELS) -> list[Pat
     return sorted(path for path in files if path.suffix in (".pbtxt", ".py"))
 
 
-def _copy_templates(templates: Path, staging: Path, stages: tuple[str, ...]) -> None:
+def _copy_templates(templates: Path, staging: Path, version: str, stages: tuple[str, ...]) -> None:
     for stage in stages:
-        (staging / stage / VERSION).mkdir(parents=True)
+        (staging / stage / version).mkdir(parents=True)
     for path in _template_files(templates, stages):
-        shutil.copyfile(path, staging / path.relative_to(templates))
+        stage, *inner = path.relative_to(templates).parts
+        place = [version if part == VERSION else part for part in inner]  # templates stand in folders called VERSION
+        shutil.copyfile(path, staging.joinpath(stage, *place))
 
 
 def _made_from(bundle: Bundle, options: BuildOptions, templates: Path) -> dict[str, Any]:
@@ -205,7 +223,8 @@ def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:
 
 
 def _read_graphs(out: Path) -> dict[str, GraphRecord]:
-    folders = [out / stage / VERSION for stage in MODELS if (out / stage).is_dir()]
+    version = served_version(out)
+    folders = [out / stage / version for stage in MODELS if (out / stage).is_dir()]
     return {name: graph for folder in folders for name, graph in ExportRecord.read(folder).graphs.items()}
 
 

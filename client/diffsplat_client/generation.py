@@ -9,12 +9,20 @@ from typing import NamedTuple
 import numpy as np
 
 from diffsplat_client.cloud import SplatCloud
-from diffsplat_client.contract import ASSET, FRAMES, GAUSSIANS, RECONSTRUCT_TIMINGS, TIMING_TENSORS
+from diffsplat_client.contract import ASSET, FRAMES, GAUSSIANS, RECONSTRUCT_TIMINGS, SERVED, TIMING_TENSORS
 from diffsplat_client.errors import ServerError
 from diffsplat_client.formats import file_format
 from diffsplat_client.output_options import OutputOptions
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.status import Status
+
+
+class Served(NamedTuple):
+    """Which model made an object."""
+
+    version: int  # of the served repository; grows with every refresh
+    bundle: str  # its name
+    bundle_digest: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +40,7 @@ class Generation:
         default_factory=dict
     )  # milliseconds by stage; "total": as measured by this client
     warnings: tuple[str, ...] = ()  # for example that the prompt was cut
+    served: Served | None = None  # None from a server of an older release
 
 
 class Output(NamedTuple):
@@ -41,6 +50,7 @@ class Output(NamedTuple):
     frames: np.ndarray | None
     asset: bytes | None
     timings_ms: dict[str, float]
+    served: Served | None
 
 
 def parse_generation(
@@ -66,6 +76,7 @@ def parse_generation(
         elevation_deg=status.elevation_deg,
         timings_ms=output.timings_ms,
         warnings=status.warnings,
+        served=output.served,
     )
 
 
@@ -83,7 +94,7 @@ def parse_output(tensors: dict[str, np.ndarray], request: OutputOptions, started
         raise ServerError(f"{FRAMES.name} is {found}: must be uint8 {list(expected)}")
     cloud = _cloud(tensors, None if format is None or format.as_decoded else format.decode, file)
     timings_ms = _timings_ms(tensors) | {"total": 1e3 * (time.monotonic() - started)}
-    return Output(cloud, frames if wanted else None, file, timings_ms)
+    return Output(cloud, frames if wanted else None, file, timings_ms, _served(tensors))
 
 
 def _cloud(
@@ -98,6 +109,16 @@ def _cloud(
     except ValueError as error:
         raise ServerError(f"the server's splats cannot be read: {error}") from None
     raise ServerError(f"the server finished without {GAUSSIANS.name}")
+
+
+def _served(tensors: dict[str, np.ndarray]) -> Served | None:
+    if SERVED.name not in tensors:
+        return None
+    try:
+        values = json.loads(tensors[SERVED.name].item())
+        return Served(int(values["version"]), str(values["bundle"]), str(values["bundle_digest"]))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ServerError(f"{SERVED.name} is not the JSON that the contract describes") from None
 
 
 def _timings_ms(tensors: dict[str, np.ndarray]) -> dict[str, float]:

@@ -41,14 +41,14 @@ def _model_status(transport: Transport, name: str, probe: "Probe | None", timeou
 
 
 class Probe:
-    """One call without inputs, on its way."""
+    """One call without inputs, on its way; to the newest version unless told otherwise."""
 
-    def __init__(self, transport: Transport, model: str, timeout_s: float) -> None:
+    def __init__(self, transport: Transport, model: str, timeout_s: float, version: str = "") -> None:
         self._timeout_s = timeout_s
         self._answer: ResponseStream | None = None
         self._fault = ""
         try:
-            self._answer = transport.stream(model, {}, PROBE_ID, timeout_s)
+            self._answer = transport.stream(model, {}, PROBE_ID, timeout_s, version)
         except TransportError as error:
             self._fault = self._read(error)
 

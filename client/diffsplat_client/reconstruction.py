@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diffsplat_client.cloud import SplatCloud
-from diffsplat_client.generation import parse_output
+from diffsplat_client.generation import Served, parse_output
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 
 
@@ -19,6 +19,7 @@ class Reconstruction:
     frames: np.ndarray | None  # uint8 [F, H, W, 3], one per row of `request.frame_poses`
     asset: bytes | None  # a complete file in `request.format`; None for "raw"
     timings_ms: dict[str, float] = field(default_factory=dict)  # milliseconds by stage; "total": as this client saw it
+    served: Served | None = None  # None from a server of an older release
 
 
 def parse_reconstruction(

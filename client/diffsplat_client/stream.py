@@ -125,9 +125,11 @@ class GenerationStream:
             self._send_stop()
 
     def _send_stop(self) -> None:
+        """To every version that is loaded: while a server changes over, the older one still works on requests."""
         try:
             stop = {STOP.name: np.ones(1, np.bool_)}
-            for _ in self._transport.stream(STOP_MODEL, stop, self.request_id, STOP_TIMEOUT_S):
-                pass  # read to the end: an unread stream would be cancelled
+            for version in self._transport.versions(STOP_MODEL, STOP_TIMEOUT_S):
+                for _ in self._transport.stream(STOP_MODEL, stop, self.request_id, STOP_TIMEOUT_S, version):
+                    pass  # read to the end: an unread stream would be cancelled
         except TransportError:
             pass  # gone, or busy: the request ends there, or at its own deadline

@@ -61,8 +61,10 @@ class Transport(Protocol):
         """The parameters of a model's configuration."""
         ...
 
-    def stream(self, model: str, tensors: Tensors, request_id: str, timeout_s: float) -> ResponseStream:
-        """Send one inference; its responses may be any number."""
+    def stream(
+        self, model: str, tensors: Tensors, request_id: str, timeout_s: float, version: str = ""
+    ) -> ResponseStream:
+        """Send one inference, to the newest version unless told otherwise; its responses may be any number."""
         ...
 
     def close(self) -> None:
@@ -116,8 +118,10 @@ class GrpcTransport:
         reply = self._call(self._stub.ModelConfig, self._messages.ModelConfigRequest(name=model), timeout_s)
         return {name: value.string_value for name, value in reply.config.parameters.items()}
 
-    def stream(self, model: str, tensors: Tensors, request_id: str, timeout_s: float) -> "GrpcStream":
-        request = self._messages.ModelInferRequest(model_name=model, id=request_id)
+    def stream(
+        self, model: str, tensors: Tensors, request_id: str, timeout_s: float, version: str = ""
+    ) -> "GrpcStream":
+        request = self._messages.ModelInferRequest(model_name=model, model_version=version, id=request_id)
         for name, array in tensors.items():
             request.inputs.add(name=name, datatype=_DATATYPES[array.dtype], shape=array.shape)
             request.raw_input_contents.append(_to_wire(array))

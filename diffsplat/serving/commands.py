@@ -13,7 +13,8 @@ from diffsplat.serving.ports import EVERY_ADDRESS, LOOPBACK
 from diffsplat.serving.processes import machine_memory
 from diffsplat.serving.server import TritonServer
 from diffsplat.serving.server_log import state_folder
-from diffsplat.serving.supervisor import MEMORY_SHARE, Supervisor, SupervisorPolicy
+from diffsplat.serving.supervisor import Supervisor
+from diffsplat.serving.supervisor_policy import MEMORY_SHARE, SupervisorPolicy
 from diffsplat.serving.wheel import ServerStartError
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -46,19 +46,20 @@ class Placement:
         return int(self.device.partition(":")[2]) if self.device != "cpu" else None
 
 
-def place(repository: Path, asked: str, instances: Mapping[str, int]) -> Placement:
+def place(repository: Path, asked: str, instances: Mapping[str, int], version: str) -> Placement:
     """Choose the device and check it.
 
     Args:
         repository: folder written by `python -m export`.
         asked: "auto" (the kind of device that the repository was exported for), "cpu", "cuda" or "cuda:N".
         instances: model -> its number of processes.
+        version: the one to serve.
 
     Raises:
         ServerStartError: the device does not exist, lacks a precision, or has too little memory, the repository was
             exported for another kind, or a back end is not installed. The message says what to do.
     """
-    records = _records(repository)
+    records = _records(repository, version)
     kinds = {record.device for record in records.values()}
     if len(kinds) > 1:
         raise ServerStartError(f"{repository}: its models were exported for different devices; export again")
@@ -81,16 +82,14 @@ def place(repository: Path, asked: str, instances: Mapping[str, int]) -> Placeme
     return Placement(facts, needed)
 
 
-def _records(repository: Path) -> dict[str, ExportRecord]:
-    """Model -> the record of its newest version. Those that cannot be read are left to their stage, which says why."""
+def _records(repository: Path, version: str) -> dict[str, ExportRecord]:
+    """Model -> its record of a version. Those that cannot be read are left to their stage, which says why."""
     records = {}
-    for path in repository.glob(f"*/*/{RECORD}"):
-        versions = [int(folder.name) for folder in path.parents[1].iterdir() if folder.name.isdigit()]
-        if path.parent.name == str(max(versions, default=0)):
-            try:
-                records[path.parents[1].name] = ExportRecord.parse(path)
-            except BundleError:
-                continue
+    for path in repository.glob(f"*/{version}/{RECORD}"):
+        try:
+            records[path.parents[1].name] = ExportRecord.parse(path)
+        except BundleError:
+            continue
     return records
 
 

@@ -15,6 +15,7 @@ class Stub(NamedTuple):
 
     pid: int
     model: str
+    version: str
     instance: str  # Triton's name of it, such as "decode_0_1"
 
 
@@ -26,7 +27,8 @@ def find_stubs(server_pid: int) -> list[Stub]:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             if os.path.basename(command[0]) == _STUB and not death_of(pid):
                 # STUB MODEL/VERSION/model.py ... INSTANCE DEFAULT
-                stubs.append(Stub(pid, Path(command[1]).parents[1].name, command[-3]))
+                folder = Path(command[1]).parent
+                stubs.append(Stub(pid, folder.parent.name, folder.name, command[-3]))
     return stubs
 
 

@@ -2,29 +2,35 @@
 
 The exported `config.pbtxt` say KIND_CPU. For a card, the instances of the stages that compute go to it, and those that
 read tensors of another stage take them from its memory.
+
+The copy holds the folders of the versions that the server shall have, by links: one, or two while it changes over from
+one to another (`version_switch.py`). Triton loads what is new among them and leaves alone what it has.
 """
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from diffsplat_client.contract import ENSEMBLES
 
 from diffsplat.serving.placement import ON_DEVICE, Placement
+from diffsplat.serving.versions import CONFIG, configs_of
 from diffsplat.serving.wheel import ServerStartError
 
 TAKES_DEVICE_TENSORS = ("decode", "rasterize")  # their large inputs come from a stage on the same card
-CONFIG = "config.pbtxt"
+_ENSEMBLE_VERSION = "1"  # an ensemble is replaced in place: it has no files, and names the versions of its stages
 
 
-def read_configs(repository: Path) -> dict[str, Any]:
-    """Model -> its `ModelConfig`. ServerStartError names a file that is not one."""
+def read_configs(repository: Path, version: str | None = None) -> dict[str, Any]:
+    """Model -> its `ModelConfig`, of a version or of the one that is served. ServerStartError names a broken file."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
     configs = {}
-    for path in sorted(repository.glob(f"*/{CONFIG}")):
+    for model, path in configs_of(repository, version).items():
         try:
-            configs[path.parent.name] = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+            configs[model] = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
         except (text_format.ParseError, UnicodeDecodeError) as error:
             raise ServerStartError(f"{path}: not a valid model configuration: {error}") from None
     return configs
@@ -35,25 +41,66 @@ def count_instances(configs: dict[str, Any]) -> dict[str, int]:
     return {name: sum(max(group.count, 1) for group in config.instance_group) or 1 for name, config in configs.items()}
 
 
-def copy_repository(repository: Path, folder: Path, configs: dict[str, Any], placement: Placement) -> None:
-    """Make `folder` a repository of links to the files of another, with configurations filled in.
+class RepositoryCopy:
+    """A repository of links to the files of another one, with configurations filled in; `copy_repository` makes it.
 
     Args:
         repository: folder written by `python -m export`.
         folder: to be created.
-        configs: of its models; they are changed.
         placement: where it is served.
     """
-    from google.protobuf import text_format
 
-    folder.mkdir()
+    def __init__(self, repository: Path, folder: Path, placement: Placement) -> None:
+        self.repository = repository
+        self.folder = folder
+        self._placement = placement
+        folder.mkdir()
+
+    def add_stage(self, name: str, version: str) -> None:
+        """Hold a version of a stage; another one that is held already stays."""
+        (self.folder / name).mkdir(exist_ok=True)
+        (self.folder / name / version).symlink_to(self.repository / name / version)
+
+    def drop_stage(self, name: str, version: str) -> None:
+        """Hold a version of a stage no longer."""
+        (self.folder / name / version).unlink(missing_ok=True)
+
+    def write_config(self, name: str, config: Any) -> None:
+        """Replace the configuration of a model; `config` is changed."""
+        from google.protobuf import text_format
+
+        fill_config(name, config, self._placement)
+        if is_ensemble(config):
+            (self.folder / name / _ENSEMBLE_VERSION).mkdir(parents=True, exist_ok=True)
+        elif config.version_policy.HasField("specific"):
+            config.version_policy.all.SetInParent()  # of those that are held here
+        with tempfile.NamedTemporaryFile("w", dir=self.folder / name, delete=False) as file:
+            file.write(text_format.MessageToString(config))
+        os.replace(file.name, self.folder / name / CONFIG)
+
+
+def copy_repository(repository: Path, folder: Path, configs: dict[str, Any], placement: Placement) -> RepositoryCopy:
+    """A copy with the versions that the configurations name; where they name none, with every file."""
+    copy = RepositoryCopy(repository, folder, placement)
     for name, config in configs.items():
         (folder / name).mkdir()
-        for path in (repository / name).iterdir():
-            if path.name != CONFIG:
-                (folder / name / path.name).symlink_to(path)
-        fill_config(name, config, placement)
-        (folder / name / CONFIG).write_text(text_format.MessageToString(config))
+        if not is_ensemble(config):
+            versions = [str(version) for version in config.version_policy.specific.versions]
+            for path in (repository / name).iterdir():
+                if path.name != CONFIG and (not versions or path.name in versions):
+                    copy.add_stage(name, path.name)
+        copy.write_config(name, config)
+    return copy
+
+
+def version_of(ensemble: Any) -> str:
+    """The version that an ensemble serves; "1" where its configuration names none."""
+    return ensemble.parameters["version"].string_value if "version" in ensemble.parameters else "1"
+
+
+def is_ensemble(config: Any) -> bool:
+    """Whether a model only connects others."""
+    return bool(config.HasField("ensemble_scheduling"))
 
 
 def fill_config(name: str, config: Any, placement: Placement) -> None:

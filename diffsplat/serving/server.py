@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from diffsplat_client.contract import ENSEMBLE
+
 from diffsplat.serving import guard
 from diffsplat.serving.drain import DRAIN_FILE_VARIABLE
 from diffsplat.serving.gpu_lock import lock_card
@@ -35,8 +37,9 @@ from diffsplat.serving.metrics import read_metrics, requests_in_flight
 from diffsplat.serving.placement import AUTO, place
 from diffsplat.serving.ports import LOOPBACK, accepts_connections, choose_ports, reached_at
 from diffsplat.serving.prerequisites import libpython_problem
-from diffsplat.serving.repository_copy import copy_repository, count_instances, read_configs
+from diffsplat.serving.repository_copy import copy_repository, count_instances, read_configs, version_of
 from diffsplat.serving.server_log import LoadingReport, explain_failure, new_log
+from diffsplat.serving.versions import CONFIG
 from diffsplat.serving.wheel import ServerStartError
 from diffsplat.serving.workspace import SHM_ROOT, Workspace, remove_leftovers
 
@@ -59,6 +62,7 @@ class TritonServer:
         address: IPv4 address on which they listen. The wheel's server takes those of loopback only.
         tritonserver: folder of another Triton installation than the wheel's, such as /opt/tritonserver of a container.
         device: "cpu", "cuda:N", or "auto" for the kind of device that the repository was exported for.
+        version: of the repository; None serves the one that it names.
         log_folder: where the logs are kept, one per run; None: in the work folder, removed with it.
         on_progress: called with one short line for every model that starts loading or is ready.
         start_timeout_s: how long loading may take.
@@ -70,6 +74,8 @@ class TritonServer:
         placement: the device that it serves on.
         pid: process id of tritonserver, which leads a process group of its own.
         log_path: everything the server and its models print.
+        version: the version that is served.
+        copy: what the server reads; `version_switch.py` changes it.
         control_key: value of the header that the restricted protocols need, see `control_headers`.
 
     Raises:
@@ -87,6 +93,7 @@ class TritonServer:
         address: str = LOOPBACK,
         tritonserver: Path | None = None,
         device: str = AUTO,
+        version: str | None = None,
         log_folder: Path | None = None,
         on_progress: Callable[[str], None] | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
@@ -100,6 +107,7 @@ class TritonServer:
         self._address = address
         self._tritonserver = tritonserver
         self._device = device
+        self.version = version
         self._card_lock: int | None = None
         self._log_folder = log_folder
         self._on_progress = on_progress or (lambda line: None)
@@ -142,9 +150,9 @@ class TritonServer:
 
     def start(self) -> None:
         """Start the server and wait until every model is ready."""
-        if not (self.repository / "diffsplat" / "config.pbtxt").is_file():
+        if not (self.repository / ENSEMBLE / CONFIG).is_file():
             raise ServerStartError(
-                f"{self.repository}: not an exported repository (diffsplat/config.pbtxt is missing); "
+                f"{self.repository}: not an exported repository ({ENSEMBLE}/{CONFIG} is missing); "
                 "`python -m export` makes one"
             )
         problem = libpython_problem()
@@ -157,8 +165,9 @@ class TritonServer:
         self.grpc_url = f"{host}:{self.ports['gRPC']}"
         self.http_url = f"http://{host}:{self.ports['HTTP']}" if "HTTP" in self.ports else None
         self.metrics_url = f"http://{host}:{self.ports['metrics']}/metrics"
-        configs = read_configs(self.repository)
-        self.placement = place(self.repository, self._device, count_instances(configs))
+        configs = read_configs(self.repository, self.version)
+        self.version = version_of(configs[ENSEMBLE])
+        self.placement = place(self.repository, self._device, count_instances(configs), self.version)
         self._on_progress(f"serving on {self.placement.facts}")
         remove_leftovers()
         self._workspace = workspace = Workspace()
@@ -168,8 +177,7 @@ class TritonServer:
         try:
             self.log_path = new_log(self._log_folder) if self._log_folder else workspace.folder / "server.log"
             self._lock_card()
-            self._repository_copy = workspace.folder / "repository"
-            copy_repository(self.repository, self._repository_copy, configs, self.placement)
+            self.copy = copy_repository(self.repository, workspace.folder / "repository", configs, self.placement)
             self._launch(installation, workspace)
             self._wait_until_ready()
         except BaseException:
@@ -197,7 +205,7 @@ class TritonServer:
 
     def why_it_failed(self) -> str:
         """What the log says about a failure: one line per model that could not be loaded, else its last lines."""
-        return explain_failure(self.log_path).replace(str(self._repository_copy), str(self.repository))
+        return explain_failure(self.log_path).replace(str(self.copy.folder), str(self.repository))
 
     def _lock_card(self) -> None:
         """Keep other servers off the card. The guard holds the lock too, so that it outlives a killed launcher."""
@@ -231,7 +239,7 @@ class TritonServer:
         restricted = ",".join(RESTRICTED_PROTOCOLS)
         command = [
             str(installation.server),
-            f"--model-repository={self._repository_copy}",
+            f"--model-repository={self.copy.folder}",
             f"--backend-directory={link_backend(installation, workspace.folder)}",
             f"--backend-config=python,shm-region-prefix-name={workspace.prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",

@@ -107,12 +107,12 @@ class BusyWatch:
         """Start all waits anew."""
         self._idle_since.clear()
 
-    def find_fault(self, busy: set[str], hang_after_s: float) -> str:
-        """The first process that hangs; `busy` are the names of instances, or models, that have a request."""
+    def find_fault(self, busy: set[tuple[str, str]], hang_after_s: float) -> str:
+        """The first process that hangs; `busy`: see `busy_instances`."""
         now_s = self._clock()
         for stub in self._stubs:
             used_s = cpu_seconds(stub.pid)
-            if used_s is None or not busy & {stub.instance, stub.model}:
+            if used_s is None or not busy & {(stub.version, name) for name in (stub.instance, stub.model)}:
                 self._idle_since.pop(stub.pid, None)
                 continue
             since_s, before_s = self._idle_since.setdefault(stub.pid, (now_s, used_s))

@@ -13,50 +13,23 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from diffsplat.serving.control import ControlError, ControlSocket
 from diffsplat.serving.metrics import read_metrics
 from diffsplat.serving.placement import AUTO
 from diffsplat.serving.ports import LOOPBACK
-from diffsplat.serving.processes import death_of, find_stubs, group_memory, machine_memory
+from diffsplat.serving.processes import death_of, find_stubs, group_memory
 from diffsplat.serving.server import TritonServer
 from diffsplat.serving.stage_watch import ServerWatch
+from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from diffsplat.serving.version_switch import SwitchError, VersionSwitch
+from diffsplat.serving.versions import activate_version
 from diffsplat.serving.wheel import ServerStartError
 
-MEMORY_SHARE = 0.8  # default limit of the server's memory, as a share of the machine's
 _METRICS_INTERVAL_S = 0.9  # time between two looks at how many calls each model has finished, and which are busy
 _DEATH_PATIENCE_S = 1.0  # a dying server refuses connections while it still writes its trace
 _IDLE_CHECKS, _IDLE_CHECK_S = 3, 0.2  # a request on its way between two stages is not counted for a moment
-
-
-@dataclass(frozen=True)
-class SupervisorPolicy:
-    """When a server counts as down, and how it is restarted.
-
-    Attributes:
-        tick_s: time between two looks at the processes.
-        probe_interval_s: time between the answer to a probe and the next one.
-        hang_after_s: a model hangs if a probe or a request waits this long and the model's process uses no CPU.
-        stall_limit_s: a model hangs if a probe waits this long and no call has ended, whatever the process does.
-        memory_limit_bytes: of the server with all its models; above it the server is restarted when it is idle.
-        memory_interval_s: time between two measurements of the memory.
-        memory_patience_s: above the limit this long, new requests are refused until the server is idle.
-        drain_timeout_s: how long the requests in flight may take to finish before a stop or a clean restart.
-        restart_delays_s: delays of the first, second, ... restart in a row; the last one is used from then on.
-        stable_after_s: a server that lived this long starts with the first delay again.
-    """
-
-    tick_s: float = 0.25
-    probe_interval_s: float = 2.0
-    hang_after_s: float = 5.0
-    stall_limit_s: float = 300.0
-    memory_limit_bytes: int = field(default_factory=lambda: int(MEMORY_SHARE * machine_memory()))
-    memory_interval_s: float = 5.0
-    memory_patience_s: float = 60.0
-    drain_timeout_s: float = 60.0
-    restart_delays_s: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-    stable_after_s: float = 60.0
 
 
 class Supervisor:
@@ -72,9 +45,11 @@ class Supervisor:
         abort: ends `start` with ServerStartError when it is set.
 
     Attributes:
-        server: the present run.
+        server: the present run. Its `version` is the one that is served.
         restarts: how often the server was restarted; grows when the new run is ready.
         state: "starting", "serving", "restarting", "draining" or "stopped".
+
+    Another process can let it serve another version of its repository: see `control.py`.
     """
 
     def __init__(
@@ -105,6 +80,8 @@ class Supervisor:
         self._failures = 0  # restarts in a row
         self._thread: threading.Thread | None = None
         self._watch: ServerWatch | None = None
+        self._control: ControlSocket | None = None
+        self._switching = threading.Lock()
         self.server = TritonServer(
             repository,
             grpc_port=grpc_port,
@@ -129,6 +106,10 @@ class Supervisor:
         """Start the server, wait until it is ready, and watch it from then on. Raises ServerStartError."""
         self.server.start()
         self._begin_watch()
+        try:
+            self._control = ControlSocket(self.server.repository, self._answer_switch)
+        except OSError as error:
+            self._on_event(f"the version cannot be changed while it serves: {error}")
         self._thread = threading.Thread(target=self._run, name="supervisor")
         self._thread.start()
 
@@ -149,6 +130,9 @@ class Supervisor:
     def stop(self) -> None:
         """Stop watching, then the server. May be called twice."""
         self._stopping.set()
+        if self._control is not None:
+            self._control.close()
+            self._control = None
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -156,10 +140,56 @@ class Supervisor:
         self.server.stop()
         self.state = "stopped"
 
+    def switch(self, version: str, report: Callable[[str], None]) -> None:
+        """Serve another version of the repository: requests in flight finish on the present one.
+
+        Returns when the present version is unloaded, or when the server is being stopped.
+
+        Args:
+            version: its folders are complete.
+            report: called with one line per step.
+
+        Raises:
+            SwitchError: the server goes on with the version it had.
+        """
+        if not self._switching.acquire(blocking=False):
+            raise SwitchError("it changes to another version already")
+        server = self.server
+        try:
+            if self.state != "serving":
+                raise SwitchError(f"the server is {self.state}")
+            if version == self.server.version:
+                return
+            self._on_event(f"changing from version {self.server.version} to version {version}")
+            switch = VersionSwitch(server, version, report)
+            switch.load()
+            switch.bind()
+            self._on_event(f"version {version} serves")
+            activate_version(server.repository, version)  # and so it does after the next start
+            switch.retire(lambda: self._stopping.is_set() or self._draining)
+        except SwitchError as error:
+            self._on_event(f"version {version} is not served: {error}")
+            raise
+        except OSError as error:
+            self._on_event(f"version {version} serves until the next start: {error}")
+        finally:
+            if self._watch is not None and self.server is server and server.running:  # its processes are others now
+                self._end_watch()
+                self._begin_watch()
+            self._switching.release()
+
+    def _answer_switch(self, version: str, report: Callable[[str], None]) -> None:
+        try:
+            self.switch(version, report)
+        except (SwitchError, ServerStartError) as error:
+            raise ControlError(str(error)) from None
+
     # --- the supervisor's thread ---
 
     def _run(self) -> None:
         while not self._stopping.wait(self.policy.tick_s):
+            if self._switching.locked() and self.server.running:  # processes come and go
+                continue
             if self.server.running and (over := self._memory_fault()):
                 self._restart(over, cleanly=True)
             elif fault := self._find_fault():
@@ -289,6 +319,7 @@ class Supervisor:
             address=self._address,
             tritonserver=self._tritonserver,
             device=self._device,
+            version=self.server.version,
             log_folder=self._log_folder,
             abort=self._stopping,
         )

@@ -153,21 +153,25 @@ class RasterizeModel(LaterStage):
 
 
 class PackageModel(LaterStage):
-    """SPLATS -> GAUSSIANS, ASSET, or both."""
+    """SPLATS -> GAUSSIANS, ASSET, or both; and SERVED, which version of what made them."""
 
     name, source, request_tensor = "package", "SPLATS", "DECODED_REQUEST"
     also = ("RAW_SPLATS",)
 
     def load(self, folder: Path) -> None:
-        """Nothing."""
+        """Only which bundle is served."""
+        from diffsplat.export_record import ExportRecord
         from diffsplat.stages.package import PackageStage
 
-        self.stage = PackageStage.load(folder)
+        record = ExportRecord.read(folder)
+        self.stage = PackageStage()
+        served = {"version": int(self.version), "bundle": record.bundle, "bundle_digest": record.digest}
+        self.served = text_tensor("SERVED", json.dumps(served))
 
     def work(self, source: np.ndarray, envelope: OutputEnvelope, *also: np.ndarray | None) -> list[Any]:
         """Package one object."""
         gaussians, asset = self.stage.run(source, envelope, *also)
-        tensors = [] if gaussians is None else [array_tensor("GAUSSIANS", gaussians)]
+        tensors = [self.served] if gaussians is None else [self.served, array_tensor("GAUSSIANS", gaussians)]
         return tensors if asset is None else [*tensors, pb_utils.Tensor("ASSET", np.array([asset], dtype=np.object_))]
 
 

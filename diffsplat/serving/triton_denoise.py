@@ -63,7 +63,7 @@ class DenoiseModel(StageModel):
             description="Requests in the denoise engine by state; Triton's own counts end when a request is queued",
             kind=pb_utils.MetricFamily.GAUGE,
         )
-        gauges = [family.Metric(labels={"state": state}) for state in ("active", "waiting")]
+        gauges = [family.Metric(labels={"state": state, "version": self.version}) for state in ("active", "waiting")]
         self._metrics = (family, *gauges)  # a metric goes when its family is collected
 
         def report(*load: int) -> None:

@@ -6,16 +6,16 @@ import triton_python_backend_utils as pb_utils
 
 
 class InFlightGauge:
-    """`diffsplat_stage_requests{stage, instance}`: within `with gauge:` a request is in flight."""
+    """`diffsplat_stage_requests{stage, version, instance}`: within `with gauge:` a request is in flight."""
 
-    def __init__(self, stage: str, instance: str) -> None:
+    def __init__(self, stage: str, version: str, instance: str) -> None:
         # kept: a metric goes when its family is collected
         self._family: Any = pb_utils.MetricFamily(
             name="diffsplat_stage_requests",
             description="Requests that a stage works on; calls without anything to do are not counted",
             kind=pb_utils.MetricFamily.GAUGE,
         )
-        self._metric: Any = self._family.Metric(labels={"stage": stage, "instance": instance})
+        self._metric: Any = self._family.Metric(labels={"stage": stage, "version": version, "instance": instance})
         self._metric.set(0)
 
     def __enter__(self) -> None:

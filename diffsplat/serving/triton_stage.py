@@ -46,15 +46,16 @@ class StageModel:
         }
         self.threads = int(self.parameters["threads"]) if self.parameters.get("threads", "0") != "0" else None
         self.device = self.parameters.get("device")  # None, without `diffsplat serve`: what it was exported for
-        folder = Path(args["model_repository"]) / args["model_version"]
-        self.in_flight = InFlightGauge(self.name, args["model_instance_name"])
+        self.version = args["model_version"]
+        folder = Path(args["model_repository"]) / self.version
+        self.in_flight = InFlightGauge(self.name, self.version, args["model_instance_name"])
         started = perf_counter()
         self.load(folder)
         self.warm_up()
         _log.info(
             "%s version %s is loaded and warm after %.1f s",
             args["model_name"],
-            args["model_version"],
+            self.version,
             perf_counter() - started,
         )
 

@@ -10,7 +10,8 @@ from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
 from diffsplat.graph import Precision
 from diffsplat.integrity import BundleError, verify_file
 from diffsplat.networks import build_graph_module, load_network, served_precision
-from export.common import VERSION, ExportError, served_stages
+from diffsplat.serving.versions import served_version
+from export.common import ExportError, served_stages
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs
 from export.to_onnx import write_onnx
@@ -53,7 +54,7 @@ def _bundle(folder: Path) -> Source:
 def _repository(folder: Path) -> Source:
     records: dict[str, tuple[Path, GraphRecord]] = {}
     spec = None
-    for path in sorted(folder.glob(f"*/{VERSION}/{RECORD}")):
+    for path in sorted(folder.glob(f"*/{served_version(folder)}/{RECORD}")):
         record = ExportRecord.read(path.parent)
         spec = record.spec
         records |= {name: (path.parent, graph) for name, graph in record.graphs.items()}

@@ -102,7 +102,7 @@ class FakeTransport:
             raise self.config
         return self.config
 
-    def stream(self, model: str, tensors: Tensors, request_id: str, timeout_s: float) -> FakeStream:
+    def stream(self, model: str, tensors: Tensors, request_id: str, timeout_s: float, version: str = "") -> FakeStream:
         if request_id == PROBE_ID:
             fault = self.stage_faults.get(model)
             return FakeStream([fault] if fault else [{}], block=False)

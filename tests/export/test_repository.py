@@ -123,17 +123,18 @@ def test_every_stage_is_there_and_tells_what_it_serves(exported_repository: Path
         folder = exported_repository / stage
         template = (TEMPLATES / stage / "config.pbtxt").read_text()
         config = (folder / "config.pbtxt").read_text()
+        assert config.startswith(template.replace("model_version: -1", f"model_version: {VERSION}"))
+        parsed = text_format.Parse(config, model_config_pb2.ModelConfig())
+        if stage not in ENSEMBLES:
+            assert list(parsed.version_policy.specific.versions) == [int(VERSION)]
         if stage == ENSEMBLE:  # says in parameters that a client can read what is served
-            assert config.startswith(template)
-            parsed = text_format.Parse(config, model_config_pb2.ModelConfig())
             parameters = {key: value.string_value for key, value in parsed.parameters.items()}
             assert parameters["contract_version"] == str(CONTRACT_VERSION)
             assert (parameters["bundle"], parameters["bundle_digest"]) == ("tiny", tiny_bundle.digest)
             assert [entry.split()[0] for entry in parameters["graphs"].split(", ")] == sum(GRAPHS.values(), [])
             assert all(entry.endswith(" cpu fp32") for entry in parameters["graphs"].split(", "))
             assert parameters["reconstruction"] == "4 views of 32 x 32 pixels: images, normals, coords"
-        else:
-            assert config == template
+            assert parameters["version"] == VERSION
         record = ExportRecord.read(folder / VERSION)
         assert record.spec == tiny_bundle.spec and record.digest == tiny_bundle.digest
         assert (record.bundle, record.contract_version) == ("tiny", CONTRACT_VERSION)
@@ -196,7 +197,7 @@ def test_half_precision_must_be_clearly_faster(half_ms: float, choice: str) -> N
 def test_only_what_is_served_is_written(exported_repository: Path) -> None:
     listed = json.loads((exported_repository / RECORD).read_text())["files"]
     found = {str(path.relative_to(exported_repository)) for path in exported_repository.rglob("*") if path.is_file()}
-    assert found == {*listed, RECORD}
+    assert found == {*listed, RECORD, f"{ENSEMBLE}/{VERSION}/service/{RECORD}"}
     for stage, names in GRAPHS.items():
         graphs = ExportRecord.read(exported_repository / stage / VERSION).graphs
         weights = {file for name in names for file in graphs[name].files}

@@ -11,32 +11,34 @@ from diffsplat.serving.stage_watch import BusyWatch
 
 PAGE = """\
 # TYPE nv_inference_exec_count counter
-nv_inference_exec_count{model="decode",version="1"} 12
+nv_inference_exec_count{model="decode",version="1"} 9
+nv_inference_exec_count{model="decode",version="2"} 3
 nv_inference_exec_count{gpu_uuid="GPU-1",model="denoise",version="1"} 3
 nv_inference_count{model="decode",version="1"} 99
 # TYPE diffsplat_stage_requests gauge
-diffsplat_stage_requests{instance="decode_0_0",stage="decode"} 0
-diffsplat_stage_requests{instance="decode_0_1",stage="decode"} 1
-diffsplat_denoise_requests{state="active"} 2
-diffsplat_denoise_requests{state="waiting"} 5
+diffsplat_stage_requests{instance="decode_0_0",stage="decode",version="1"} 0
+diffsplat_stage_requests{instance="decode_0_1",stage="decode",version="1"} 1
+diffsplat_denoise_requests{state="active",version="1"} 2
+diffsplat_denoise_requests{state="waiting",version="2"} 5
 """
 
 
 def test_the_page_is_read() -> None:
     assert requests_in_flight(PAGE) == 8
+    assert requests_in_flight(PAGE, "1") == 3 and requests_in_flight(PAGE, "2") == 5
     assert executions(PAGE) == {"decode": 12, "denoise": 3}
-    assert busy_instances(PAGE) == {"decode_0_1", "denoise"}
-    assert busy_instances(PAGE.replace('"active"} 2', '"active"} 0')) == {"decode_0_1"}
+    assert busy_instances(PAGE) == {("1", "decode_0_1"), ("1", "denoise")}
+    assert busy_instances(PAGE.replace('"active",version="1"} 2', '"active",version="1"} 0')) == {("1", "decode_0_1")}
 
 
 def test_a_busy_process_hangs_if_it_uses_no_cpu_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now, used = [0.0], [1.0]
     monkeypatch.setattr(stage_watch, "cpu_seconds", lambda pid: used[0])
-    watch = BusyWatch([Stub(os.getpid(), "denoise", "denoise_0_0")], lambda: now[0])
+    watch = BusyWatch([Stub(os.getpid(), "denoise", "1", "denoise_0_0")], lambda: now[0])
 
     def look(at_s: float, cpu_s: float, busy: bool = True) -> str:
         now[0], used[0] = at_s, cpu_s
-        return watch.find_fault({"denoise"} if busy else set(), hang_after_s=5.0)
+        return watch.find_fault({("1", "denoise")} if busy else set(), hang_after_s=5.0)
 
     assert not look(0, 1.0) and not look(4, 1.0)
     assert not look(5, 1.1), "it has computed"

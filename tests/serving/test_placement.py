@@ -62,7 +62,7 @@ def test_a_launcher_on_the_cpu_imports_no_back_end(exported_repository: Path) ->
     code = (
         "import sys; from pathlib import Path; from collections import defaultdict; "
         "from diffsplat.serving.placement import place; "
-        "place(Path(sys.argv[1]), 'auto', defaultdict(lambda: 1)); "
+        "place(Path(sys.argv[1]), 'auto', defaultdict(lambda: 1), '1'); "
         "print(*sorted({'torch', 'onnxruntime', 'openvino'} & sys.modules.keys()))"
     )
     run = subprocess.run([sys.executable, "-c", code, exported_repository], capture_output=True, text=True, check=True)
@@ -72,12 +72,12 @@ def test_a_launcher_on_the_cpu_imports_no_back_end(exported_repository: Path) ->
 def test_auto_is_what_the_repository_was_exported_for(
     exported_repository: Path, for_cuda: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert place(exported_repository, "auto", instances(exported_repository)).device == "cpu"
+    assert place(exported_repository, "auto", instances(exported_repository), "1").device == "cpu"
     asked = []
     monkeypatch.setattr(placement, "inspect_apart", lambda name: asked.append(name) or CARD)
-    placed = place(for_cuda, "auto", instances(for_cuda))
+    placed = place(for_cuda, "auto", instances(for_cuda), "1")
     assert (placed.device, placed.card, str(placed.facts)) == ("cuda:1", 1, "cuda:1 (NVIDIA H100)")
-    place(for_cuda, "cuda:1", instances(for_cuda))
+    place(for_cuda, "cuda:1", instances(for_cuda), "1")
     assert asked == ["cuda", "cuda:1"]
 
 
@@ -122,7 +122,7 @@ def test_bf16_needs_a_card_that_has_it(for_cuda: Path, monkeypatch: pytest.Monke
     said = r"bf16: cuda:1 \(Tesla T4\) has compute capability 7.5, bf16 needs 8.0 or newer; use fp16 or fp32"
     monkeypatch.setattr(placement, "inspect_apart", lambda name: old)
     with pytest.raises(ServerStartError, match=said):
-        place(for_cuda, "auto", instances(for_cuda))
+        place(for_cuda, "auto", instances(for_cuda), "1")
     check_precision(old, "fp16")
     check_precision(dataclasses.replace(old, capability=(8, 0)), "bf16")
 
@@ -133,8 +133,8 @@ def test_too_little_memory_is_told_in_numbers(for_cuda: Path, monkeypatch: pytes
     monkeypatch.setattr(placement, "inspect_apart", lambda name: full)
     said = r"serving it needs about 3.5\d GB of memory, and cuda:1 \(NVIDIA H100\) has 3.10 GB free"
     with pytest.raises(ServerStartError, match=said):
-        place(for_cuda, "auto", instances(for_cuda))
-    assert place(for_cuda, "auto", dict.fromkeys(STAGES, 0)).needed_bytes == 0
+        place(for_cuda, "auto", instances(for_cuda), "1")
+    assert place(for_cuda, "auto", dict.fromkeys(STAGES, 0), "1").needed_bytes == 0
 
 
 def test_the_memory_of_this_machine_is_read() -> None:
@@ -201,12 +201,15 @@ def test_configurations_are_filled_in_for_a_card(exported_repository: Path, tmp_
 
 def test_configurations_for_the_cpu_stay_as_they_are(exported_repository: Path, tmp_path: Path) -> None:
     originals = read_configs(exported_repository)
-    placed = place(exported_repository, "cpu", count_instances(originals))
+    placed = place(exported_repository, "cpu", count_instances(originals), "1")
     copy_repository(exported_repository, tmp_path / "copy", read_configs(exported_repository), placed)
     for name, config in read_configs(tmp_path / "copy").items():
         if name != "package":
             assert config.parameters["device"].string_value == "cpu"
             del config.parameters["device"]
+        if name not in ENSEMBLES:
+            assert list(originals[name].version_policy.specific.versions) == [1]
+            config.version_policy.CopyFrom(originals[name].version_policy)  # the copy has no other version
         assert config == originals[name]
 
 

@@ -21,7 +21,8 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from diffsplat.serving.processes import find_stubs
-from diffsplat.serving.supervisor import Supervisor, SupervisorPolicy
+from diffsplat.serving.supervisor import Supervisor
+from diffsplat.serving.supervisor_policy import SupervisorPolicy
 from tests.serving.obedient import COMPUTE, HANG, WAIT, ask
 from tests.serving.processes import TIMEOUT_S, group_members, wait_for
 

@@ -11,7 +11,7 @@ import numpy as np
 from diffsplat_client.commands.films import write_gif, write_video
 from diffsplat_client.contract import CONTRACT_VERSION
 from diffsplat_client.formats import FORMATS, PLY, file_format
-from diffsplat_client.generation import Generation
+from diffsplat_client.generation import Generation, Served
 from diffsplat_client.poses import DEFAULT_DISTANCE
 from diffsplat_client.reconstruction import Reconstruction
 from diffsplat_client.request import FILES
@@ -91,14 +91,15 @@ def describe(generation: Generation, server: Mapping[str, str], names: list[str]
         "splats": len(generation.cloud),
         "timings_ms": {stage: round(milliseconds, 3) for stage, milliseconds in generation.timings_ms.items()},
         "warnings": list(generation.warnings),
-        "versions": versions(server),
+        "versions": versions(server, generation.served),
         "files": names,
     }
 
 
-def versions(server: Mapping[str, str]) -> dict[str, object]:
-    """Versions of client, contract and server."""
-    return {"client": version("diffsplat-client"), "contract": CONTRACT_VERSION, "server": dict(server)}
+def versions(server: Mapping[str, str], served: Served | None) -> dict[str, object]:
+    """Versions of client, contract and server; what made this object stands above what the server said before."""
+    made_by = {} if served is None else {**served._asdict(), "version": str(served.version)}
+    return {"client": version("diffsplat-client"), "contract": CONTRACT_VERSION, "server": {**server, **made_by}}
 
 
 def write_views(path: Path, frames: np.ndarray) -> None:

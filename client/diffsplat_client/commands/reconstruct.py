@@ -110,6 +110,6 @@ def describe(made: Reconstruction, server: Mapping[str, str], names: list[str]) 
         "request": maps | cameras | request.output_options().to_dict(),
         "splats": len(made.cloud),
         "timings_ms": {stage: round(milliseconds, 3) for stage, milliseconds in made.timings_ms.items()},
-        "versions": versions(server),
+        "versions": versions(server, made.served),
         "files": names,
     }

@@ -1,0 +1,186 @@
+"""A running server changes to another bundle, and back, while clients use it: nothing is lost and nothing mixed."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffsplat_client import Client, Finished, Progress
+from diffsplat_client.generation import Generation
+from diffsplat_client.request import GenerationRequest
+
+from diffsplat.bundle import Bundle, open_bundle, write_bundle
+from diffsplat.integrity import BundleError
+from diffsplat.networks import bundle_network, network_builders
+from diffsplat.pipeline import Pipeline
+from diffsplat.serving.processes import find_stubs
+from diffsplat.serving.supervisor import Supervisor
+from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from diffsplat.serving.version_switch import SwitchError
+from diffsplat.serving.versions import list_versions, served_version
+from export import gates
+from export.common import ExportError
+from export.gates import GateError, GateOptions
+from export.refresh import Refreshed, refresh, roll_back
+from tests.conftest import PICO
+from tests.serving.processes import TIMEOUT_S
+
+pytestmark = pytest.mark.triton
+
+CLIENTS = 4
+REQUEST = GenerationRequest("a red cube", seed=3, steps=2)
+ONE_PROMPT = GateOptions(prompts=("a red cube",))
+
+
+def changed_bundle(folder: Path, factor: float) -> Bundle:
+    """pico with every matrix of every network scaled: other objects in every stage."""
+    bundle = open_bundle(PICO)
+    networks = {name: bundle_network(bundle, name) for name in network_builders(bundle.spec)}
+    with torch.no_grad():
+        for network in networks.values():
+            for parameter in network.parameters():
+                parameter.mul_(factor)
+    tokenizers = [path.read_text() for path in bundle.tokenizer_paths]
+    return write_bundle(folder, bundle.spec, networks, tokenizers, bundle.lineage)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return changed_bundle(tmp_path_factory.mktemp("bundles") / "other", 0.99)
+
+
+@pytest.fixture(scope="module")
+def repository(pico_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(pico_repository, tmp_path_factory.mktemp("refresh") / "pico"))
+
+
+@pytest.fixture(scope="module")
+def supervisor(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        events: list[str] = []
+        policy = SupervisorPolicy(drain_timeout_s=TIMEOUT_S)
+        with Supervisor(repository, policy=policy, on_event=events.append) as supervisor:
+            yield supervisor
+            assert supervisor.restarts == 0, events
+
+
+class Load:
+    """Clients that ask again and again, and what they got."""
+
+    def __init__(self, url: str) -> None:
+        self.results: list[Generation] = []
+        self.errors: list[BaseException] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(url,)) for _ in range(CLIENTS)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, url: str) -> None:
+        try:
+            with Client(url, timeout_s=TIMEOUT_S) as client:
+                while not self._stop.is_set():
+                    self.results.append(client.generate(REQUEST))
+        except BaseException as error:
+            self.errors.append(error)
+
+
+def test_requests_are_neither_lost_nor_mixed(supervisor: Supervisor, repository: Path, other: Bundle) -> None:
+    """Four clients ask on; one long request finishes on the old version, and a STOP reaches another one there."""
+    truths = {1: Pipeline.load(repository, "1").generate(REQUEST).splats}
+    url, lines = supervisor.server.grpc_url, []
+    with Client(url, timeout_s=TIMEOUT_S) as client, Load(url) as load:
+        kept, stopped = (client.stream("a red cube", seed=seed, steps=200) for seed in (1, 2))
+        for stream in (kept, stopped):
+            assert any(isinstance(event, Progress) for event in stream)
+
+        def report(line: str) -> None:
+            lines.append(line)
+            if line == "version 2 serves":
+                stopped.close()  # it runs on version 1, while version 2 is the newest
+
+        finished: list[Generation] = []
+        reader = threading.Thread(
+            target=lambda: finished.extend(event.result for event in kept if isinstance(event, Finished))
+        )
+        reader.start()
+        assert refresh(other.root, repository, ONE_PROMPT, report=report) == Refreshed("2", "1", servers=1)
+        reader.join()
+        after = client.generate(REQUEST)
+    truths[2] = Pipeline.load(repository, "2").generate(REQUEST).splats
+    assert not load.errors
+    assert finished[0].served is not None and finished[0].served.version == 1
+    assert after.served == (2, "pico", other.digest)
+    assert f"request {stopped.request_id}: stop asked for, 1 found" in supervisor.server.log_path.read_text()
+    assert any(line.startswith("version 1 finishes ") for line in lines) and lines[-1] == "version 1 is unloaded"
+    seen = set()
+    for result in [*load.results, after]:
+        assert result.served is not None
+        seen.add(result.served.version)
+        truth = truths[result.served.version]
+        np.testing.assert_allclose(result.cloud.to_array(), truth, atol=1e-3)
+    assert seen == {1, 2}
+    assert np.abs(truths[1] - truths[2]).max() > 0.05
+    assert {stub.version for stub in find_stubs(supervisor.server.pid)} == {"2"}
+    assert served_version(repository) == "2" and list_versions(repository) == ["1", "2"]
+
+
+def test_roll_back_is_one_call(supervisor: Supervisor, repository: Path, other: Bundle) -> None:
+    if served_version(repository) == "1":  # alone, without the test above
+        refresh(other.root, repository, ONE_PROMPT)
+    assert roll_back(repository) == Refreshed("1", "2", servers=1)
+    with Client(supervisor.server.grpc_url, timeout_s=TIMEOUT_S) as client:
+        served = client.generate(REQUEST).served
+        assert served is not None and served.version == 1 and served.bundle_digest == open_bundle(PICO).digest
+    assert served_version(repository) == "1"
+
+
+def test_a_version_that_does_not_load_is_not_served(supervisor: Supervisor, repository: Path, other: Bundle) -> None:
+    """Its last stage is damaged on disk: the server says which, unloads the others, and goes on."""
+    if "2" not in list_versions(repository):
+        refresh(other.root, repository, ONE_PROMPT)
+        roll_back(repository)
+    (repository / "package" / "2" / "model.py").write_text("raise RuntimeError\n")
+    with pytest.raises(ExportError, match="version 2 is not served: package version 2 was not loaded"):
+        roll_back(repository, "2")
+    with pytest.raises(SwitchError, match="package version 2 was not loaded"):
+        supervisor.switch("2", lambda line: None)
+    with Client(supervisor.server.grpc_url, timeout_s=TIMEOUT_S) as client:
+        served = client.generate(REQUEST).served
+        assert served is not None and served.version == 1
+    assert served_version(repository) == "1"
+
+
+def test_gates_name_themselves_and_change_nothing(
+    pico_repository: Path, other: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No server runs here. Empty objects, a command that fails, another backbone, numbers unlike torch's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    repository = Path(shutil.copytree(pico_repository, tmp_path / "pico"))
+    empty = changed_bundle(tmp_path / "empty", 0.0)
+    with pytest.raises(GateError, match=r"gate 'objects': the object of 'a red cube' has \d+ visible splats"):
+        refresh(empty.root, repository, ONE_PROMPT)
+    command = GateOptions(ONE_PROMPT.prompts, quality_command="test -d {bundle}/nothing")
+    with pytest.raises(GateError, match="gate 'quality': `test -d .*other/nothing` ended with code 1"):
+        refresh(other.root, repository, command)
+    with monkeypatch.context() as patch:
+        patch.setitem(gates.LEAST_PSNR_DB, "fp32", 1000.0)
+        with pytest.raises(GateError, match=r"gate 'parity': frames of 'a red cube' are \d+\.\d dB from torch's"):
+            refresh(other.root, repository, ONE_PROMPT)
+    with pytest.raises(GateError, match="gate 'bundle': it is of backbone nano, .* serves pico"):
+        refresh(PICO.parent / "nano", repository, ONE_PROMPT)
+    with pytest.raises(BundleError, match="holds no version before 1, only 1"):
+        roll_back(repository)
+    assert served_version(repository) == "1" and list_versions(repository) == ["1"]
+    assert refresh(PICO, repository, ONE_PROMPT) == Refreshed("1", "1", servers=0)
