@@ -245,6 +245,7 @@ class TritonServer:
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
             "--disable-auto-complete-config",  # completing them would start one more interpreter per model
             "--model-control-mode=explicit", "--load-model=*",
+            "--strict-readiness=false",  # stays ready while a version of a model is loaded or unloaded
             f"--grpc-address={self._address}", f"--grpc-port={self.ports['gRPC']}",
             f"--grpc-restricted-protocol={restricted}:{KEY_NAME}={self.control_key}",
             f"--metrics-address={self._address}", f"--metrics-port={self.ports['metrics']}",
