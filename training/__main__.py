@@ -6,6 +6,7 @@
 import difflib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -97,8 +98,20 @@ def run(config: Any) -> None:
         print(summary(run_evaluation(config)))
     else:
         run_stage(config)
-    if bundle is not None:
-        print(f"bundle: {bundle.root}  {sum(file['bytes'] for file in bundle.files.values()) / 1e6:.2f} MB")
+    if bundle is None:
+        return
+    print(f"bundle: {bundle.root}  {sum(file['bytes'] for file in bundle.files.values()) / 1e6:.2f} MB")
+    if config.export_to is not None:
+        refresh_repository(bundle, config.export_to)
+
+
+def refresh_repository(bundle: Bundle, repository: Path) -> None:
+    """Serve a bundle as the next version of a repository; GateError if it must not be."""
+    from export.gates import GateOptions
+    from export.refresh import refresh
+
+    done = refresh(bundle.root, repository, GateOptions(), report=print)
+    print(f"{repository}: version {done.version} is served")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,14 @@ from training.config.common import StageConfig
 
 
 @dataclass(frozen=True)
-class RecipeConfig:
+class BundleOutput:
+    """What happens to a bundle that was made."""
+
+    export_to: Path | None = None  # a served repository, into which it goes as the next version if it passes the gates
+
+
+@dataclass(frozen=True)
+class RecipeConfig(BundleOutput):
     """Several stages in a row, up to the bundle.
 
     A field of a stage that names the folder of another one, `run.out` of that stage, follows it to its place below
@@ -49,7 +56,7 @@ class RecipeConfig:
 
 
 @dataclass(frozen=True)
-class RefineConfig:
+class RefineConfig(BundleOutput):
     """Further training of one stage of a bundle, on the other ones' networks, into a new bundle."""
 
     bundle: Path = Path("bundles/nano")
@@ -60,7 +67,7 @@ class RefineConfig:
 
 
 @dataclass(frozen=True)
-class BundleConfig:
+class BundleConfig(BundleOutput):
     """A bundle from finished runs, bundles and base models; of a network that several hold, the last one's is taken."""
 
     sources: tuple[Path, ...] = ()
