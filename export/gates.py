@@ -64,9 +64,13 @@ def check_bundle(bundle: Bundle, stages: Sequence[str], repository: Path, served
     present = ExportRecord.parse(repository / "denoise" / served / "export.json")
     if bundle.spec.name != present.bundle and not options.other_backbone:
         raise GateError("bundle", f"it is of backbone {bundle.spec.name}, {repository} serves {present.bundle}")
-    missing = [name for name in MODELS if (repository / name / served).is_dir() and name not in stages]
-    if missing:
-        raise GateError("bundle", f"it has no networks for {', '.join(missing)}, which {repository} serves")
+    present_models = {name for name in MODELS if (repository / name).is_dir()}
+    if differing := present_models ^ set(stages):
+        raise GateError(
+            "bundle",
+            f"it would serve other models than {repository} does ({', '.join(sorted(differing))}): export it "
+            "into another folder",
+        )
 
 
 def check_chain(bundle: Bundle, repository: Path, version: str, options: GateOptions) -> None:

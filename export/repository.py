@@ -30,7 +30,7 @@ from diffsplat.bundle import Bundle, check_replaceable, open_bundle, replace_fol
 from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
 from diffsplat.integrity import BundleError, check_seal, describe_file, read_json, verify_file, write_sealed
 from diffsplat.runtime import available_cores
-from diffsplat.serving.versions import CONFIG, keep_service, served_version, service_folder
+from diffsplat.serving.versions import CONFIG, keep_service, policy_of, served_version, service_folder
 from diffsplat.splats.gsrecon import gsrecon_config
 from export.common import (
     VERSION,
@@ -152,7 +152,7 @@ def _describe_service(bundle: Bundle, staging: Path, version: str, graphs: dict[
         path = staging / stage / CONFIG
         lines = [path.read_text().replace("model_version: -1", f"model_version: {version}"), "# written by export"]
         if stage not in ENSEMBLES:  # an ensemble has no files: it always serves what its configuration says
-            lines.append(f"version_policy {{ specific {{ versions: [ {version} ] }} }}")
+            lines.append(policy_of(version))
         if stage == ENSEMBLE:
             lines += [
                 f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}'

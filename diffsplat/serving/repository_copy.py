@@ -7,7 +7,9 @@ The copy holds the folders of the versions that the server shall have, by links:
 one to another (`version_switch.py`). Triton loads what is new among them and leaves alone what it has.
 """
 
+import contextlib
 import os
+import py_compile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -57,9 +59,15 @@ class RepositoryCopy:
         folder.mkdir()
 
     def add_stage(self, name: str, version: str) -> None:
-        """Hold a version of a stage; another one that is held already stays."""
-        (self.folder / name).mkdir(exist_ok=True)
-        (self.folder / name / version).symlink_to(self.repository / name / version)
+        """Hold a version of a stage; another one that is held already stays.
+
+        Its model.py is compiled here: if its process did so, Triton would find the folder changed, and load it again at
+        the next occasion.
+        """
+        source = self.repository / name / version
+        (self.folder / name / version).symlink_to(source)
+        with contextlib.suppress(OSError, py_compile.PyCompileError):  # read-only; or it does not load, and says why
+            py_compile.compile(str(self.folder / name / version / "model.py"), doraise=True)
 
     def drop_stage(self, name: str, version: str) -> None:
         """Hold a version of a stage no longer."""
@@ -73,21 +81,24 @@ class RepositoryCopy:
         if is_ensemble(config):
             (self.folder / name / _ENSEMBLE_VERSION).mkdir(parents=True, exist_ok=True)
         elif config.version_policy.HasField("specific"):
-            config.version_policy.all.SetInParent()  # of those that are held here
+            # All that are held here. With this the file never changes, and Triton loads what is new and nothing else.
+            config.version_policy.all.SetInParent()
         with tempfile.NamedTemporaryFile("w", dir=self.folder / name, delete=False) as file:
             file.write(text_format.MessageToString(config))
         os.replace(file.name, self.folder / name / CONFIG)
 
 
-def copy_repository(repository: Path, folder: Path, configs: dict[str, Any], placement: Placement) -> RepositoryCopy:
-    """A copy with the versions that the configurations name; where they name none, with every file."""
+def copy_repository(
+    repository: Path, folder: Path, configs: dict[str, Any], placement: Placement, version: str
+) -> RepositoryCopy:
+    """A copy with one version of every stage; of a stage whose configuration names no version, with every file."""
     copy = RepositoryCopy(repository, folder, placement)
     for name, config in configs.items():
         (folder / name).mkdir()
         if not is_ensemble(config):
-            versions = [str(version) for version in config.version_policy.specific.versions]
+            named = config.version_policy.HasField("specific")
             for path in (repository / name).iterdir():
-                if path.name != CONFIG and (not versions or path.name in versions):
+                if path.name != CONFIG and (not named or path.name == version):
                     copy.add_stage(name, path.name)
         copy.write_config(name, config)
     return copy

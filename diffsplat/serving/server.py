@@ -177,7 +177,9 @@ class TritonServer:
         try:
             self.log_path = new_log(self._log_folder) if self._log_folder else workspace.folder / "server.log"
             self._lock_card()
-            self.copy = copy_repository(self.repository, workspace.folder / "repository", configs, self.placement)
+            self.copy = copy_repository(
+                self.repository, workspace.folder / "repository", configs, self.placement, self.version
+            )
             self._launch(installation, workspace)
             self._wait_until_ready()
         except BaseException:

@@ -19,7 +19,7 @@ from diffsplat.serving.control import ControlError, ControlSocket
 from diffsplat.serving.metrics import read_metrics
 from diffsplat.serving.placement import AUTO
 from diffsplat.serving.ports import LOOPBACK
-from diffsplat.serving.processes import death_of, find_stubs, group_memory
+from diffsplat.serving.processes import Stub, death_of, find_stubs, group_memory
 from diffsplat.serving.server import TritonServer
 from diffsplat.serving.stage_watch import ServerWatch
 from diffsplat.serving.supervisor_policy import SupervisorPolicy
@@ -163,6 +163,7 @@ class Supervisor:
             self._on_event(f"changing from version {self.server.version} to version {version}")
             switch = VersionSwitch(server, version, report)
             switch.load()
+            self._on_event(f"version {version} is loaded")
             switch.bind()
             self._on_event(f"version {version} serves")
             activate_version(server.repository, version)  # and so it does after the next start
@@ -202,13 +203,16 @@ class Supervisor:
                 return
 
     def _begin_watch(self) -> None:
-        stubs = find_stubs(self.server.pid)
-        self._instances = Counter(stub.model for stub in stubs)
-        self._stubs = stubs
+        self._stubs = self._served_stubs()
+        self._instances = Counter(stub.model for stub in self._stubs)
         self._started_s = self._last_tick_s = self._memory_checked_s = self._metrics_read_s = time.monotonic()
         self._over_memory_since_s: float | None = None
-        self._watch = ServerWatch(self.server.grpc_url, stubs, self.policy.probe_interval_s)
+        self._watch = ServerWatch(self.server.grpc_url, self._stubs, self.policy.probe_interval_s)
         self.state = "serving"
+
+    def _served_stubs(self) -> list[Stub]:
+        """Processes of the version that is served; those of another one are on their way out."""
+        return [stub for stub in find_stubs(self.server.pid) if stub.version == self.server.version]
 
     def _end_watch(self) -> None:
         if self._watch is not None:
@@ -241,7 +245,7 @@ class Supervisor:
         deaths = [(stub, death) for stub in self._stubs if (death := death_of(stub.pid))]
         if not deaths or death_of(self.server.pid) not in ("", "is stopped"):
             return ""  # models die with their server: the next look finds out how that ended
-        self._stubs = find_stubs(self.server.pid)
+        self._stubs = self._served_stubs()
         living = Counter(stub.model for stub in self._stubs)
         for stub, death in deaths:
             if living[stub.model] < self._instances[stub.model]:

@@ -45,7 +45,7 @@ class VersionSwitch:
         self.old, self.new = server.version, version
         self._report = report
         configs = read_configs(server.repository, version)
-        self._stages = {name: config for name, config in configs.items() if not is_ensemble(config)}
+        self._stages = [name for name, config in configs.items() if not is_ensemble(config)]
         self._ensembles = {name: config for name, config in configs.items() if is_ensemble(config)}
 
     def load(self) -> None:
@@ -55,10 +55,9 @@ class VersionSwitch:
             SwitchError: a stage did not load or does not answer. The server is left as it was.
         """
         try:
-            for name, config in self._stages.items():
+            for name in self._stages:
                 self._report(f"loading {name} version {self.new}")
                 self.server.copy.add_stage(name, self.new)
-                self.server.copy.write_config(name, config)
                 self._load_model(name)
             self._probe()
         except SwitchError:

@@ -1,11 +1,13 @@
 """The versions of a served repository: which it holds, which one it serves, and how that changes on disk.
 
     DIR/<model>/V/                     files of version V
-    DIR/diffsplat/V/service/           the configuration of every model and `export.json`, as version V needs them
-    DIR/<model>/config.pbtxt           those of the version that is served, and
+    DIR/diffsplat/V/service/           the configurations of the ensembles and `export.json`, as version V needs them
+    DIR/<ensemble>/config.pbtxt        those of the version that is served, and
     DIR/export.json                    its record
+    DIR/<stage>/config.pbtxt           belongs to all versions: an operator may edit instances and parameters
 
-Every configuration names its version, so that a request meets one version in all stages, also while two are loaded.
+Every ensemble names the version of its stages, so that a request meets one version in all of them, also while two are
+loaded.
 """
 
 import os
@@ -14,13 +16,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from diffsplat_client.contract import ENSEMBLE
+from diffsplat_client.contract import ENSEMBLE, ENSEMBLES
 
 from diffsplat.export_record import RECORD
 from diffsplat.integrity import BundleError
 
 CONFIG = "config.pbtxt"
 _SERVED = re.compile(r'key: "version" value \{ string_value: "(\d+)" \}')
+_POLICY = re.compile(r"version_policy \{ specific \{ versions: \[ \d+ \] \} \}")
 
 
 def service_folder(repository: Path, version: str) -> Path:
@@ -50,18 +53,25 @@ def served_version(repository: Path) -> str:
 
 
 def configs_of(repository: Path, version: str | None) -> dict[str, Path]:
-    """Model -> its configuration file, of one version, or (None) of the one that is served."""
-    if version is None:
-        return {path.parent.name: path for path in sorted(repository.glob(f"*/{CONFIG}"))}
-    return {path.stem: path for path in sorted(service_folder(repository, version).glob("*.pbtxt"))}
+    """Model -> its configuration file, for one version, or (None) for the one that is served."""
+    configs = {path.parent.name: path for path in sorted(repository.glob(f"*/{CONFIG}"))}
+    if version is not None:
+        configs |= {path.stem: path for path in service_folder(repository, version).glob("*.pbtxt")}
+    return configs
+
+
+def policy_of(version: str) -> str:
+    """The line of a stage's configuration that names the version that Triton loads."""
+    return f"version_policy {{ specific {{ versions: [ {version} ] }} }}"
 
 
 def keep_service(repository: Path, version: str) -> None:
-    """Keep the present configurations as those of `version`; its record follows when it is written."""
+    """Keep the present ensembles as those of `version`; its record follows when it is written."""
     folder = service_folder(repository, version)
     folder.mkdir(parents=True)
-    for model, path in configs_of(repository, None).items():
-        shutil.copyfile(path, folder / f"{model}.pbtxt")
+    for model in ENSEMBLES:
+        if (repository / model).is_dir():
+            shutil.copyfile(repository / model / CONFIG, folder / f"{model}.pbtxt")
 
 
 def install_version(staged: Path, repository: Path, version: str) -> None:
@@ -85,17 +95,18 @@ def remove_version(repository: Path, version: str) -> None:
 def activate_version(repository: Path, version: str) -> None:
     """Make `version` the one that the next start serves. The ensemble's configuration, which decides, comes last."""
     configs = configs_of(repository, version)
-    assert ENSEMBLE in configs, f"version {version} is incomplete"
+    assert configs[ENSEMBLE].parent == service_folder(repository, version), f"version {version} is incomplete"
     for model in sorted(configs, key=lambda name: name == ENSEMBLE):
-        _replace(configs[model], repository / model / CONFIG)
-    _replace(service_folder(repository, version) / RECORD, repository / RECORD)
+        text = configs[model].read_text()
+        _replace(repository / model / CONFIG, _POLICY.sub(policy_of(version), text))
+    _replace(repository / RECORD, (service_folder(repository, version) / RECORD).read_text())
 
 
-def _replace(source: Path, target: Path) -> None:
-    """Copy a file so that readers see the old one or the new one."""
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}-", delete=False) as file:
+def _replace(target: Path, text: str) -> None:
+    """Write a file so that readers see the old one or the new one."""
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}-", delete=False) as file:
         try:
-            file.write(source.read_bytes())
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o644)

@@ -180,7 +180,7 @@ def test_one_card_has_one_server(tmp_path: Path) -> None:
 
 def test_configurations_are_filled_in_for_a_card(exported_repository: Path, tmp_path: Path) -> None:
     copy_repository(
-        exported_repository, tmp_path / "copy", read_configs(exported_repository), Placement(CARD, needed_bytes=0)
+        exported_repository, tmp_path / "copy", read_configs(exported_repository), Placement(CARD, needed_bytes=0), "1"
     )
     configs = read_configs(tmp_path / "copy")
     assert set(configs) == set(MODELS)
@@ -202,7 +202,7 @@ def test_configurations_are_filled_in_for_a_card(exported_repository: Path, tmp_
 def test_configurations_for_the_cpu_stay_as_they_are(exported_repository: Path, tmp_path: Path) -> None:
     originals = read_configs(exported_repository)
     placed = place(exported_repository, "cpu", count_instances(originals), "1")
-    copy_repository(exported_repository, tmp_path / "copy", read_configs(exported_repository), placed)
+    copy_repository(exported_repository, tmp_path / "copy", read_configs(exported_repository), placed, "1")
     for name, config in read_configs(tmp_path / "copy").items():
         if name != "package":
             assert config.parameters["device"].string_value == "cpu"
@@ -218,7 +218,7 @@ def test_an_instance_group_that_names_cards_is_kept(exported_repository: Path, t
     configs = read_configs(exported_repository)
     (group,) = configs["encode"].instance_group
     group.kind, group.gpus[:] = group.KIND_GPU, [0, 1]
-    copy_repository(exported_repository, tmp_path / "copy", configs, Placement(CARD, needed_bytes=0))
+    copy_repository(exported_repository, tmp_path / "copy", configs, Placement(CARD, needed_bytes=0), "1")
     assert list(read_configs(tmp_path / "copy")["encode"].instance_group[0].gpus) == [0, 1]
 
 
