@@ -1,6 +1,8 @@
 """A toy stage, for tests of the loop; ``python -m tests.training.toy JSON`` trains it in processes of its own."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +119,8 @@ def losses(out: Path) -> list[float]:
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     stage = ToyStage(**given["stage"])
+    if "kill_at" in given:
+        stage.at_step = lambda call: os.kill(os.getpid(), signal.SIGKILL) if call == given["kill_at"] else None
     out = Path(given["out"])
     outcome = train(stage, toy_config(out, given["steps"], given["optim"]), {})
     assert outcome.finished
