@@ -6,9 +6,10 @@ from typing import Any
 
 from training.config.chain import BundleConfig, RecipeConfig, RefineConfig
 from training.config.common import StageConfig
+from training.config.controlnet import ControlNetConfig
 from training.config.encode_text import UNPUBLISHED, EncodeTextConfig
 from training.config.evaluate import EvaluateConfig
-from training.presets import controlnet, elevest, encode_text, furniture, nano, pico
+from training.presets import controlnet, elevest, encode_text, furniture, nano, pico, published
 
 _OWN_STAGES = {
     "recon": "reconstruction: images of an object -> grid of Gaussians",
@@ -17,19 +18,18 @@ _OWN_STAGES = {
     "decoder": "autoencoder: its decoder again, now trained on renders; the latents stay",
     "tiny-decoder": "autoencoder: a small decoder beside it, for rendering losses and previews",
 }
+
+
+def _control(config: ControlNetConfig) -> str:
+    return f"ControlNet: a {config.control} map of view 0 steers a frozen {config.backbone}"
+
+
 STAGES: dict[str, tuple[str, StageConfig]] = {
     f"{name}/{stage}": (_OWN_STAGES[stage], config)
     for name, recipe in (("nano", nano.RECIPE), ("pico", pico.RECIPE))
     for stage, config in recipe.stages.items()
 }
-STAGES |= {
-    config.preset: (f"ControlNet: a {config.control} map of view 0 steers a frozen {config.backbone}", config)
-    for config in (*controlnet.PUBLISHED, *controlnet.NANO)
-}
-STAGES |= {
-    config.preset: ("elevation: a photo -> how high its camera stood, negative above the horizon", config)
-    for config in (elevest.PUBLISHED, elevest.NANO)
-}
+STAGES |= {config.preset: (_control(config), config) for config in controlnet.NANO}
 STAGES |= {
     config.preset: (description, config)
     for description, config in (
@@ -38,6 +38,8 @@ STAGES |= {
         ("denoiser of nano that sees an image, from the one that reads text alone", nano.DIFFUSION_IMAGE),
     )
 }
+_ELEVATION = "elevation: a photo -> how high its camera stood, negative above the horizon"
+STAGES[elevest.NANO.preset] = (_ELEVATION, elevest.NANO)
 STAGES[furniture.RECON.preset] = ("reconstruction: nano's, fine-tuned on real meshes", furniture.RECON)
 RECIPES: dict[str, tuple[str, RecipeConfig]] = {
     "nano": (f"the whole chain {' -> '.join(nano.RECIPE.stages)} -> bundle, hours on two cores", nano.RECIPE),
@@ -62,6 +64,13 @@ REFINEMENTS: dict[str, tuple[str, RefineConfig]] = {
         for stage in ("recon", "decoder", "tiny-decoder")
     },
 }
+PUBLISHED: dict[str, tuple[str, StageConfig]] = {
+    published.GSRECON.preset: ("GSRecon, from random weights", published.GSRECON),
+    **{name: (published.description(config), config) for name, config in published.GSVAES.items()},
+    **{name: (published.description(config), config) for name, config in published.GSDIFFS.items()},
+    **{config.preset: (_control(config), config) for config in controlnet.PUBLISHED},
+    elevest.PUBLISHED.preset: (f"{_ELEVATION}, from DINOv2", elevest.PUBLISHED),
+}
 TEXTS: dict[str, tuple[str, EncodeTextConfig]] = {
     name: (
         "refused: " + UNPUBLISHED[config.backbone].partition(",")[0]
@@ -78,6 +87,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
 GROUPS: dict[str, dict[str, Any]] = {
     "whole chains": RECIPES,
     "further training of a bundle": REFINEMENTS,
+    "published runs": PUBLISHED,
     "stages of our own networks": STAGES,
     "text embeddings": TEXTS,
     "what is made of runs": OTHERS,

@@ -11,32 +11,30 @@ _RUNS = Path("runs")
 
 def _published(kind: str, backbone: str) -> ControlNetConfig:
     """65,100 updates: 100 epochs of 83,296 objects, 128 of them per update on 8 processes."""
-    name = f"controlnet-{kind}" + ("" if backbone == "sd15" else f"-{backbone}")
-    bundle = _RUNS / backbone / "bundle"
+    small = backbone == "sd15"
+    base = Path("models") / ("stable-diffusion-v1-5" if small else "stable-diffusion-xl-base-1.0")
+    name = f"controlnet-{kind}" + ("" if small else f"-{backbone}")
     return ControlNetConfig(
         preset=name,
         backbone=backbone,
         control=kind,  # type: ignore[arg-type]
-        data=Data(batch_size=8 if backbone == "sd15" else 2, objects=83_296, views=8),
+        data=Data(
+            source="data/gobjaverse", objects=0, validation_objects=16, batch_size=8 if small else 2, views=8,
+            first_views=(),
+        ),
         optim=Optim(
-            steps=65_100,
-            accumulation=2 if backbone == "sd15" else 8,
-            lr=1e-4,
-            betas=(0.9, 0.999),
-            weight_decay=0.01,
-            schedule="constant",
-            warmup_steps=1000,
-            precision="fp16",
-            gradient_checkpointing=True,
-            ema=False,
-            max_skipped=1000,
+            steps=65_100, epochs=100, accumulation=2 if small else 8, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01,
+            schedule="constant", warmup_steps=1000, precision="bf16", gradient_checkpointing=True, ema=False,
         ),
         cadence=Cadence(log_every=1, evaluate_every=1000, save_every=2000),
-        recon=bundle,
-        vae=bundle,
-        start=bundle,
-        run=RunOptions(out=_RUNS / backbone / f"controlnet-{kind}"),
-    )
+        recon=_RUNS / "gsrecon",
+        vae=_RUNS / ("gsvae" if small else "gsvae-sdxl-fp16"),
+        start=_RUNS / f"gsdiff-{backbone}-render",
+        base=base,
+        text="stored",
+        text_store=_RUNS / "text" / backbone,
+        run=RunOptions(out=_RUNS / name),
+    )  # fmt: skip
 
 
 def _nano(kind: str) -> ControlNetConfig:

@@ -60,7 +60,8 @@ def mixed_precision(config: StageConfig) -> Iterator[None]:
         return
     device = torch.device(config.run.device).type
     with torch.autocast(device, _DTYPES[config.optim.precision]):
-        if device != "cpu":
+        # what checkpointing computes again in the backward pass would not see the choice of a kernel made here
+        if device != "cpu" or config.optim.gradient_checkpointing:
             yield
             return
         # on a CPU the plain formula in bfloat16 is twice as fast as the fused kernel, forwards and backwards together
