@@ -6,6 +6,7 @@ kernels, are not counted.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -75,11 +76,12 @@ def main() -> int:
             elif count > 2 * workers:
                 faces += outcome.faces
         per_minute = 60.0 * arguments.objects / (time.perf_counter() - start)
-        run_job(jobs[0])  # load the kernels here
+        again = [dataclasses.replace(job, out=folder / "again") for job in jobs[:8]]
+        run_job(again[0])  # load the kernels here
         cpu = time.process_time()
-        for job in jobs[:8]:
+        for job in again[1:]:
             run_job(job)
-        cpu_s = (time.process_time() - cpu) / 8
+        cpu_s = (time.process_time() - cpu) / len(again[1:])
     met = per_minute >= BAR
     print(f"{arguments.objects} objects of {faces // arguments.objects:,} triangles on average, 40 views at 128 px")
     print(f"{per_minute:.1f} objects per minute with {workers} processes; {cpu_s:.2f} s of CPU per object")

@@ -24,7 +24,7 @@ RECON = ReconConfig(
         views=6,
         first_views=(),
     ),
-    optim=Optim(steps=2000, lr=1e-3, warmup_steps=50),
+    optim=Optim(steps=2800, lr=1.5e-3, warmup_steps=50),
     cadence=Cadence(evaluate_every=250, save_every=250),
     position_weight=10.0,
     colour_weight=1.0,
