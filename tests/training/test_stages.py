@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -198,31 +201,55 @@ def test_a_recipe_trains_parents_before_what_is_trained_on_them() -> None:
     assert placed["vae"].vae is None and placed["vae"].run.out == Path("out/vae")  # type: ignore[attr-defined]
 
 
-def test_resuming_a_stage_in_the_middle_of_an_epoch_is_bit_exact(
-    chain: tuple[RecipeConfig, Bundle], tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "stop"),
+    [
+        ("recon", signal.SIGTERM), ("vae", None), ("diffusion", signal.SIGINT), ("decoder", signal.SIGTERM),
+        ("tiny-decoder", None),
+    ],
+)  # fmt: skip
+def test_a_stage_that_is_resumed_in_the_middle_of_an_epoch_ends_with_the_same_bytes(
+    chain: tuple[RecipeConfig, Bundle], tmp_path: Path, name: str, stop: signal.Signals | None
 ) -> None:
-    whole = stages(chain[0])[0]
+    """After a stop signal from its last step, without one from the checkpoint of step 8; an epoch has 6 batches."""
+    whole = chain[0].placed()[name]
     short = dataclasses.replace(whole, run=dataclasses.replace(whole.run, out=tmp_path))
 
     class Killed(Exception):
         pass
 
-    class Interrupted(ReconStage):
-        calls = 0
+    stage = build_stage(short)
+    original, calls = stage.loss, []
 
-        def loss(self, batch, generator):  # type: ignore[no-untyped-def]
-            self.calls += 1
-            if self.calls == 12:
-                raise Killed
-            return super().loss(batch, generator)
+    def loss(batch: Any, generator: torch.Generator) -> Any:
+        calls.append(1)
+        if len(calls) == 12 and stop is None:
+            raise Killed
+        if len(calls) == 12:
+            os.kill(os.getpid(), stop)
+        return original(batch, generator)
 
-    with pytest.raises(Killed):
-        train(Interrupted(short), short, stage_lineage(short))
-    resumed = dataclasses.replace(short, run=dataclasses.replace(short.run, resume=True))
-    assert run_stage(resumed).finished  # from step 8; an epoch has 6 batches
-    assert (tmp_path / "finished" / "gsrecon.safetensors").read_bytes() == (
-        whole.run.out / "finished" / "gsrecon.safetensors"
-    ).read_bytes()
+    stage.loss = loss
+    with nullcontext() if stop else pytest.raises(Killed):
+        assert train(stage, short, stage_lineage(short)).step == 12
+    assert run_stage(dataclasses.replace(short, run=dataclasses.replace(short.run, resume=True))).finished
+    for file in (tmp_path / "finished").glob("*.safetensors"):
+        assert file.read_bytes() == (whole.run.out / "finished" / file.name).read_bytes()
+    steps = [record["step"] for record in records(tmp_path) if "loss" in record]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_a_finished_folder_is_compared_before_it_is_called_done(
+    chain: tuple[RecipeConfig, Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recon, vae = (chain[0].placed()[name] for name in ("recon", "vae"))
+    resumed = dataclasses.replace(recon.run, resume=True)
+    assert run_stage(dataclasses.replace(recon, run=resumed)).step == STEPS
+    assert f"stage recon has finished already, after {STEPS} steps" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="by stage recon, this run is of stage vae"):
+        run_stage(dataclasses.replace(vae, run=resumed))
+    with pytest.raises(CheckpointError, match="position_weight = 1.0, this run has 2.0"):
+        run_stage(dataclasses.replace(recon, run=resumed, position_weight=2.0))
 
 
 def test_a_loss_depends_on_its_batch_and_generator_alone(chain: tuple[RecipeConfig, Bundle]) -> None:
