@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from training.checkpoint import check_same_run, newest_checkpoint, save_checkpoint, writing
 from training.config.common import StageConfig, to_plain
+from training.data.record import BrokenRecord
 from training.ema import Ema, averaged
 from training.launch import open_accelerator, start_tracker
 from training.optim import (
@@ -150,7 +151,14 @@ class Run:
                     name = signals.received or "stop signal of another process"
                     self.report.note(f"{name} at step {self.step}: checkpoint written, continue with --resume")
                     return Outcome(self.step, False, self.scalars, self._seconds())
-                stopped = self._update(signals)
+                cursor = self.stream.state_dict()
+                try:
+                    stopped = self._update(signals)
+                except BrokenRecord:
+                    if self.processes == 1:  # the others would wait for one that fails
+                        self.stream.load_state_dict(cursor)
+                        self._save()
+                    raise
                 last = self.step == self.optim.steps
                 evaluated = last or self.step % config.cadence.evaluate_every == 0
                 best = evaluated and self._evaluate()

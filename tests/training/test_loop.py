@@ -15,6 +15,7 @@ import torch
 
 from tests.training.toy import ToyStage, ToyStream, log, losses, toy_config
 from training.checkpoint import load_checkpoint
+from training.data.record import BrokenRecord
 from training.loop import TrainingError, step_generator, train
 from training.report import with_time_left
 
@@ -105,6 +106,21 @@ def test_a_run_that_kill_9_ended_continues_bit_exactly(tmp_path: Path) -> None:
     assert resumed.calls == 30 - 14
     assert torch.equal(whole.exported["weight"], resumed.exported["weight"])
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_an_unreadable_object_loses_no_step(tmp_path: Path) -> None:
+    def fail(call: int) -> None:
+        if call == 7:
+            raise BrokenRecord("object 5: record has no part '00000.png'")
+
+    whole, cut = ToyStage(), ToyStage(at_step=fail)
+    train(whole, toy_config(tmp_path / "whole", steps=12), {})
+    config = toy_config(tmp_path / "cut", steps=12)
+    with pytest.raises(BrokenRecord, match="object 5"):
+        train(cut, config, {})
+    resumed = dataclasses.replace(config, run=dataclasses.replace(config.run, resume=True))
+    assert train(ToyStage(), resumed, {}).finished
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
 def test_what_is_exported_is_the_average_not_the_last_update(tmp_path: Path) -> None:
