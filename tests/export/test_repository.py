@@ -196,13 +196,15 @@ def test_half_precision_must_be_clearly_faster(half_ms: float, choice: str) -> N
 
 def test_only_what_is_served_is_written(exported_repository: Path) -> None:
     listed = json.loads((exported_repository / RECORD).read_text())["files"]
-    found = {str(path.relative_to(exported_repository)) for path in exported_repository.rglob("*") if path.is_file()}
+    files = [path for path in exported_repository.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    found = {str(path.relative_to(exported_repository)) for path in files}
     assert found == {*listed, RECORD, f"{ENSEMBLE}/{VERSION}/service/{RECORD}"}
     for stage, names in GRAPHS.items():
         graphs = ExportRecord.read(exported_repository / stage / VERSION).graphs
         weights = {file for name in names for file in graphs[name].files}
         folder = exported_repository / stage / VERSION
-        assert {path.name for path in folder.iterdir()} - {RECORD, "model.py", "tokenizer.json"} == weights
+        others = {RECORD, "model.py", "tokenizer.json", "__pycache__"}
+        assert {path.name for path in folder.iterdir()} - others == weights
 
 
 def test_a_second_export_does_nothing(copied: Path, tiny_bundle: Bundle) -> None:
