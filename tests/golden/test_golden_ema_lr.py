@@ -8,8 +8,13 @@ from training.config.common import Optim
 from training.ema import Ema, ema_decay
 from training.optim import learning_rate
 
-# the reference's names -> ours, and whether it warms up; its one_cycle and linear_decay are used by no recipe
-SCHEDULES = {"constant_warmup": ("constant", True), "cosine_warmup": ("cosine", True), "constant": ("constant", False)}
+# the reference's names -> ours, and whether it warms up; its one_cycle is used by no recipe
+SCHEDULES = {
+    "constant_warmup": ("constant", True),
+    "cosine_warmup": ("cosine", True),
+    "constant": ("constant", False),
+    "linear_decay": ("linear", False),
+}
 
 EMA_DEFAULTS = {"use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75, "min_decay": 0.0, "update_after_step": 0}
 

@@ -25,7 +25,7 @@ class TritonPythonModel:
     def initialize(self, args):
         if (FOLDER / "broken").exists():
             raise ValueError("broken on purpose")
-        self.gauge = InFlightGauge("diffsplat", args["model_instance_name"])
+        self.gauge = InFlightGauge("diffsplat", args["model_version"], args["model_instance_name"])
 
     def execute(self, requests):
         return [self.respond(pb_utils.get_input_tensor_by_name(request, "X")) for request in requests]

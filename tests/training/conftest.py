@@ -30,10 +30,10 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def tiny_families() -> Iterator[None]:
     """The shrunken backbones `tiny_NAME` and `tiny_NAME_image` are in the table."""
     specs = {spec.name: spec for name in FAMILY_NAMES for spec in (family_spec(name), family_spec(f"{name}_image"))}
-    BACKBONES.update(specs)
-    yield
-    for name in specs:
-        del BACKBONES[name]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, spec in specs.items():
+            patch.setitem(BACKBONES, name, spec)
+        yield
 
 
 @pytest.fixture(scope="session")

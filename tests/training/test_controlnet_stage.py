@@ -39,12 +39,11 @@ NAMES = ("tiny_sd15", "tiny_sdxl")
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Bundle]]:
     made = {}
-    for name in NAMES:
-        BACKBONES[name] = family_spec(name.removeprefix("tiny_"))
-        made[name] = write_family_bundle(tmp_path_factory.mktemp(name) / "bundle", name.removeprefix("tiny_"))
-    yield made
-    for name in NAMES:
-        del BACKBONES[name]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NAMES:
+            patch.setitem(BACKBONES, name, family_spec(name.removeprefix("tiny_")))
+            made[name] = write_family_bundle(tmp_path_factory.mktemp(name) / "bundle", name.removeprefix("tiny_"))
+        yield made
 
 
 def config(bundle: Bundle, out: Path, **options: Any) -> ControlNetConfig:

@@ -104,7 +104,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_done(
     with full_disk(20_000):
         assert main(convert_arguments(stored, out)) == 1
     assert f"{out}/00000.tar: cannot be written: File too large" in capsys.readouterr().err
-    assert {path.name for path in out.iterdir()} == {"convert.json"}
+    assert {path.name for path in out.iterdir()} == {"convert.json", "layout.json"}, "settings, and no part of a shard"
     assert main(convert_arguments(stored, out)) == 0
 
 

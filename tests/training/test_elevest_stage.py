@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from diffsplat.backbones import BACKBONES
 from diffsplat.images.dinov2 import DinoConfig
 from diffsplat.images.elevest import ElevEstConfig
 from diffsplat.images.official_dinov2 import load_official_dinov2
@@ -257,13 +255,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, finished: Path) 
         ElevationStage(config(tmp_path / "run", start=finished, network=dataclasses.replace(NETWORK, num_bins=10)))
 
 
-@pytest.fixture
-def tiny_sd15() -> Iterator[None]:
-    yield
-    BACKBONES.pop("tiny_sd15", None)
-
-
-def test_a_bundle_with_it_estimates_elevations(finished: Path, tmp_path: Path, tiny_sd15: None) -> None:
+def test_a_bundle_with_it_estimates_elevations(finished: Path, tmp_path: Path) -> None:
     """What is served equals what the stage evaluates, with the user's sign."""
     base = write_family_bundle(tmp_path / "base", "sd15", controls=("normal",))
     bundle = bundle_runs({"base": base.root, "elevest": finished}, tmp_path / "bundle")

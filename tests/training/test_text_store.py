@@ -67,11 +67,10 @@ def write_official_text(bundle: Bundle, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Family]]:
     made = {name: make_family(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
-    for family in made.values():
-        BACKBONES[family.spec.name] = family.spec
-    yield made
-    for family in made.values():
-        del BACKBONES[family.spec.name]
+    with pytest.MonkeyPatch.context() as patch:
+        for family in made.values():
+            patch.setitem(BACKBONES, family.spec.name, family.spec)
+        yield made
 
 
 def served(family: Family) -> TextFeatures:
