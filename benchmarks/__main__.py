@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "cpu_backends": ("cpu_backends",),
     "backend_objects": ("backend_objects", "bundles/nano"),
     "formats": ("formats",),
+    "training": ("training",),
     "quality_nano": ("quality", "bundles/nano", "--sweep"),
     "quality_pico": ("quality", "bundles/pico"),
     "ensemble_overhead": ("ensemble_overhead", "bundles/pico"),
