@@ -268,7 +268,9 @@ class TritonServer:
             loading.update()
             if not self.running:
                 raise ServerStartError(f"the Triton server {self.exit_reason} while starting:\n{self.why_it_failed()}")
-            if accepts_connections(self.ports["gRPC"], reached_at(self._address)) and _ready(self.grpc_url):
+            host = reached_at(self._address)
+            listens = all(accepts_connections(self.ports[name], host) for name in ("gRPC", "metrics"))
+            if listens and _ready(self.grpc_url):
                 loading.update()
                 return
             if time.monotonic() > deadline:
