@@ -7,7 +7,6 @@
 Until the last step, whatever fails or interrupts leaves what is served. The version before stays for `roll_back`.
 """
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from diffsplat.bundle import open_bundle
 from diffsplat.export_record import RECORD
-from diffsplat.integrity import BundleError
+from diffsplat.integrity import BundleError, check_seal, read_json
 from diffsplat.serving.control import ControlError, ask_to_switch, servers_of
 from diffsplat.serving.versions import (
     activate_version,
@@ -75,8 +74,10 @@ def refresh(
     bundle, repository = open_bundle(bundle_root), Path(repository).absolute()
     before = served_version(repository)
     _clean_up(repository)
-    record = service_folder(repository, before) / RECORD
-    made_from = json.loads(record.read_text())["made_from"]
+    path = service_folder(repository, before) / RECORD
+    record = read_json(path)
+    check_seal(path, record)
+    made_from = record["made_from"]
     if made_from["digest"] == bundle.digest:
         report(f"{repository} serves this bundle already, as version {before}")
         return Refreshed(before, before, 0)

@@ -1,6 +1,8 @@
 """SIGINT and SIGTERM during a run: at once while data is prepared, between two steps afterwards."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -38,3 +40,13 @@ class StopSignals:
         signal.signal(number, self._previous[number])
         if self.at_once:
             raise Stopped(self.received)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Context in which SIGTERM acts like Ctrl-C, for commands that can be continued."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

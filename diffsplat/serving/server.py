@@ -198,10 +198,13 @@ class TritonServer:
         """Let the server refuse new requests as UNAVAILABLE. It goes on with those it has."""
         self.drain_file.touch()
 
-    def requests_in_flight(self) -> int | None:
-        """Requests that a stage works on or that wait for `denoise`; None if the server does not answer."""
+    def requests_in_flight(self, version: str | None = None) -> int | None:
+        """Requests that a stage works on or that wait for `denoise`, in one version or (None) in all.
+
+        None if the server does not answer.
+        """
         try:
-            return requests_in_flight(read_metrics(self.metrics_url))
+            return requests_in_flight(read_metrics(self.metrics_url), version)
         except OSError:
             return None
 

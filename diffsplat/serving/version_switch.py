@@ -16,7 +16,6 @@ from typing import Any
 from diffsplat_client.probes import Probe
 from diffsplat_client.transport import GrpcTransport
 
-from diffsplat.serving.metrics import read_metrics, requests_in_flight
 from diffsplat.serving.repository_copy import is_ensemble, read_configs
 from diffsplat.serving.server import START_TIMEOUT_S, TritonServer
 
@@ -86,7 +85,7 @@ class VersionSwitch:
         while idle < _IDLE_CHECKS:
             if give_up() or not self.server.running:
                 return False
-            left = self._in_flight()
+            left = self.server.requests_in_flight(self.old)
             idle = idle + 1 if left == 0 else 0
             if left and left != reported:
                 reported = left
@@ -95,12 +94,6 @@ class VersionSwitch:
         self._drop(self.old)
         self._report(f"version {self.old} is unloaded")
         return True
-
-    def _in_flight(self) -> int | None:
-        try:
-            return requests_in_flight(read_metrics(self.server.metrics_url), self.old)
-        except OSError:
-            return None
 
     def _bind(self, ensembles: dict[str, Any]) -> None:
         for name, config in ensembles.items():

@@ -10,7 +10,9 @@ from diffsplat.backbones import BACKBONES
 from tests.families import family_spec
 from tests.official import write_base_model
 from tests.training.finished import FAMILY_NAMES, Parents, tiny_diffusion, write_parents
+from tests.training.stored_objects import COUNT, packed_object
 from training.config.diffusion import DiffusionConfig
+from training.data.record import PackedViews
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +26,12 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return written[name]
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def packed() -> list[PackedViews]:
+    """Views of the objects that tests store in every form."""
+    return [packed_object(number) for number in range(COUNT)]
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.stored_objects import COUNT, VIEWS, packed_object, records, uid_of, write_form
+from tests.training.stored_objects import COUNT, VIEWS, records, uid_of, write_form
 from training.data.checks import check_object
 from training.data.command import main
 from training.data.open_path import open_store
@@ -27,11 +27,6 @@ from training.data.rendered import RenderedSource
 from training.data.resize import shrink_views
 from training.data.storage import StorageError
 from training.data.tar_store import write_tar
-
-
-@pytest.fixture(scope="module")
-def packed() -> list[PackedViews]:
-    return [packed_object(number) for number in range(COUNT)]
 
 
 @pytest.fixture(scope="module")

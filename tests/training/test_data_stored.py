@@ -35,11 +35,6 @@ GEOMETRY = dataclasses.replace(PICO.geometry, grid_size=SIDE)
 
 
 @pytest.fixture(scope="module")
-def packed() -> list[PackedViews]:
-    return [packed_object(number) for number in range(COUNT)]
-
-
-@pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory, packed: list[PackedViews]) -> Path:
     root = tmp_path_factory.mktemp("shards")
     write_form("webdataset", root, packed)

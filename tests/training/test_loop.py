@@ -56,7 +56,6 @@ def test_the_logged_rate_is_the_schedule_and_clipping_bounds_the_step(tmp_path: 
 
 def test_a_run_stopped_by_a_signal_continues_bit_exactly(tmp_path: Path) -> None:
     whole = ToyStage()
-    before = signal.getsignal(signal.SIGTERM)
     train(whole, toy_config(tmp_path / "whole"), {})
 
     def stop(call: int) -> None:
@@ -66,7 +65,7 @@ def test_a_run_stopped_by_a_signal_continues_bit_exactly(tmp_path: Path) -> None
     stopped = ToyStage(at_step=stop)
     outcome = train(stopped, toy_config(tmp_path / "parts"), {})
     assert (outcome.finished, outcome.step) == (False, 12) and not stopped.exported
-    assert signal.getsignal(signal.SIGTERM) is before  # the handler is gone again
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the handler is gone again
 
     resumed = ToyStage()
     assert train(resumed, toy_config(tmp_path / "parts", resume=True), {}).finished

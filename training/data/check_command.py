@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +57,6 @@ class Checked(dict[str, Any]):
 def main(arguments: list[str]) -> int:
     """Run the command; 0 if all objects are good, else 1."""
     command = tyro.cli(Check, prog="python -m training data check", args=arguments)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     for field in ("objects", "views", "sheet_objects"):
         if getattr(command, field) < (1 if field == "views" else 0):
             raise ValueError(f"{field} = {getattr(command, field)} is too small")

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from training.signals import sigterm_as_interrupt
+
 COMMANDS = {  # name -> module with `main(arguments) -> int`, what it does
     "convert": ("training.data.convert_command", "stored objects -> shards at training resolution"),
     "check": ("training.data.check_command", "what is broken in a data set, and whether its cameras and depths fit"),
@@ -29,7 +31,8 @@ def main(arguments: list[str]) -> int:
         return 0 if out is sys.stdout else 2
     module, _ = COMMANDS[arguments[0]]
     try:
-        result: int = importlib.import_module(module).main(arguments[1:])
+        with sigterm_as_interrupt():
+            result: int = importlib.import_module(module).main(arguments[1:])
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return _INTERRUPTED

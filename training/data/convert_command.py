@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +50,6 @@ class Convert:
 def main(arguments: list[str]) -> int:
     """Run the command; 0, or 1 after an error."""
     command = tyro.cli(Convert, prog="python -m training data convert", args=arguments)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     written, broken = convert(command)
     print(f"{command.out}: {written} shards, {len(broken)} broken objects left out")
     return 0

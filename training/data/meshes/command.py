@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,7 +69,6 @@ def render_jobs(jobs: Sequence[Job], out: Path, settings: RenderSettings, work: 
     open_output(out, settings)
     pending = [job for job in mine if not job.finished]
     clean_partial(out, pending)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     failures: list[Outcome] = []
     notes: list[Outcome] = []
     done = 0
