@@ -27,11 +27,11 @@ help:
 $(VENV)/.serve: pyproject.toml client/pyproject.toml constraints.txt
 	@$(PYTHON) diffsplat/serving/prerequisites.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) -e 'client[grpc,cli,viewer]' -e '.[server]'
+	$(PIP_INSTALL) -e 'client[grpc,cli,viewer,formats]' -e '.[server]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.serve
-	$(PIP_INSTALL) -e 'client[grpc,cli,viewer]' -e '.[server,dev]'
+	$(PIP_INSTALL) -e 'client[grpc,cli,viewer,formats]' -e '.[server,dev]'
 	@touch $@
 
 demo: $(VENV)/.serve

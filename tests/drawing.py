@@ -11,7 +11,14 @@ from diffsplat.splats.render import render
 FRAME = 96
 POSES = np.array([[10, 0, 1.4, 1], [-35, 100, 1.2, 1], [60, 215, 2.0, 0.5]], np.float32)
 # format -> what its quantisation may change of a frame, in levels of 255: the largest difference and the mean one
-BOUNDS = {"raw": (1, 0.001), "ply": (1, 0.001), "ply_compat": (1, 0.001)}
+BOUNDS = {
+    "raw": (1, 0.001),
+    "ply": (1, 0.001),
+    "ply_compat": (1, 0.001),
+    "splat": (16, 0.3),
+    "spz": (26, 0.8),
+    "spz4": (26, 0.8),
+}
 
 
 def draw(gaussians: Gaussians, geometry: SplatGeometry) -> np.ndarray:

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     except (CommandLineError, InvalidRequestError) as error:
         return _fail(str(error), 2)
     except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed: pip install 'diffsplat-client[grpc,cli,viewer]'", 1)
+        return _fail(f"{error.name} is not installed: pip install 'diffsplat-client[grpc,cli,viewer,formats]'", 1)
     except (DiffSplatError, OSError) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:

@@ -32,6 +32,7 @@ from diffsplat_client.errors import (
 )
 from diffsplat_client.events import Finished
 from diffsplat_client.failures import connection_error, request_error
+from diffsplat_client.formats import check_installed
 from diffsplat_client.generation import Generation
 from diffsplat_client.output_options import MAX_DEADLINE_S
 from diffsplat_client.probes import ModelStatus, probe_models
@@ -145,6 +146,7 @@ class Client:
         the server stops working on the request.
         """
         request = _as_request(prompt, options).validate()
+        check_installed(request.format)
         timeout_s = self.timeout_s if timeout_s is None else _check_timeout(timeout_s)
         started = time.monotonic()
         transport = self._connect(started, timeout_s)
@@ -184,6 +186,7 @@ class Client:
             request = dataclasses.replace(images, **options).validate()
         else:
             request = ReconstructionRequest(images, **options).validate()
+        check_installed(request.format)
         timeout_s = self.timeout_s if timeout_s is None else _check_timeout(timeout_s)
         started = time.monotonic()
         transport = self._connect(started, timeout_s)

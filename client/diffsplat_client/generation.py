@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.contract import ASSET, FRAMES, GAUSSIANS, RECONSTRUCT_TIMINGS, SERVED, TIMING_TENSORS
 from diffsplat_client.errors import ServerError
-from diffsplat_client.formats import file_format
+from diffsplat_client.formats import FileFormat, file_format
 from diffsplat_client.output_options import OutputOptions
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.status import Status
@@ -92,20 +91,18 @@ def parse_output(tensors: dict[str, np.ndarray], request: OutputOptions, started
     if wanted and (frames is None or frames.shape != expected or frames.dtype != np.uint8):
         found = "missing" if frames is None else f"{frames.dtype} {list(frames.shape)}"
         raise ServerError(f"{FRAMES.name} is {found}: must be uint8 {list(expected)}")
-    cloud = _cloud(tensors, None if format is None or format.as_decoded else format.decode, file)
+    cloud = _cloud(tensors, None if format is None or format.as_decoded else format, file, request.frame)
     timings_ms = _timings_ms(tensors) | {"total": 1e3 * (time.monotonic() - started)}
     return Output(cloud, frames if wanted else None, file, timings_ms, _served(tensors))
 
 
-def _cloud(
-    tensors: dict[str, np.ndarray], decode: Callable[[bytes], SplatCloud] | None, file: bytes | None
-) -> SplatCloud:
+def _cloud(tensors: dict[str, np.ndarray], format: FileFormat | None, file: bytes | None, frame: str) -> SplatCloud:
     """The splats from the raw tensor, or decoded from the file that was sent instead of it."""
     try:
         if GAUSSIANS.name in tensors:
             return SplatCloud.from_array(tensors[GAUSSIANS.name])
-        if decode is not None and file is not None:
-            return decode(file)
+        if format is not None and file is not None:
+            return format.read(file, frame)
     except ValueError as error:
         raise ServerError(f"the server's splats cannot be read: {error}") from None
     raise ServerError(f"the server finished without {GAUSSIANS.name}")

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffsplat_client.cloud import VISIBLE_OPACITY, SplatCloud
+from diffsplat_client.extras import require
 from diffsplat_client.files import atomic_path
+from diffsplat_client.formats.packing import unit_bytes
 from diffsplat_client.poses import DEFAULT_DISTANCE, DEFAULT_ELEVATION_DEG, FOCAL
 
 if TYPE_CHECKING:  # an optional package that takes half a second to import
@@ -101,8 +103,8 @@ def viewer_html(
                 "/object",
                 centers=cloud.positions * units,
                 covariances=covariances(cloud) * units**2,
-                rgbs=_bytes(cloud.rgb),
-                opacities=_bytes(cloud.opacity[:, None]),
+                rgbs=unit_bytes(cloud.rgb),
+                opacities=unit_bytes(cloud.opacity[:, None]),
                 scale=1 / units,
             )
         page = scene.as_html()
@@ -133,13 +135,7 @@ def check_viewer() -> None:
     Raises:
         ModuleNotFoundError: viser is not installed; the message says how to install it.
     """
-    try:
-        import viser
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"viewer.html needs the module {error.name}: pip install 'diffsplat-client[viewer]'", name=error.name
-        ) from None
-    assert viser
+    require("viser", "viewer", "viewer.html")
 
 
 @contextlib.contextmanager
@@ -154,11 +150,6 @@ def _scene_server() -> Iterator["ViserServer"]:
             yield server
         finally:
             server.stop()
-
-
-def _bytes(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] rounded to 256 levels; others are clipped."""
-    return np.rint(np.clip(values, 0, 1) * np.float32(255)).astype(np.uint8)
 
 
 def _once(pattern: str, replacement: str, page: str) -> str:

@@ -140,7 +140,7 @@ def test_a_missing_extra_is_named_before_anything_is_asked_for(
     fake = serve_fake(fakes.transport(last))
     monkeypatch.setitem(sys.modules, "viser", None)
     assert generate(tmp_path) == 1
-    assert "viser is not installed: pip install 'diffsplat-client[grpc,cli,viewer]'" in one_line(capsys)
+    assert "viser is not installed: pip install 'diffsplat-client[grpc,cli,viewer,formats]'" in one_line(capsys)
     assert not fake.calls and not list(tmp_path.iterdir())
     assert generate(tmp_path, "--no-viewer") == 0
 

@@ -76,7 +76,7 @@ def splats_in(result: PackageResult, format: str) -> Gaussians:
         assert result.gaussians is not None and result.asset is None
         return from_array(torch.from_numpy(result.gaussians))
     assert result.asset is not None
-    return from_array(torch.from_numpy(FORMATS[format].decode(result.asset).to_array()))
+    return from_array(torch.from_numpy(FORMATS[format].read(result.asset).to_array()))
 
 
 def raw_array(decoded: DecodeResult) -> np.ndarray:

@@ -70,7 +70,7 @@ def test_the_asset_is_the_object_of_the_frames(results: dict[str, Generation], p
     in_client = result.cloud.to_array()
     error = difference(draw(from_array(torch.from_numpy(in_client)), geometry), result.frames)
     assert error.max() <= largest and error.mean() <= mean
-    in_file = in_client if result.asset is None else FORMATS[result.request.format].decode(result.asset).to_array()
+    in_file = in_client if result.asset is None else FORMATS[result.request.format].read(result.asset).to_array()
     error = difference(draw(from_array(torch.from_numpy(in_file)), geometry), result.frames)
     assert error.max() <= largest and error.mean() <= mean
 
@@ -83,7 +83,7 @@ def test_files_hold_the_bytes_of_the_pipeline(results: dict[str, Generation], pi
 
 def test_ply_compat_is_what_the_network_said(results: dict[str, Generation], pipeline: Pipeline) -> None:
     """Its quaternions are not of unit length; canonicalised it is what the other formats hold."""
-    in_file = FORMATS["ply_compat"].decode(results["ply_compat"].asset or b"")
+    in_file = FORMATS["ply_compat"].read(results["ply_compat"].asset or b"")
     lengths = np.linalg.norm(in_file.quats_wxyz, axis=1)
     assert np.abs(lengths - 1).max() > 0.1
     np.testing.assert_allclose(np.linalg.norm(results["ply"].cloud.quats_wxyz, axis=1), 1, atol=1e-5)

@@ -1,13 +1,20 @@
-"""The file formats that a server writes, numpy alone. To add one, write a module here and an entry in FORMATS."""
+"""The file formats that a server writes. To add one, write a module here and an entry in FORMATS.
+
+Importing them needs numpy alone; a format that needs another package imports it when a file is written or read.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 
 from diffsplat_client.cloud import SplatCloud
-from diffsplat_client.formats.axes import OPENGL, THREEDGS
+from diffsplat_client.extras import require
+from diffsplat_client.formats.axes import OPENGL, THREEDGS, from_frame
 from diffsplat_client.formats.ply import decode_ply, encode_ply
 from diffsplat_client.formats.ply_compat import decode_published, encode_published
+from diffsplat_client.formats.splat import decode_splat, encode_splat
+from diffsplat_client.formats.spz import decode_spz, encode_spz
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,8 @@ class FileFormat:
     media_type: str
     frame: str  # its own axes, one of `axes.FRAMES`
     encode: Callable[[SplatCloud, str], bytes]  # (splats in our frame, frame of the file) -> the whole file
-    decode: Callable[[bytes], SplatCloud]  # inverse; ValueError for a damaged file
+    decode: Callable[[bytes, str], SplatCloud]  # (file, its frame or "") -> splats; ValueError for a damaged file
+    module: str = ""  # that writing and reading need beside numpy; it comes with the extra `formats`
     # The file has the splats as decoded, with quaternions of any length; tools that normalise them show another object.
     # So the server sends the canonical splats too. Both opacity thresholds apply, as in the published script.
     as_decoded: bool = False
@@ -33,18 +41,30 @@ class FileFormat:
         """The bytes of the file; `frame` as in a request, "" for the format's own axes."""
         return self.encode(cloud, frame or self.frame)
 
+    def read(self, data: bytes, frame: str = "") -> SplatCloud:
+        """Inverse of `write`; `frame` as in a request, "" for the axes that the file names, or else the format's own.
 
-PLY = FileFormat("ply", "splats.ply", "application/octet-stream", THREEDGS, encode_ply, decode_ply)
+        Raises:
+            ValueError: naming what is wrong with the file.
+        """
+        return self.decode(data, frame)
+
+
+_BYTES = "application/octet-stream"  # no format of splats but glTF's has a registered media type
+PLY = FileFormat("ply", "splats.ply", _BYTES, THREEDGS, encode_ply, decode_ply)
 PLY_COMPAT = FileFormat(
     name="ply_compat",
     file_name="splats_compat.ply",
-    media_type="application/octet-stream",
+    media_type=_BYTES,
     frame=OPENGL,
     encode=lambda cloud, frame: encode_published(cloud),  # a request can only ask for our axes, which it has
-    decode=decode_published,
+    decode=lambda data, frame: from_frame(decode_published(data), frame or OPENGL),
     as_decoded=True,
 )
-FORMATS = {format.name: format for format in (PLY, PLY_COMPAT)}
+SPLAT = FileFormat("splat", "splats.splat", _BYTES, THREEDGS, encode_splat, decode_splat)
+SPZ = FileFormat("spz", "splats.spz", _BYTES, OPENGL, encode_spz, decode_spz)
+SPZ4 = FileFormat("spz4", "splats_v4.spz", _BYTES, OPENGL, partial(encode_spz, version=4), decode_spz, "zstandard")
+FORMATS = {format.name: format for format in (PLY, PLY_COMPAT, SPLAT, SPZ, SPZ4)}
 RAW = "raw"  # no file: the splats alone
 FORMAT_CHOICES = (RAW, *FORMATS)
 
@@ -52,3 +72,9 @@ FORMAT_CHOICES = (RAW, *FORMATS)
 def file_format(name: str) -> FileFormat | None:
     """The file format with this name; None for `raw`."""
     return FORMATS.get(name)
+
+
+def check_installed(name: str) -> None:
+    """ModuleNotFoundError if a package that this format needs is missing; the message says how to install it."""
+    if (format := file_format(name)) is not None and format.module:
+        require(format.module, "formats", f"format = {name!r}")

@@ -47,8 +47,6 @@ def write_ply(
 
 def encode_ply(cloud: SplatCloud, frame: str = THREEDGS) -> bytes:
     """The bytes of a file with all splats of `cloud`."""
-    if frame not in FRAMES:
-        raise ValueError(f"frame = {frame!r}: must be one of {', '.join(FRAMES)}")
     # comments go before the first element: the spz library skips them only there
     lines = ["ply", "format binary_little_endian 1.0", f"comment {_FRAME_COMMENT}{frame}"]
     lines += [f"element vertex {len(cloud)}"]
@@ -56,7 +54,7 @@ def encode_ply(cloud: SplatCloud, frame: str = THREEDGS) -> bytes:
     return encode_records(lines, RECORD, stored(to_frame(cloud, frame)))
 
 
-def read_ply(path: str | os.PathLike[str], frame: str | None = None) -> SplatCloud:
+def read_ply(path: str | os.PathLike[str], frame: str = "") -> SplatCloud:
     """Read a .ply of splats, binary or ASCII, or SuperSplat's compressed form, into our frame.
 
     Other properties than those of `write_ply` and other elements are skipped, higher harmonics too. Counts in
@@ -73,14 +71,12 @@ def read_ply(path: str | os.PathLike[str], frame: str | None = None) -> SplatClo
     return _read(Path(path).read_bytes(), str(path), frame)
 
 
-def decode_ply(data: bytes, frame: str | None = None) -> SplatCloud:
+def decode_ply(data: bytes, frame: str = "") -> SplatCloud:
     """Inverse of `encode_ply`; arguments and errors as for `read_ply`."""
     return _read(data, "ply", frame)
 
 
-def _read(data: bytes, name: str, frame: str | None) -> SplatCloud:
-    if frame is not None and frame not in FRAMES:
-        raise ValueError(f"frame = {frame!r}: must be one of {', '.join(FRAMES)}")
+def _read(data: bytes, name: str, frame: str) -> SplatCloud:
     file = io.BytesIO(data)
     header = read_header(file, name)
     if is_compressed(header):
@@ -107,9 +103,10 @@ def read_columns(file: io.BytesIO, header: Header, name: str) -> SplatCloud:
 
 def linear(cloud: SplatCloud) -> SplatCloud:
     """Inverse of `stored`."""
-    with np.errstate(over="ignore"):  # a very transparent splat: exp overflows, the opacity is 0
+    # a very transparent splat: exp overflows, the opacity is 0; a damaged file may hold any kind of NaN
+    with np.errstate(over="ignore", invalid="ignore"):
         opacity, scales = 1 / (1 + np.exp(-cloud.opacity)), np.exp(cloud.scales)
-    rgb = cloud.rgb * np.float32(SH_C0) + np.float32(0.5)
+        rgb = cloud.rgb * np.float32(SH_C0) + np.float32(0.5)
     return SplatCloud(cloud.positions, rgb, opacity, scales, cloud.quats_wxyz)
 
 

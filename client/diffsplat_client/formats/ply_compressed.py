@@ -8,6 +8,7 @@ colour and opacity      8 bits each; colours of the range of the chunk, where it
 import numpy as np
 
 from diffsplat_client.cloud import SplatCloud
+from diffsplat_client.formats.packing import join_largest
 from diffsplat_client.formats.ply_elements import Header
 
 CHUNK = 256
@@ -68,12 +69,6 @@ def _scaled(unit: np.ndarray, chunks: np.ndarray, chunk: np.ndarray, names: tupl
 
 
 def _quaternions(words: np.ndarray) -> np.ndarray:
-    """Unit quaternions [N, 4]; the largest component is positive and follows from the other three."""
-    others = (_unpack(words, (2, 10, 10, 10))[:, 1:] - 0.5) * np.sqrt(2)
-    largest = words.astype(np.uint32) >> np.uint32(30)
-    rest = np.sqrt(np.clip(1 - (others**2).sum(axis=1), 0, None))
-    places = np.array([[i for i in range(4) if i != place] for place in range(4)])[largest]  # of the other three
-    quats = np.empty((len(words), 4))
-    np.put_along_axis(quats, places, others, axis=1)
-    np.put_along_axis(quats, largest[:, None].astype(np.int64), rest[:, None], axis=1)
-    return quats
+    """Unit quaternions [N, 4]."""
+    largest = (words.astype(np.uint32) >> np.uint32(30)).astype(np.int64)
+    return join_largest(largest, (_unpack(words, (2, 10, 10, 10))[:, 1:] - 0.5) * np.sqrt(2))
