@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "mesh_render": ("mesh_render",),
     "loader": ("loader",),
     "furniture": ("furniture",),
+    "resume": ("resume",),
 }
 EVERYWHERE = ("flops",)  # counted, not measured: the same on every machine
 

@@ -69,14 +69,20 @@ def proportional_bytes(root: int) -> dict[str, int]:
     return {"processes": count, "server_bytes": total}
 
 
+def fresh_clone(folder: Path) -> Path:
+    """A clone of this repository's HEAD in `folder`."""
+    clone = folder / "clone"
+    subprocess.run(["git", "clone", "--quiet", "--no-local", str(ROOT), str(clone)], check=True)
+    return clone
+
+
 def measure(folder: Path) -> dict[str, Any]:
     """Clone into `folder`, install, run the demo, measure.
 
     Raises:
         subprocess.CalledProcessError: a step failed; its output has been printed.
     """
-    clone = folder / "clone"
-    subprocess.run(["git", "clone", "--quiet", "--no-local", str(ROOT), str(clone)], check=True)
+    clone = fresh_clone(folder)
     figures: dict[str, Any] = {"revision": _output(["git", "-C", str(clone), "rev-parse", "HEAD"]).strip()}
     figures["clone_bytes"] = disk_bytes(clone)
     figures["install_s"] = _seconds(["make", ".venv/.serve"], clone)

@@ -24,6 +24,7 @@ from training.loop import TrainingError
 from training.presets import GROUPS
 from training.recipe import Interrupted, run_recipe, run_stage
 from training.refine import run_refinement
+from training.signals import sigterm_as_interrupt
 
 _INTERRUPTED = 130  # as a shell reports a process ended by Ctrl-C
 _WRONG_USAGE = 2
@@ -42,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{stop}; run the same command with --resume", file=sys.stderr)
         return _INTERRUPTED
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
-        print("stopped; continue from the newest checkpoint with --resume", file=sys.stderr)
+        how = "" if isinstance(config, EncodeTextConfig) else " with --resume, from the newest checkpoint"
+        print(f"stopped; the same command continues{how}", file=sys.stderr)
         return _INTERRUPTED
     except (ValueError, OSError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -93,7 +95,8 @@ def run(config: Any) -> None:
     elif isinstance(config, BundleConfig):
         bundle = bundle_runs({path.name: path for path in config.sources}, config.out)
     elif isinstance(config, EncodeTextConfig):
-        run_encode_text(config)
+        with sigterm_as_interrupt():
+            run_encode_text(config)
     elif isinstance(config, EvaluateConfig):
         print(summary(run_evaluation(config)))
     else:

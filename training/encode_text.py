@@ -114,6 +114,8 @@ def _encode(
         cut += sum(map(bool, encoded.warnings))
         unread += sum(encoded.unread)
         if start + size >= len(entries):
+            for left_by_a_kill in path.parent.glob(f".{path.name}-*"):  # no other process writes this shard
+                left_by_a_kill.unlink()
             write_shard(path, entries, _joined(made), facts)
             made = []
     lines = [f"{cut} captions are not read to their end, or hold words that no encoder knows"] if cut else []

@@ -78,7 +78,7 @@ def write_facts(folder: Path, facts: StoreFacts) -> None:
     if path.exists():
         _check_same(path, read_facts(folder), facts)
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(path for path in folder.iterdir() if path.name[0] != "."):  # not what a kill has left
         raise ValueError(f"out = {folder}: exists and holds no {MANIFEST}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{MANIFEST}-{os.getpid()}")

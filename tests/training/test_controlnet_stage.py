@@ -20,15 +20,16 @@ from diffsplat.images.prepare import prepare_control_map
 from diffsplat.pipeline import Pipeline
 from tests.families import family_spec, write_family_bundle
 from tests.image_files import encoded
+from tests.training.resuming import check_resume
 from training.assemble import bundle_runs
 from training.config.common import Cadence, Data, Optim, RunOptions
 from training.config.controlnet import ControlNetConfig
 from training.config.diffusion import RenderingOptions
 from training.data.control_maps import ControlMaps, control_map, depth_map
-from training.loop import step_generator, train
+from training.loop import step_generator
 from training.objectives import Dropped
 from training.optim import enable_gradient_checkpointing
-from training.recipe import run_stage, stage_lineage
+from training.recipe import run_stage
 from training.stages.common import dataset
 from training.stages.controlnet import ControlNetStage
 
@@ -83,25 +84,8 @@ def test_a_run_logs_and_draws_the_steered_objects(finished: Path) -> None:
         assert image.size == ((1 + 4 + 4) * 32 * 3, 2 * 32 * 3)
 
 
-def test_resuming_is_bit_exact(bundles: dict[str, Bundle], finished: Path, tmp_path: Path) -> None:
-    class Killed(Exception):
-        pass
-
-    class Stopped(ControlNetStage):
-        calls = 0
-
-        def loss(self, batch: Any, generator: torch.Generator) -> Any:
-            self.calls += 1
-            if self.calls == 4:  # after the checkpoint of step 2
-                raise Killed
-            return super().loss(batch, generator)
-
-    run = config(bundles["tiny_sd15"], tmp_path)
-    with pytest.raises(Killed):
-        train(Stopped(run), run, stage_lineage(run))
-    run_stage(dataclasses.replace(run, run=dataclasses.replace(run.run, resume=True)))
-    again, before = trained(tmp_path), trained(finished)
-    assert all(torch.equal(again[name], before[name]) for name in before)
+def test_it_continues_exactly(bundles: dict[str, Bundle], finished: Path, tmp_path: Path) -> None:
+    check_resume(config(bundles["tiny_sd15"], finished), tmp_path, 4)
 
 
 @pytest.mark.parametrize("name", NAMES)

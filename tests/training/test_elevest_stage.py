@@ -21,15 +21,16 @@ from diffsplat.images.official_dinov2 import load_official_dinov2
 from diffsplat.images.prepare import elevation_input
 from diffsplat.stages.encode import EncodeStage
 from tests.families import write_family_bundle
+from tests.training.resuming import check_resume
 from training.assemble import bundle_runs
 from training.config.common import Cadence, Data, Optim, RunOptions
 from training.config.elevest import ElevationConfig
 from training.data.procedural.synthetic import synthetic_object
 from training.data.sample import Batch, build_sample
-from training.loop import step_generator, train
+from training.loop import step_generator
 from training.optim import scaled_groups
 from training.presets.elevest import PUBLISHED
-from training.recipe import run_stage, stage_lineage
+from training.recipe import run_stage
 from training.stages.elevest import ElevationStage, camera_elevations_deg
 
 STEPS = 12
@@ -56,10 +57,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def trained(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "finished" / "elevest.safetensors")
-
-
 def test_the_loss_falls_and_estimates_are_drawn(finished: Path) -> None:
     records = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]
@@ -71,25 +68,8 @@ def test_the_loss_falls_and_estimates_are_drawn(finished: Path) -> None:
         assert np.asarray(image).min() < 200
 
 
-def test_resuming_is_bit_exact(finished: Path, tmp_path: Path) -> None:
-    class Killed(Exception):
-        pass
-
-    class Stopped(ElevationStage):
-        calls = 0
-
-        def loss(self, batch: Batch, generator: torch.Generator) -> Any:
-            self.calls += 1
-            if self.calls == 8:
-                raise Killed
-            return super().loss(batch, generator)
-
-    run = config(tmp_path)
-    with pytest.raises(Killed):
-        train(Stopped(run), run, stage_lineage(run))
-    run_stage(dataclasses.replace(run, run=dataclasses.replace(run.run, resume=True)))
-    again, before = trained(tmp_path), trained(finished)
-    assert all(torch.equal(again[name], before[name]) for name in before)
+def test_it_continues_exactly(finished: Path, tmp_path: Path) -> None:
+    check_resume(config(finished), tmp_path, 8)
 
 
 def one_batch(stage: ElevationStage) -> Batch:

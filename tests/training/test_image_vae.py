@@ -9,6 +9,7 @@ from diffsplat_client.request import GenerationRequest
 from diffsplat.images.vae_encoder import build_image_encoder
 from diffsplat.pipeline import Pipeline
 from tests.image_files import image
+from tests.training.resuming import check_resume
 from training.assemble import bundle_runs
 from training.config.common import Cadence, Data, Optim, RunOptions
 from training.config.diffusion import DiffusionConfig
@@ -36,14 +37,14 @@ def test_normalised_latents_have_mean_zero_and_unit_size() -> None:
 
 
 def test_a_small_image_model_is_trained_without_any_base_model_and_served(tmp_path: Path) -> None:
-    """Image autoencoder, then an image model from the text model of the shipped bundle, then a bundle."""
-    common = {"data": DATA, "cadence": Cadence(log_every=1, evaluate_every=STEPS, save_every=STEPS)}
-    run_stage(
-        ImageVaeConfig(
-            backbone="pico", vae=PICO, optim=Optim(steps=STEPS, lr=3e-3, warmup_steps=0),
-            run=RunOptions(out=tmp_path / "image-vae", threads=1), **common,
-        )
+    """Image autoencoder, also resumed; then an image model from the text model of the shipped bundle; then a bundle."""
+    common = {"data": DATA, "cadence": Cadence(log_every=1, evaluate_every=STEPS, save_every=4)}
+    autoencoder = ImageVaeConfig(
+        backbone="pico", vae=PICO, optim=Optim(steps=STEPS, lr=3e-3, warmup_steps=0),
+        run=RunOptions(out=tmp_path / "image-vae", threads=1), **common,
     )  # fmt: skip
+    run_stage(autoencoder)
+    check_resume(autoencoder, tmp_path / "stopped", 6)
     parent = open_parent(tmp_path / "image-vae", "image_encoder")
     assert parent.facts["metrics"]["psnr"] > 8.0
     run_stage(

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from diffsplat.backbones import BACKBONES, PICO, TextSpec
 from diffsplat.bundle import Bundle
 from diffsplat.networks import bundle_network
 from diffsplat.pipeline import Pipeline
+from tests.training.resuming import check_resume
 from training.assemble import bundle_runs
 from training.checkpoint import CheckpointError, read_finished, save_finished
 from training.config.chain import RecipeConfig, RefineConfig
@@ -27,8 +26,8 @@ from training.config.common import Cadence, Data, Optim, RunOptions, StageConfig
 from training.config.diffusion import DiffusionConfig
 from training.config.recon import ReconConfig
 from training.config.vae import VaeConfig
-from training.loop import step_generator, train
-from training.recipe import run_recipe, run_stage, stage_lineage
+from training.loop import step_generator
+from training.recipe import run_recipe, run_stage
 from training.refine import run_refinement
 from training.stages import build_stage
 from training.stages.diffusion import DiffusionStage
@@ -212,31 +211,7 @@ def test_a_stage_that_is_resumed_in_the_middle_of_an_epoch_ends_with_the_same_by
     chain: tuple[RecipeConfig, Bundle], tmp_path: Path, name: str, stop: signal.Signals | None
 ) -> None:
     """After a stop signal from its last step, without one from the checkpoint of step 8; an epoch has 6 batches."""
-    whole = chain[0].placed()[name]
-    short = dataclasses.replace(whole, run=dataclasses.replace(whole.run, out=tmp_path))
-
-    class Killed(Exception):
-        pass
-
-    stage = build_stage(short)
-    original, calls = stage.loss, []
-
-    def loss(batch: Any, generator: torch.Generator) -> Any:
-        calls.append(1)
-        if len(calls) == 12 and stop is None:
-            raise Killed
-        if len(calls) == 12:
-            os.kill(os.getpid(), stop)
-        return original(batch, generator)
-
-    stage.loss = loss
-    with nullcontext() if stop else pytest.raises(Killed):
-        assert train(stage, short, stage_lineage(short)).step == 12
-    assert run_stage(dataclasses.replace(short, run=dataclasses.replace(short.run, resume=True))).finished
-    for file in (tmp_path / "finished").glob("*.safetensors"):
-        assert file.read_bytes() == (whole.run.out / "finished" / file.name).read_bytes()
-    steps = [record["step"] for record in records(tmp_path) if "loss" in record]
-    assert steps == list(range(1, STEPS + 1))
+    check_resume(chain[0].placed()[name], tmp_path, 12, stop)
 
 
 def test_a_finished_folder_is_compared_before_it_is_called_done(

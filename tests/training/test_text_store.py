@@ -125,7 +125,11 @@ def test_null_text_and_padding(families: dict[str, Family], tmp_path: Path) -> N
 
 def test_stopped_runs_continue_and_damage_is_repaired(families: dict[str, Family], tmp_path: Path) -> None:
     family, out = families["sd15"], tmp_path / "text"
+    out.mkdir()
+    begun = out / ".text.json-1"
+    begun.write_text("{")  # killed before anything was whole
     run_encode_text(family.config(out))
+    begun.unlink()
     whole = {path: load(path.read_bytes()) for path in out.glob("*.safetensors")}
     assert {path.name for path in out.iterdir()} == {"text.json", NULL, *(shard_name(index, 3) for index in range(3))}
     lost, cut = out / shard_name(0, 3), out / shard_name(2, 3)
@@ -133,10 +137,11 @@ def test_stopped_runs_continue_and_damage_is_repaired(families: dict[str, Family
     cut.write_bytes(cut.read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"text-00000-of-00003\.safetensors: missing; run encode-text"):
         TextStore(out, family.spec.text)
-    kept = out / shard_name(1, 3)
+    kept, half = out / shard_name(1, 3), out / f".{lost.name}-1"
+    half.write_bytes(b"what a kill left of a shard")
     written = kept.stat().st_mtime_ns
     run_encode_text(family.config(out))
-    assert kept.stat().st_mtime_ns == written
+    assert kept.stat().st_mtime_ns == written and not half.exists()
     for path, tensors in whole.items():
         again = load(path.read_bytes())
         assert again.keys() == tensors.keys() and all(torch.equal(again[name], tensors[name]) for name in tensors)
