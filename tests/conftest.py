@@ -21,6 +21,10 @@ if TYPE_CHECKING:  # at run time inside the fixtures: the client's tests start w
 MAX_TOKENS = 8
 HERE = Path(__file__).resolve().parent
 PICO = HERE.parent / "bundles" / "pico"
+SHARED_SERVER = {  # files whose tests use the fixture `server` of tests/serving: in one worker it starts once
+    f"tests/serving/test_{name}.py"
+    for name in ("deploy", "pico", "readme_example", "reconstruct_served", "served", "served_refusals")
+}
 CAPTIONS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("cube", "sphere", "cone")]
 
 
@@ -59,10 +63,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def worker_group(nodeid: str) -> str:
-    """Tests of a file share its fixtures, golden tests the list of what they have read; each family has a server."""
+    """Tests of a file share its fixtures, some files a server, golden tests the list of what they have read.
+
+    Each family has a server of its own.
+    """
     path, _, test = nodeid.partition("::")
     if path.startswith("tests/golden/"):
         return "golden"
+    if path in SHARED_SERVER:
+        return "server"
     return f"{path} {test.partition('[')[2]}" if path.endswith("test_families_served.py") else path
 
 

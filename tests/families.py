@@ -137,10 +137,19 @@ def _clip_tokenizer() -> str:
 
 
 def write_family_bundle(
-    folder: Path, name: str, controls: tuple[ControlType, ...] = (), images: bool = False, seed: int = 0
+    folder: Path,
+    name: str,
+    controls: tuple[ControlType, ...] = (),
+    images: bool = False,
+    seed: int = 0,
+    gsrecon: dict[str, Any] | None = None,
 ) -> Bundle:
-    """A bundle of `family_spec` with random weights, but ControlNets are not silent and images as loud as noise."""
+    """A bundle of `family_spec` with random weights, but ControlNets are not silent and images as loud as noise.
+
+    `gsrecon` replaces entries of `BackboneSpec.gsrecon`.
+    """
     spec = family_spec(name, controls, images)
+    spec = dataclasses.replace(spec, gsrecon={**spec.gsrecon, **(gsrecon or {})})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         networks = {network: build() for network, build in network_builders(spec).items()}

@@ -1,11 +1,13 @@
-"""Views of objects that no bundle was trained on, as requests."""
+"""Views of objects that no bundle was trained on, as requests; what must come back."""
 
 from typing import Any
 
 import numpy as np
+from diffsplat_client import Reconstruction
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 
 from diffsplat.backbones import SplatGeometry
+from diffsplat.reconstruction import ReconstructionResult
 from training.data.dataset import Dataset
 from training.data.procedural.source import ProceduralSource
 from training.data.sample import Sample
@@ -35,3 +37,11 @@ def sample_request(sample: Sample, **options: Any) -> ReconstructionRequest:
     images, normals, coords = (values[:count].permute(0, 2, 3, 1).numpy() for values in maps)
     cameras = (values[:count].numpy() for values in (sample.camera_to_world, sample.intrinsics))
     return ReconstructionRequest(images, *cameras, normals, coords, **options)
+
+
+def assert_same_reconstruction(served: Reconstruction, right: ReconstructionResult) -> None:
+    assert right.gaussians is not None and right.frames is not None and served.frames is not None
+    array = served.cloud.to_array()
+    assert array.shape == right.gaussians.shape
+    assert np.abs(array - right.gaussians).max() <= 1e-5 * np.abs(right.gaussians).max()
+    assert np.abs(served.frames.astype(int) - right.frames).max() <= 1

@@ -31,6 +31,7 @@ from export.repository import export_repository
 from tests.families import write_family_bundle
 from tests.image_files import BAD_IMAGES, cmyk_image, grey_16_bit_image, image
 from tests.official import unpublished_tags, write_official
+from tests.serving.repositories import use_one_process_per_stage
 
 pytestmark = pytest.mark.triton
 
@@ -58,7 +59,6 @@ MORE_IMAGES = [
     {**PHOTO, **LONG, "image": cmyk_image(6), "negative_prompt": "small"},
 ]
 CONTROL = [
-    SHORT,
     {**SHORT, **DEPTH},
     {**LONG, **NORMAL, "control_scale": 0.5, "steps": 5},
     {**LONG, **CANNY, "guidance_scale": 1.0},
@@ -87,13 +87,11 @@ ALL_CONTROLS: tuple[ControlType, ...] = ("depth", "normal", "canny")
 # A server takes half a minute: those left out have the graphs and the wire of a sibling that is here
 # (sd21-image: sd15-image, pixart-alpha-image: pixart-sigma-image, sd3-image: sd35-image).
 CELLS = {
-    "sd15": Cell("sd15", TEXT + START, images=True),
+    "sd15": Cell("sd15", TEXT + START + CONTROL, controls=ALL_CONTROLS, images=True),
     "sd15-image": Cell("sd15", IMAGE + MORE_IMAGES, image=True, images=True),
-    "sd15-controls": Cell("sd15", CONTROL, controls=ALL_CONTROLS),
     "sd21": Cell("sd21", TEXT),
-    "sdxl": Cell("sdxl", TEXT),
+    "sdxl": Cell("sdxl", TEXT + CONTROL, controls=ALL_CONTROLS, backend="torch"),
     "sdxl-image": Cell("sdxl", IMAGE, image=True),
-    "sdxl-controls": Cell("sdxl", CONTROL, controls=ALL_CONTROLS, backend="torch"),
     "pixart-alpha": Cell("pixart_alpha", TEXT, backend="torch"),
     "pixart-sigma": Cell("pixart_sigma", TEXT),
     "pixart-sigma-image": Cell("pixart_sigma", IMAGE, image=True),
@@ -140,18 +138,11 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     assert {graph.backend for graph in repository.graphs.values()} == {cell.backend}
     poses = np.array([[np.nan, azimuth, 1.4, 1] for azimuth in (0, 90)], np.float32)
     requests = [GenerationRequest(**fields, seed=7, frame_poses=poses, frame_size=32) for fields in cell.requests]
-    leave_out_what_other_tests_start(repository.folder)
-    with TritonServer(repository.folder) as server:
+    for model in (RECONSTRUCT, RECONSTRUCTION):  # other tests start these
+        shutil.rmtree(repository.folder / model)
+    with TritonServer(use_one_process_per_stage(repository.folder)) as server:
         pipeline = Pipeline.from_bundle(direct)  # what was neither imported nor exported, request by request
         yield Served(cell, server, requests, [pipeline.generate(request) for request in requests])
-
-
-def leave_out_what_other_tests_start(repository: Path) -> None:
-    """Second processes of a model, and reconstruction: a process takes seconds to start."""
-    for config in repository.glob("*/config.pbtxt"):
-        config.write_text(config.read_text().replace("count: 2", "count: 1"))
-    for model in (RECONSTRUCT, RECONSTRUCTION):
-        shutil.rmtree(repository / model)
 
 
 def test_a_client_gets_what_the_pipeline_makes(served: Served) -> None:

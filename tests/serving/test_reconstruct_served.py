@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffsplat_client import Client, InvalidRequestError, Reconstruction, read_ply
+from diffsplat_client import Client, read_ply
 from diffsplat_client.cli import main
 from diffsplat_client.contract import RECONSTRUCTION
 from diffsplat_client.poses import poses_of
@@ -17,12 +16,10 @@ from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.transport import GrpcTransport, Tensors, TransportError
 
 from benchmarks.quality.truth import EVALUATION_SEED
-from diffsplat.bundle import Bundle, write_bundle
-from diffsplat.networks import network_builders
-from diffsplat.reconstruction import ReconstructionPipeline, ReconstructionResult
+from diffsplat.bundle import Bundle
+from diffsplat.reconstruction import ReconstructionPipeline
 from diffsplat.serving.server import TritonServer
-from export.repository import export_repository
-from tests.reconstruction_views import RGB_ONLY, sample_request, unseen_samples
+from tests.reconstruction_views import assert_same_reconstruction, sample_request, unseen_samples
 
 pytestmark = pytest.mark.triton
 TIMEOUT_S = 60.0
@@ -42,14 +39,6 @@ def requests(pico_bundle: Bundle) -> list[ReconstructionRequest]:
     return [sample_request(s, frame_poses=poses_of(s.camera_to_world[4:].numpy()), frame_size=32) for s in samples]
 
 
-def assert_same(served: Reconstruction, right: ReconstructionResult) -> None:
-    assert right.gaussians is not None and right.frames is not None and served.frames is not None
-    array = served.cloud.to_array()
-    assert array.shape == right.gaussians.shape
-    assert np.abs(array - right.gaussians).max() <= 1e-5 * np.abs(right.gaussians).max()
-    assert np.abs(served.frames.astype(int) - right.frames).max() <= 1
-
-
 def test_all_at_once_beside_a_generation(
     client: Client, local: ReconstructionPipeline, requests: list[ReconstructionRequest]
 ) -> None:
@@ -60,7 +49,7 @@ def test_all_at_once_beside_a_generation(
     alone = client.generate("a red cube", seed=1).cloud
     np.testing.assert_allclose(generating.result().cloud.to_array(), alone.to_array(), atol=1e-5)
     for mine, request in zip(served, requests, strict=True):
-        assert_same(mine, local.run(request))
+        assert_same_reconstruction(mine, local.run(request))
         assert set(mine.timings_ms) == {
             "reconstruct", "queued_rasterize", "rasterize", "queued_package", "package", "total",
         }  # fmt: skip
@@ -133,24 +122,3 @@ def test_the_page_s_example_runs(server: TritonServer, tmp_path: Path, monkeypat
     for block in blocks:
         exec(compile(block.replace("localhost:8001", server.grpc_url), DOCS.name, "exec"), {})
     assert len(read_ply("object.ply")) == 4 * 32 * 32
-
-
-def test_rgb_alone(
-    tiny_bundle: Bundle, requests: list[ReconstructionRequest], tmp_path: Path, four_views: np.ndarray
-) -> None:
-    """A GSRecon of RGB alone serves as it is, and refuses what it has not learnt to see."""
-    spec = dataclasses.replace(tiny_bundle.spec, name="rgb", gsrecon={**tiny_bundle.spec.gsrecon, **RGB_ONLY})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        networks = {name: build() for name, build in network_builders(spec).items()}
-    tokenizers = [path.read_text() for path in tiny_bundle.tokenizer_paths]
-    bundle = write_bundle(tmp_path / "bundle", spec, networks, tokenizers, {}, torch.float32)
-    repository = export_repository(bundle.root, tmp_path / "repository", "torch").folder
-    full = dataclasses.replace(requests[0], frame_poses=four_views)
-    request = dataclasses.replace(full, normals=None, coords=None)
-    with TritonServer(repository) as server, Client(server.grpc_url, timeout_s=TIMEOUT_S) as client:
-        served = client.reconstruct(request)
-        assert client.server_parameters["reconstruction"] == "4 views of 32 x 32 pixels: images"
-        with pytest.raises(InvalidRequestError, match="normals was given: must be left out, this bundle takes images$"):
-            client.reconstruct(full)
-    assert_same(served, ReconstructionPipeline.from_bundle(bundle).run(request))

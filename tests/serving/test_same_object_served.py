@@ -1,4 +1,7 @@
-"""One object, however a server shows it, for a small bundle of published geometry; and the published script's files."""
+"""A small bundle of published geometry whose GSRecon sees RGB alone, behind a server.
+
+One object, however it is shown; the published script's files; reconstructions.
+"""
 
 import dataclasses
 import json
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffsplat_client.client import Client
+from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.formats import FORMAT_CHOICES, FORMATS
 from diffsplat_client.generation import Generation
 from diffsplat_client.request import GenerationRequest
@@ -16,14 +20,19 @@ from diffsplat_client.status import find_early_end
 from diffsplat_client.transport import GrpcTransport, Tensors
 from safetensors import safe_open
 
+from benchmarks.quality.truth import EVALUATION_SEED
+from diffsplat.bundle import Bundle
 from diffsplat.geometry.gaussians import canonicalize, from_array, to_array
 from diffsplat.pipeline import Pipeline
+from diffsplat.reconstruction import ReconstructionPipeline
 from diffsplat.serving.server import TritonServer
 from diffsplat.stages.envelope import Envelope
 from export.repository import export_repository
 from tests.drawing import BOUNDS, FRAME, POSES, difference, draw
 from tests.families import write_family_bundle
 from tests.ply_files import assert_same_file
+from tests.reconstruction_views import RGB_ONLY, assert_same_reconstruction, sample_request, unseen_samples
+from tests.serving.repositories import use_one_process_per_stage
 
 pytestmark = pytest.mark.triton
 
@@ -32,15 +41,18 @@ REQUEST = GenerationRequest("a red cube", seed=3, frame_poses=POSES, frame_size=
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("same-object")
-    bundle = write_family_bundle(folder / "bundle", "sd15")
-    return export_repository(bundle.root, folder / "repository", "onnxruntime").folder
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_family_bundle(tmp_path_factory.mktemp("bundles") / "same-object", "sd15", gsrecon=RGB_ONLY)
+
+
+@pytest.fixture(scope="module")
+def repository(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_repository(bundle.root, tmp_path_factory.mktemp("same-object") / "repository", "torch").folder
 
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[TritonServer]:
-    with TritonServer(repository) as server:
+    with TritonServer(use_one_process_per_stage(repository)) as server:
         yield server
 
 
@@ -118,3 +130,16 @@ def test_package_needs_the_raw_splats(wire: GrpcTransport, pipeline: Pipeline) -
     asked = dataclasses.replace(request, format="ply_compat")
     end = find_early_end(package(wire, asked, SPLATS=np.full((2, 14), 0.5, np.float32)))
     assert end is not None and end.error_type == "INVALID_ARG" and "RAW_SPLATS is missing" in end.message
+
+
+def test_a_gsrecon_of_rgb_alone(server: TritonServer, bundle: Bundle) -> None:
+    """It serves as it is, and refuses what it has not learnt to see."""
+    (sample,) = unseen_samples(bundle.spec.geometry, EVALUATION_SEED, 1)
+    full = sample_request(sample, frame_poses=POSES, frame_size=32)
+    request = dataclasses.replace(full, normals=None, coords=None)
+    with Client(server.grpc_url, timeout_s=120) as client:
+        served = client.reconstruct(request)
+        assert client.server_parameters["reconstruction"] == "4 views of 32 x 32 pixels: images"
+        with pytest.raises(InvalidRequestError, match="normals was given: must be left out, this bundle takes images$"):
+            client.reconstruct(full)
+    assert_same_reconstruction(served, ReconstructionPipeline.from_bundle(bundle).run(request))

@@ -29,6 +29,7 @@ from diffsplat.serving.server import TritonServer
 from diffsplat.serving.wheel import ServerStartError
 from diffsplat.serving.workspace import Workspace, remove_leftovers
 from tests.serving.processes import TIMEOUT_S, group_members, wait_for
+from tests.serving.repositories import link_small_repository
 
 
 def left_files(prefix: str) -> list[Path]:
@@ -259,9 +260,10 @@ class TestFaults:
             TritonServer(tmp_path).start()
 
     def test_dead_stages_and_servers_are_seen_by_status_and_by_clients(
-        self, pico_repository: Path, capsys: pytest.CaptureFixture[str]
+        self, pico_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with TritonServer(pico_repository) as running, Client(running.grpc_url, timeout_s=TIMEOUT_S) as client:
+        repository = link_small_repository(pico_repository, tmp_path)
+        with TritonServer(repository) as running, Client(running.grpc_url, timeout_s=TIMEOUT_S) as client:
             assert cli.main(["status", "--url", running.grpc_url]) == 0
             for stub in find_stubs(running.pid):
                 if stub.model == "reconstruct":

@@ -25,6 +25,7 @@ from diffsplat.serving.supervisor import Supervisor
 from diffsplat.serving.supervisor_policy import SupervisorPolicy
 from tests.serving.obedient import COMPUTE, HANG, WAIT, ask
 from tests.serving.processes import TIMEOUT_S, group_members, wait_for
+from tests.serving.repositories import link_small_repository
 
 pytestmark = pytest.mark.triton
 
@@ -185,10 +186,10 @@ def test_a_drained_server_finishes_what_it_has(obedient_repository: Path) -> Non
         assert answers == [{}] and drained == [True] and not watch.events
 
 
-def test_the_service_heals_from_a_request_that_kills_a_stage_and_drains(pico_repository: Path) -> None:
+def test_the_service_heals_from_a_request_that_kills_a_stage_and_drains(pico_repository: Path, tmp_path: Path) -> None:
     """Poses whose shape has more bytes than memory: Triton takes them, and the stage's process dies of them."""
     events: list[str] = []
-    with Supervisor(pico_repository, on_event=events.append) as supervisor:
+    with Supervisor(link_small_repository(pico_repository, tmp_path), on_event=events.append) as supervisor:
         poison = service_pb2.ModelInferRequest(model_name="diffsplat")
         poison.inputs.add(name="PROMPT", datatype="BYTES", shape=[1])
         poison.inputs.add(name="FRAME_POSES", datatype="FP32", shape=[2**62, 4])
