@@ -50,6 +50,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: item.get_closest_marker("triton") is None)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a server that starts or stops makes its test wait."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 @pytest.hookimpl(optionalhook=True)  # mutants run without plugins
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Which tests stay together in one worker: see `worker_group`."""

@@ -23,7 +23,10 @@ def test_nouns_and_colours_are_recognised() -> None:
     size = bundle.spec.geometry.grid_size
     nouns = NOUNS["shapes"] + NOUNS["composites"]
     wanted = [(nouns[i % 6], COLOURS[i % 4]) for i in range(12)]
-    requests = [GenerationRequest(f"a {colour} {noun}", seed=seed) for seed, (noun, colour) in enumerate(wanted)]
+    requests = [
+        GenerationRequest(f"a {colour} {noun}", seed=seed, steps=10)  # half of what it takes by default
+        for seed, (noun, colour) in enumerate(wanted)
+    ]
     images = generate_views(Pipeline.from_bundle(bundle), requests, size)
     config = replace(RICH_CONFIG, **NOUNS, colours=COLOURS)  # fewer, so that the judges are fitted in seconds
     ruler = build_ruler(config, bundle.spec, size, RulerSize(4, 1, 0, 1, 8), lambda: None, lambda: None)

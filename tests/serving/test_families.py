@@ -113,7 +113,7 @@ def test_the_prompt_the_negative_prompt_and_the_seed_matter(pipeline: Pipeline) 
 
 def test_the_exported_stages_equal_the_bundle(bundle: Bundle, pipeline: Pipeline, tmp_path: Path) -> None:
     """By the back end that `test_families_served.py` does not serve this family's text model with."""
-    backend = "onnxruntime" if bundle.spec.name in ("tiny_sdxl", "tiny_pixart_alpha") else "torch"
+    backend = "onnxruntime" if bundle.spec.name == "tiny_pixart_alpha" else "torch"
     exported = Pipeline.load(export_repository(bundle.root, tmp_path / "repository", backend).folder, threads=1)
     assert {graph.backend for graph in exported.denoise.graphs.values()} == {backend}
     expected, actual = (side.generate(LONG).splats for side in (pipeline, exported))

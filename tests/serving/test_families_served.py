@@ -90,14 +90,14 @@ CELLS = {
     "sd15": Cell("sd15", TEXT + START + CONTROL, controls=ALL_CONTROLS, images=True),
     "sd15-image": Cell("sd15", IMAGE + MORE_IMAGES, image=True, images=True),
     "sd21": Cell("sd21", TEXT),
-    "sdxl": Cell("sdxl", TEXT + CONTROL, controls=ALL_CONTROLS, backend="torch"),
+    "sdxl": Cell("sdxl", TEXT + CONTROL, controls=ALL_CONTROLS),
     "sdxl-image": Cell("sdxl", IMAGE, image=True),
     "pixart-alpha": Cell("pixart_alpha", TEXT, backend="torch"),
     "pixart-sigma": Cell("pixart_sigma", TEXT),
     "pixart-sigma-image": Cell("pixart_sigma", IMAGE, image=True),
     "sd3": Cell("sd3", TEXT),
     "sd35": Cell("sd35", TEXT),
-    "sd35-image": Cell("sd35", IMAGE, image=True, backend="torch"),
+    "sd35-image": Cell("sd35", IMAGE, image=True),
 }
 
 
