@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # at run time inside the fixtures: the client's tests start w
 MAX_TOKENS = 8
 HERE = Path(__file__).resolve().parent
 PICO = HERE.parent / "bundles" / "pico"
+LONG_ROOMS = ("golden", "training", "benchmarks", "export")
 SHARED_SERVER = {  # files whose tests use the fixture `server` of tests/serving: in one worker it starts once
     f"tests/serving/test_{name}.py"
     for name in ("deploy", "pico", "readme_example", "reconstruct_served", "served", "served_refusals")
@@ -41,13 +42,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers (`make test`) tests with a real server come first, since they take longest."""
+    """With several workers (`make test`) what takes long comes first, so that no worker is left alone at the end."""
     if not config.getoption("--tensorrt"):
         left_out = [item for item in items if item.get_closest_marker("tensorrt")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.get_closest_marker("triton") is None)
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Servers, then rooms with long tests, then the others."""
+    room = Path(item.nodeid).parts[1]
+    if item.get_closest_marker("triton"):
+        return 0
+    return 1 + LONG_ROOMS.index(room) if room in LONG_ROOMS else 1 + len(LONG_ROOMS)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,10 +141,11 @@ def test_the_cache_gives_the_same_engine_again_and_another_key_for_anything_else
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "edited"])
 def test_a_damaged_engine_in_the_cache_is_refused(
-    damage: str, context: GraphSpec, context_onnx: list[Path], tmp_path: Path
+    damage: str, context: GraphSpec, context_onnx: list[Path], built: BuiltEngine, tmp_path: Path
 ) -> None:
+    shutil.copytree(built.path.parents[1], tmp_path, dirs_exist_ok=True)
     cache = EngineCache(tmp_path)
-    path = build_engine(context, context_onnx, "fp32", ADA, ONE_PROFILE, cache).path
+    path = tmp_path / built.path.relative_to(built.path.parents[1])
     content = bytearray(path.read_bytes())
     if damage == "flipped":
         content[-1] ^= 1

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import time
 from pathlib import Path
 
 import onnx
@@ -219,18 +218,21 @@ def test_timing_interleaves_and_gives_back_the_thread_count(tiny_bundle: Bundle)
     assert torch.get_num_threads() == before
 
 
-def test_a_hopelessly_slow_back_end_is_called_no_more_than_needed(tiny_bundle: Bundle) -> None:
-    calls = []
+def test_a_hopelessly_slow_back_end_is_called_no_more_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    costs_s, clock = {"slow": 0.0625, "fast": 0.0078125}, [0.0]
 
-    class Sleeping(TorchGraph):
+    class Costly(TorchGraph):
         def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
             calls.append(self.name)
-            time.sleep(0.05 if self.name == "slow" else 0)
+            clock[0] += costs_s[self.name]
             return super().__call__(*inputs)
 
-    graphs = {name: Sleeping(name, torch.nn.Identity()) for name in ("slow", "fast")}
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    graphs = {name: Costly(name, torch.nn.Identity()) for name in costs_s}
     ms = median_ms(graphs, (torch.zeros(1),), threads=1)
-    assert calls.count("slow") == 1 + timing.FAIR_ROUNDS < calls.count("fast") and ms["slow"] >= 50
+    assert calls.count("slow") == 1 + timing.FAIR_ROUNDS and calls.count("fast") == 1 + timing.MAX_ROUNDS
+    assert ms == {"slow": 62.5, "fast": 7.8125}
 
 
 def test_a_graph_without_known_output_size_is_refused(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from training.__main__ import main as train
 pytestmark = pytest.mark.triton
 
 CLIENTS = 2
+PAUSE_S = 0.1  # between the requests of a client, so that versions can load meanwhile
 REQUEST = GenerationRequest("a red cube", seed=3, steps=2)
 ONE_PROMPT = GateOptions(prompts=("a red cube",))
 
@@ -115,7 +116,7 @@ class Load:
     def _run(self, url: str) -> None:
         try:
             with Client(url, timeout_s=TIMEOUT_S) as client:
-                while not self._stop.is_set():
+                while not self._stop.wait(PAUSE_S):
                     self.results.append(client.generate(REQUEST))
         except BaseException as error:
             self.errors.append(error)
