@@ -42,7 +42,7 @@ serve: $(VENV)/.serve
 	@$(BIN)/python -m export $(BUNDLE) --out $(REPOSITORY)
 	@$(BIN)/diffsplat serve $(REPOSITORY) --grpc-port $(GRPC_PORT)
 
-# two workers or more; one thread each, because torch's threads wait busily for each other
+# one worker more than there are cores, four at most; one thread each: torch's threads wait busily for each other
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 test: $(VENV)/.test

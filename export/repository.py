@@ -41,7 +41,7 @@ from export.common import (
     ProgressCallback,
     served_stages,
 )
-from export.sources import ROOT, code_hash
+from export.sources import ROOT, running_code_hash
 
 TEMPLATES = ROOT / "model_repository"
 
@@ -192,7 +192,7 @@ def _made_from(bundle: Bundle, options: BuildOptions, templates: Path) -> dict[s
     return {
         "bundle": bundle.spec.name,
         "digest": bundle.digest,
-        "code": code_hash(),
+        "code": running_code_hash(),
         "templates": drawn.hexdigest(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "backends": _installed_backends(options),

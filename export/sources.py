@@ -1,6 +1,7 @@
 """The code that decides what an export looks like: every module of ours that it can import, found by its imports."""
 
 import ast
+import functools
 import hashlib
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def code_hash(root: Path = ROOT) -> str:
     for module, path in export_sources(root).items():
         code.update(hashlib.sha256(module.encode()).digest() + hashlib.sha256(path.read_bytes()).digest())
     return code.hexdigest()
+
+
+@functools.cache
+def running_code_hash() -> str:
+    """`code_hash` of this repository, read once per process: what has been imported does not change any more."""
+    return code_hash()
 
 
 def _modules(root: Path) -> dict[str, Path]:

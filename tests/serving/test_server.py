@@ -29,7 +29,7 @@ from diffsplat.serving.server import TritonServer
 from diffsplat.serving.wheel import ServerStartError
 from diffsplat.serving.workspace import Workspace, remove_leftovers
 from tests.serving.processes import TIMEOUT_S, group_members, wait_for
-from tests.serving.repositories import link_small_repository
+from tests.serving.repositories import link_small_repository, use_one_process_per_stage
 
 
 def left_files(prefix: str) -> list[Path]:
@@ -254,6 +254,7 @@ class TestFaults:
         """Only `decode` and the ensemble are there: the others need not load for this."""
         for model in ("decode", "diffsplat"):
             shutil.copytree(pico_repository / model, tmp_path / model)
+        use_one_process_per_stage(tmp_path)
         (graph,) = (path for path in (tmp_path / "decode" / "1").iterdir() if path.stem in ("decoder", "gsvae"))
         graph.unlink()
         with pytest.raises(ServerStartError, match=f"model decode: .*{graph}: missing"):
