@@ -302,7 +302,7 @@ def test_a_finished_chain_is_not_trained_again(chain: tuple[RecipeConfig, Bundle
 
 def test_a_bundle_can_be_trained_further(chain: tuple[RecipeConfig, Bundle], tmp_path: Path) -> None:
     made, bundle = chain
-    first = made.placed()["diffusion"]
+    first = dataclasses.replace(made.placed()["diffusion"], optim=Optim(steps=4, lr=3e-3, warmup_steps=2))
     more = RefineConfig(bundle=bundle.root, out=tmp_path / "more", stage=first)
     refined = run_refinement(more)
     assert {name for name in bundle.files if refined.files[name] != bundle.files[name]} == {
