@@ -11,11 +11,11 @@ from diffsplat_client.transport import GrpcTransport
 
 from diffsplat.serving.server import TritonServer
 from tests.serving import obedient
+from tests.serving.processes import TIMEOUT_S
 
 if TYPE_CHECKING:
     from diffsplat.pipeline import Pipeline
 
-TIMEOUT_S = 60.0
 LIGHT_CONFIG = """
 name: "diffsplat" backend: "python"
 input [ { name: "X", data_type: TYPE_FP32, dims: [ 1 ], optional: true } ]

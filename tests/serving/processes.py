@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0  # of a wait that a busy machine must not cut short
 
 
 def group_members(leader: int) -> list[int]:

@@ -20,8 +20,7 @@ from diffsplat.serving.answers import (
     return_share,
 )
 from diffsplat.stages.envelope import Deadlines, Envelope
-
-TIMEOUT_S = 30.0
+from tests.serving.processes import TIMEOUT_S
 
 
 def wait_for(ledger: AnswerLedger, total_bytes: int) -> None:

@@ -18,8 +18,7 @@ from diffsplat.serving.engine_interface import (
     QueueFullError,
 )
 from diffsplat.serving.engine_jobs import EARLY_STOP_S, MAX_EARLY_STOPS
-
-TIMEOUT_S = 10.0
+from tests.serving.processes import TIMEOUT_S
 
 
 @dataclass

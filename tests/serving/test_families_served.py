@@ -31,11 +31,11 @@ from export.repository import export_repository
 from tests.families import write_family_bundle
 from tests.image_files import BAD_IMAGES, cmyk_image, grey_16_bit_image, image
 from tests.official import unpublished_tags, write_official
+from tests.serving.processes import TIMEOUT_S
 from tests.serving.repositories import use_one_process_per_stage
 
 pytestmark = pytest.mark.triton
 
-TIMEOUT_S = 120.0
 Fields = dict[str, Any]  # of a request
 
 # One seed for all: what makes the results of a cell differ are the conditions.

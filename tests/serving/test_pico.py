@@ -10,6 +10,7 @@ from benchmarks.quality.ruler import RulerSize, build_ruler
 from benchmarks.quality.truth import from_white
 from diffsplat.bundle import Bundle
 from diffsplat.serving.server import TritonServer
+from tests.serving.processes import TIMEOUT_S
 from training.data.procedural.captions import COLOURS
 from training.data.procedural.synthetic import DEFAULT_CONFIG, SHAPES
 
@@ -22,7 +23,7 @@ def test_every_shape_and_every_colour_is_recognised(
     """Twelve prompts, each shape three times and each colour twice: at most one colour and two shapes may be missed."""
     wanted = [(list(SHAPES)[i % 4], list(COLOURS)[i % 6]) for i in range(12)]
     views = []
-    with Client(server.grpc_url, timeout_s=60) as client:
+    with Client(server.grpc_url, timeout_s=TIMEOUT_S) as client:
         for seed, (shape, colour) in enumerate(wanted):
             result = client.generate(f"a {colour} {shape}", seed=seed, frame_poses=four_views, frame_size=32)
             assert result.frames is not None and not result.warnings

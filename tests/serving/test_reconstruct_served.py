@@ -20,9 +20,9 @@ from diffsplat.bundle import Bundle
 from diffsplat.reconstruction import ReconstructionPipeline
 from diffsplat.serving.server import TritonServer
 from tests.reconstruction_views import assert_same_reconstruction, sample_request, unseen_samples
+from tests.serving.processes import TIMEOUT_S
 
 pytestmark = pytest.mark.triton
-TIMEOUT_S = 60.0
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "reconstruction.md"
 
 

@@ -32,6 +32,7 @@ from tests.drawing import BOUNDS, FRAME, POSES, difference, draw
 from tests.families import write_family_bundle
 from tests.ply_files import assert_same_file
 from tests.reconstruction_views import RGB_ONLY, assert_same_reconstruction, sample_request, unseen_samples
+from tests.serving.processes import TIMEOUT_S
 from tests.serving.repositories import use_one_process_per_stage
 
 pytestmark = pytest.mark.triton
@@ -63,13 +64,13 @@ def pipeline(repository: Path) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def results(server: TritonServer) -> dict[str, Generation]:
-    with Client(server.grpc_url, timeout_s=120) as client:
+    with Client(server.grpc_url, timeout_s=TIMEOUT_S) as client:
         return {format: client.generate(REQUEST, format=format) for format in FORMAT_CHOICES}
 
 
 def package(wire: GrpcTransport, request: GenerationRequest, **tensors: np.ndarray) -> Tensors:
     text = np.array([Envelope(request).to_json().encode()], np.object_)
-    (answer,) = wire.stream("package", {**tensors, "DECODED_REQUEST": text}, "asked", 60.0)
+    (answer,) = wire.stream("package", {**tensors, "DECODED_REQUEST": text}, "asked", TIMEOUT_S)
     return answer
 
 
@@ -137,7 +138,7 @@ def test_a_gsrecon_of_rgb_alone(server: TritonServer, bundle: Bundle) -> None:
     (sample,) = unseen_samples(bundle.spec.geometry, EVALUATION_SEED, 1)
     full = sample_request(sample, frame_poses=POSES, frame_size=32)
     request = dataclasses.replace(full, normals=None, coords=None)
-    with Client(server.grpc_url, timeout_s=120) as client:
+    with Client(server.grpc_url, timeout_s=TIMEOUT_S) as client:
         served = client.reconstruct(request)
         assert client.server_parameters["reconstruction"] == "4 views of 32 x 32 pixels: images"
         with pytest.raises(InvalidRequestError, match="normals was given: must be left out, this bundle takes images$"):

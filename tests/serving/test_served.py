@@ -18,6 +18,7 @@ from diffsplat_client.request import GenerationRequest
 from diffsplat_client.transport import GrpcTransport, Tensors
 
 from diffsplat.serving.server import TritonServer
+from tests.serving.processes import TIMEOUT_S
 from tests.stream_closing import when_read
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.triton
 
-TIMEOUT_S = 60.0
 LONG = GenerationRequest("a red cube", seed=1, steps=200)
 
 

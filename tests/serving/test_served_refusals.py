@@ -15,13 +15,13 @@ from diffsplat_client.status import find_early_end
 from diffsplat_client.transport import GrpcTransport, Tensors, TransportError
 
 from diffsplat.serving.server import TritonServer
+from tests.serving.processes import TIMEOUT_S
 
 if TYPE_CHECKING:
     from diffsplat.pipeline import Pipeline
 
 pytestmark = pytest.mark.triton
 
-TIMEOUT_S = 60.0
 LONG = GenerationRequest("a red cube", seed=1, steps=200)
 
 

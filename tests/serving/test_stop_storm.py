@@ -16,6 +16,7 @@ from benchmarks.stop_storm import (
     wait_until_idle,
 )
 from diffsplat.serving.server import TritonServer
+from tests.serving.processes import TIMEOUT_S
 
 pytestmark = pytest.mark.triton
 FAILING_RASTERIZE = """
@@ -62,7 +63,7 @@ def test_a_storm_of_stops_and_failures(own_server: TritonServer, tmp_path: Path)
 def test_answers_in_flight_are_limited(own_server: TritonServer) -> None:
     """By their bytes, until the last stage has made them."""
     large = {"steps": 200, "frame_poses": four_views(), "frame_size": 1000}  # 12 MB of frames
-    with Client(own_server.grpc_url, timeout_s=60) as client:
+    with Client(own_server.grpc_url, timeout_s=TIMEOUT_S) as client:
         with client.stream("a red cube", **large) as running:
             next(running)
             with pytest.raises(ServerUnavailableError, match=r"answer of 12.2 MB does not fit .* at most 20.0 MB"):
@@ -76,7 +77,7 @@ def test_answers_in_flight_are_limited(own_server: TritonServer) -> None:
 
 
 def fail_in_a_later_stage(url: str, count: int) -> None:
-    with Client(url, timeout_s=60) as client, ThreadPoolExecutor(4) as callers:
+    with Client(url, timeout_s=TIMEOUT_S) as client, ThreadPoolExecutor(4) as callers:
 
         def fail(seed: int) -> None:
             with pytest.raises(ServerError, match="rasterize failed; the server's log says why"):
