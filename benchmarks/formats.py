@@ -6,14 +6,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from diffsplat_client.cloud import SplatCloud
-from diffsplat_client.formats.ply import read_ply, write_ply
+from diffsplat_client.formats import FORMATS
+from diffsplat_client.formats.any_file import read_splats, write_splats
 
 SPLATS = 4 * 256 * 256  # one object of the full-size models
-REPEATS = 15
+ROUNDS = 15
 
 
 def random_cloud(count: int) -> SplatCloud:
@@ -26,25 +29,40 @@ def random_cloud(count: int) -> SplatCloud:
     return SplatCloud.from_array(array)
 
 
-def median_s(call: Callable[[], object]) -> float:
-    """Median wall-clock time of a call after one to warm up."""
-    times = []
-    for _ in range(REPEATS + 1):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
-def measure(count: int) -> dict[str, float]:
-    """Seconds and sizes for one cloud on this machine's temporary folder."""
+def measure(count: int) -> dict[str, Any]:
+    """Seconds and sizes for one cloud on this machine's temporary folder; every format once in each round."""
     cloud = random_cloud(count)
+    writes: dict[str, list[float]] = {name: [] for name in FORMATS}
+    reads: dict[str, list[float]] = {name: [] for name in FORMATS}
+    sizes = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "splats.ply"
-        write_s = median_s(lambda: write_ply(path, cloud))
-        read_s = median_s(lambda: read_ply(path))
-        size = path.stat().st_size
-    return {"splats": count, "ply_write_s": write_s, "ply_read_s": read_s, "ply_bytes": size}
+        for _ in range(ROUNDS + 1):  # the first one warms up
+            for name, format in FORMATS.items():
+                path = Path(folder) / format.file_name
+                writes[name].append(seconds(partial(write_splats, path, cloud, format=name)))
+                reads[name].append(seconds(partial(read_splats, path)))
+                sizes[name] = path.stat().st_size
+    rows = {
+        name: {
+            "write_s": statistics.median(writes[name][1:]),
+            "read_s": statistics.median(reads[name][1:]),
+            "write_over_ply": statistics.median(
+                own / ply for own, ply in zip(writes[name][1:], writes["ply"][1:], strict=True)
+            ),
+            "bytes": sizes[name],
+        }
+        for name in FORMATS
+    }
+    ply = rows["ply"]
+    totals = {"ply_write_s": ply["write_s"], "ply_read_s": ply["read_s"], "ply_bytes": ply["bytes"]}
+    return {"splats": count, **totals, "formats": rows}
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall-clock time of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -54,10 +72,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     figures = measure(args.splats)
-    print(
-        f"ply, {figures['splats']} splats, {figures['ply_bytes'] / 1e6:.1f} MB: write {figures['ply_write_s']:.3f} s, "
-        f"read {figures['ply_read_s']:.3f} s (medians of {REPEATS})"
-    )
+    print(f"{figures['splats']:,} splats, medians of {ROUNDS} rounds")
+    print(f"{'format':<12} {'write s':>8} {'over ply':>9} {'read s':>8} {'bytes a splat':>14}")
+    for name, row in figures["formats"].items():
+        size = row["bytes"] / figures["splats"]
+        print(f"{name:<12} {row['write_s']:>8.3f} {row['write_over_ply']:>9.2f} {row['read_s']:>8.3f} {size:>14.1f}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -24,6 +24,8 @@ LOSSES = {
     "splat": Loss(position=0, rgb=LEVEL, opacity=LEVEL, log_scale=0, rotation_deg=1),
     "spz": SPZ_LOSS,
     "spz4": SPZ_LOSS,
+    "glb": Loss(log_scale=0),
+    "sog": Loss(position=5e-5, rgb=1 / 255, opacity=LEVEL, log_scale=0.01, rotation_deg=1),
 }
 
 
@@ -41,7 +43,8 @@ def make_cloud(count: int) -> SplatCloud:
 
 
 def largest_loss(first: SplatCloud, second: SplatCloud) -> Loss:
-    """Between the splats of two clouds, in order."""
+    """Between the splats of two clouds, in whatever order."""
+    second = in_order_of(first, second)
     if not len(first):
         return Loss(*[0.0] * 5)
     quats, others = first.quats_wxyz.astype(float), second.quats_wxyz
@@ -53,3 +56,14 @@ def largest_loss(first: SplatCloud, second: SplatCloud) -> Loss:
         log_scale=float(np.abs(np.log(first.scales) - np.log(second.scales)).max()),
         rotation_deg=float(np.rad2deg(4 * np.arcsin(apart / 2)).max()),
     )
+
+
+def in_order_of(first: SplatCloud, second: SplatCloud) -> SplatCloud:
+    """The splats of `second` next to those of `first`, each once: a format may reorder them."""
+    assert len(first) == len(second)
+    if not len(first):
+        return second
+    distances = np.linalg.norm(first.positions[:, None] - second.positions, axis=-1)
+    nearest = distances.argmin(axis=1)
+    assert np.unique(nearest).size == len(first), "two splats are next to the same one"
+    return second[nearest]

@@ -13,6 +13,7 @@ from diffsplat_client.errors import (
     ServerUnavailableError,
 )
 from diffsplat_client.events import Event, Finished, Progress, Queued
+from diffsplat_client.formats.any_file import read_splats, write_splats
 from diffsplat_client.formats.ply import read_ply, write_ply
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import four_views, turntable
@@ -45,7 +46,9 @@ __all__ = [
     "SplatCloud",
     "four_views",
     "read_ply",
+    "read_splats",
     "turntable",
     "write_ply",
+    "write_splats",
     "write_viewer",
 ]

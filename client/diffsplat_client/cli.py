@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
-from diffsplat_client.commands import generate, reconstruct, status
+from diffsplat_client.commands import convert, generate, reconstruct, status
 from diffsplat_client.errors import DiffSplatError, InvalidRequestError
 
 COMMANDS = "diffsplat_client.commands"  # entry-point group: functions that take the subparsers and add one
@@ -50,6 +50,7 @@ def _parser(argv: list[str]) -> Parser:
     generate.add_command(commands)
     reconstruct.add_command(commands)
     status.add_command(commands)
+    convert.add_command(commands)
     for entry in sorted(entry_points(group=COMMANDS), key=lambda entry: entry.name):
         _add_foreign_command(commands, entry, loaded=argv[:1] == [entry.name])
     return parser

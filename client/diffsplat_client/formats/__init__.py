@@ -11,10 +11,13 @@ from pathlib import PurePath
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.extras import require
 from diffsplat_client.formats.axes import OPENGL, THREEDGS, from_frame
+from diffsplat_client.formats.glb import decode_glb, encode_glb
 from diffsplat_client.formats.ply import decode_ply, encode_ply
 from diffsplat_client.formats.ply_compat import decode_published, encode_published
+from diffsplat_client.formats.sog import decode_sog, encode_sog
 from diffsplat_client.formats.splat import decode_splat, encode_splat
 from diffsplat_client.formats.spz import decode_spz, encode_spz
+from diffsplat_client.formats.spz_container import GZIP_MAGIC, MAGIC
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class FileFormat:
     frame: str  # its own axes, one of `axes.FRAMES`
     encode: Callable[[SplatCloud, str], bytes]  # (splats in our frame, frame of the file) -> the whole file
     decode: Callable[[bytes, str], SplatCloud]  # (file, its frame or "") -> splats; ValueError for a damaged file
+    magic: bytes = b""  # first bytes of every file; none has no mark
     module: str = ""  # that writing and reading need beside numpy; it comes with the extra `formats`
     # The file has the splats as decoded, with quaternions of any length; tools that normalise them show another object.
     # So the server sends the canonical splats too. Both opacity thresholds apply, as in the published script.
@@ -51,7 +55,7 @@ class FileFormat:
 
 
 _BYTES = "application/octet-stream"  # no format of splats but glTF's has a registered media type
-PLY = FileFormat("ply", "splats.ply", _BYTES, THREEDGS, encode_ply, decode_ply)
+PLY = FileFormat("ply", "splats.ply", _BYTES, THREEDGS, encode_ply, decode_ply, b"ply")
 PLY_COMPAT = FileFormat(
     name="ply_compat",
     file_name="splats_compat.ply",
@@ -59,12 +63,17 @@ PLY_COMPAT = FileFormat(
     frame=OPENGL,
     encode=lambda cloud, frame: encode_published(cloud),  # a request can only ask for our axes, which it has
     decode=lambda data, frame: from_frame(decode_published(data), frame or OPENGL),
+    magic=b"ply",
     as_decoded=True,
 )
 SPLAT = FileFormat("splat", "splats.splat", _BYTES, THREEDGS, encode_splat, decode_splat)
-SPZ = FileFormat("spz", "splats.spz", _BYTES, OPENGL, encode_spz, decode_spz)
-SPZ4 = FileFormat("spz4", "splats_v4.spz", _BYTES, OPENGL, partial(encode_spz, version=4), decode_spz, "zstandard")
-FORMATS = {format.name: format for format in (PLY, PLY_COMPAT, SPLAT, SPZ, SPZ4)}
+SPZ = FileFormat("spz", "splats.spz", _BYTES, OPENGL, encode_spz, decode_spz, GZIP_MAGIC)
+SPZ4 = FileFormat(
+    "spz4", "splats_v4.spz", _BYTES, OPENGL, partial(encode_spz, version=4), decode_spz, MAGIC, module="zstandard"
+)
+GLB = FileFormat("glb", "splats.glb", "model/gltf-binary", OPENGL, encode_glb, decode_glb, b"glTF")
+SOG = FileFormat("sog", "splats.sog", _BYTES, THREEDGS, encode_sog, decode_sog, b"PK\x03\x04", module="PIL")
+FORMATS = {format.name: format for format in (PLY, PLY_COMPAT, SPLAT, SPZ, SPZ4, GLB, SOG)}
 RAW = "raw"  # no file: the splats alone
 FORMAT_CHOICES = (RAW, *FORMATS)
 

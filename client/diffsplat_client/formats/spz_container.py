@@ -10,7 +10,7 @@ import numpy as np
 from diffsplat_client.extras import require
 from diffsplat_client.formats.packing import MAX_SPLATS
 
-MAGIC, GZIP_MAGIC = b"NGSP", b"\x1f\x8b"
+MAGIC, GZIP_MAGIC = b"NGSP", b"\x1f\x8b\x08"
 GZIP_LEVEL, ZSTD_LEVEL = 5, 3  # higher ones save a percent and take twice as long
 _HEADER = struct.Struct("<4sIIBBBB")  # see Header; the last byte is 0 before version 4
 _TABLE_PLACE = struct.Struct("<I12x")  # follows in version 4
