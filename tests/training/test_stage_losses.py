@@ -15,7 +15,7 @@ from training.config.vae import VaeConfig
 from training.loop import step_generator
 from training.presets import nano, pico
 from training.stages.common import batch_cameras
-from training.stages.recon import ReconStage
+from training.stages.recon import ReconStage, faintness
 from training.stages.vae import VaeStage, visible_error
 
 DATA = Data(objects=2, validation_objects=1, batch_size=2, views=5, pool_size=1)
@@ -31,11 +31,13 @@ def rendering_total(parts: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_gsrecon_minimises_the_weighted_sum_of_its_terms() -> None:
-    stage = ReconStage(ReconConfig(position_weight=2.0, colour_weight=3.0, opacity_weight=5.0, **COMMON))
+    config = ReconConfig(position_weight=2.0, colour_weight=3.0, opacity_weight=5.0, alive_weight=7.0, **COMMON)
+    stage = ReconStage(config)
     torch.manual_seed(0)
     stage.build()
     total, parts = stage.loss(next(stage.stream(0, 1)), step_generator(0, 0, 0))
     tidy = 2.0 * parts["position_mse"] + 3.0 * parts["colour_mse"] + 5.0 * parts["background_mse"]
+    tidy += 7.0 * parts["faintness"]
     assert all(value > 0 for value in parts.values())
     torch.testing.assert_close(total.detach(), rendering_total(parts) + tidy)
 
@@ -59,6 +61,21 @@ def test_gsrecons_terms_on_the_grid_compare_with_the_true_surface() -> None:
     empty = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0])
     background = channels_last[batch.alphas[:, :views, 0] == 0]
     torch.testing.assert_close(parts["background_mse"], (background - empty).square().mean())
+    opacity = 0.5 * channels_last[solid][:, 10] + 0.5
+    torch.testing.assert_close(parts["faintness"], -opacity.log().mean())
+
+
+def test_a_gaussian_that_rendering_leaves_out_is_pulled_back() -> None:
+    """Below 1/255 the rasterizer's gradient is zero; the term's is the larger, the fainter the Gaussian."""
+    grid = torch.zeros(1, 1, 12, 1, 3)
+    grid[0, 0, 10, 0] = torch.tensor([2 * 0.002 - 1, 0.0, 2 * 0.002 - 1])
+    grid.requires_grad_(True)
+    solid = torch.tensor([True, True, False]).reshape(1, 1, 1, 1, 3)
+    faintness(grid, solid).backward()
+    assert grid.grad is not None
+    torch.testing.assert_close(grid.grad[0, 0, 10, 0], torch.tensor([-125.0, -0.5, 0.0]), rtol=1e-5, atol=0.0)
+    assert not grid.grad[:, :, :10].any() and not grid.grad[:, :, 11].any()
+    assert faintness(grid, torch.zeros_like(solid)) == 0
 
 
 def test_gsvae_minimises_the_weighted_sum_of_its_terms(tmp_path: Path) -> None:
@@ -92,6 +109,7 @@ def test_weights_of_defaults_and_presets() -> None:
     """Every weight of a loss by number: a change of one is a change of the recipe."""
     recon, vae = ReconConfig(), VaeConfig()
     assert (recon.position_weight, recon.colour_weight, recon.opacity_weight) == (1.0, 0.0, 0.1)
+    assert recon.alive_weight == nano.RECON.alive_weight == 0.0
     assert (vae.grid_weight, vae.render_weight, vae.kl_weight) == (1.0, 1.0, 1e-5)
     assert recon.weights == vae.weights == RenderWeights(
         image=1.0, mask=1.0, coord=0.0, normal=0.0, perceptual="ssim", ssim=0.2, lpips=1.0, effnet=1.0,

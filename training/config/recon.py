@@ -20,6 +20,7 @@ class ReconConfig(StageConfig):
     position_weight: float = 1.0  # distance of the object's Gaussians from the true surface points of their pixels
     colour_weight: float = 0.0  # distance of the object's Gaussians from the colours of their pixels
     opacity_weight: float = 0.1  # pulls the background's Gaussians towards full transparency and one fixed look
+    alive_weight: float = 0.0  # mean of -log(opacity) of the object's Gaussians; see `stages.recon.faintness`
 
     def bounds(self) -> list[Bound]:
         """Adds the weights."""
@@ -29,4 +30,5 @@ class ReconConfig(StageConfig):
             Bound("position_weight", self.position_weight, 0.0, 1e9),
             Bound("colour_weight", self.colour_weight, 0.0, 1e9),
             Bound("opacity_weight", self.opacity_weight, 0.0, 1e9),
+            Bound("alive_weight", self.alive_weight, 0.0, 1e9),
         ]

@@ -6,7 +6,7 @@ The records come from ``python -m training data furniture data/furniture --resol
 
 from pathlib import Path
 
-from training.config.common import Cadence, Data, Optim, RunOptions
+from training.config.common import Cadence, Data, Optim, RenderWeights, RunOptions
 from training.config.recon import ReconConfig
 
 FURNITURE = Path("data/furniture")
@@ -20,14 +20,16 @@ RECON = ReconConfig(
         validation_ids=FURNITURE / HELD_OUT_IDS,
         objects=0,
         validation_objects=24,
-        batch_size=6,
-        views=6,
+        batch_size=3,  # twice the steps of 6 in the same time
+        views=8,  # rendering more of them costs little
         first_views=(),
     ),
-    optim=Optim(steps=2800, lr=1.5e-3, warmup_steps=50),
+    optim=Optim(steps=3800, lr=6e-4, warmup_steps=50),
     cadence=Cadence(evaluate_every=250, save_every=250),
+    weights=RenderWeights(image=6.0),
     position_weight=10.0,
     colour_weight=1.0,
+    alive_weight=0.02,
     start=Path("bundles/nano"),
-    run=RunOptions(out=Path("runs/furniture/recon")),
+    run=RunOptions(out=Path("runs/furniture/recon"), threads=1),  # a step of three objects gains nothing from two
 )

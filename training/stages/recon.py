@@ -18,6 +18,8 @@ from training.parents import open_parent
 from training.stage import Evaluation
 from training.stages.common import ObjectStage, comparison_panel, mixed_precision
 
+_OPACITY_FLOOR = 1e-6  # keeps the logarithm finite where the network saturates
+
 
 class ReconStage(ObjectStage):
     """Trains GSRecon, from scratch or from an earlier run."""
@@ -59,8 +61,9 @@ class ReconStage(ObjectStage):
         colour = masked_mse(grid[:, :, GRID_LAYOUT["rgb"]], 2.0 * batch.images_rgb[:, :views] - 1.0, alphas == 1.0)
         config = self.config
         total = errors.mean() + config.position_weight * position + config.opacity_weight * background
-        total = total + config.colour_weight * colour
-        tidy = {"position_mse": position, "background_mse": background, "colour_mse": colour}
+        faint = faintness(grid, alphas == 1.0)
+        total = total + config.colour_weight * colour + config.alive_weight * faint
+        tidy = {"position_mse": position, "background_mse": background, "colour_mse": colour, "faintness": faint}
         return total, {name: value.detach().mean() for name, value in {**parts, **tidy}.items()}
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> Evaluation:
@@ -82,6 +85,17 @@ class ReconStage(ObjectStage):
 def positions(gaussians: Gaussians, views: int, size: int) -> Tensor:
     """Centres as maps: [B, V, 3, H, W]."""
     return gaussians.means.unflatten(1, (views, size, size)).permute(0, 1, 4, 2, 3)
+
+
+def faintness(grid: Tensor, solid: Tensor) -> Tensor:
+    """Mean of -log(opacity) over the Gaussians of solid pixels; 0 where none is.
+
+    The rasterizer leaves out Gaussians of opacity below 1/255, so rendering gives them no gradient: without this term
+    a pixel that once was fainter stays so. [B, V, 12, H, W] in [-1, 1], [B, V, 1, H, W] -> [].
+    """
+    opacity = 0.5 * grid[:, :, GRID_LAYOUT["opacity"]] + 0.5
+    faint = -torch.log(opacity.clamp_min(_OPACITY_FLOOR))
+    return torch.where(solid, faint, 0.0).sum() / solid.sum().clamp_min(1)
 
 
 def background_grid(grid: Tensor) -> Tensor:
