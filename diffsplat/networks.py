@@ -38,9 +38,10 @@ FLOAT32_PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def served_precision(network: str, precision: Precision) -> Precision:
-    """What the graphs of a network compute in when `precision` is asked for."""
-    return "fp32" if WHOLE in FLOAT32_PARTS.get(network, ()) else precision
+def served_precision(network: str, precision: Precision, mixed: bool = True) -> Precision:
+    """What the graphs of a network compute in when `precision` is asked for; `mixed`: layers may differ in theirs."""
+    parts = FLOAT32_PARTS.get(network, ())
+    return "fp32" if WHOLE in parts or (parts and not mixed) else precision
 
 
 def network_builders(spec: BackboneSpec) -> dict[str, Callable[[], nn.Module]]:

@@ -155,8 +155,12 @@ def _candidates(network: str, options: BuildOptions) -> list[Candidate]:
     else:
         backends = [options.backend]
     asked = COMPETING if options.precision == "auto" else (options.precision,)
-    precisions = dict.fromkeys(served_precision(network, precision) for precision in asked)
-    return [Candidate(backend, device, precision) for backend in backends for precision in precisions]
+    served = [
+        (backend, served_precision(network, precision, BACKENDS[backend].mixes_precisions))
+        for backend in backends
+        for precision in asked
+    ]
+    return [Candidate(backend, device, precision) for backend, precision in dict.fromkeys(served)]
 
 
 class _Workshop:

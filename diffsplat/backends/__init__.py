@@ -11,6 +11,8 @@ from importlib.util import find_spec
 
 from diffsplat.graph import Backend, DeviceType, Precision
 
+OPENVINO_CACHE_VARIABLE = "DIFFSPLAT_OPENVINO_CACHE"  # a folder for what OpenVINO compiled; not set: nothing is kept
+
 
 @dataclass(frozen=True)
 class BackendInfo:
@@ -23,6 +25,7 @@ class BackendInfo:
     # device type -> "module:function", DeviceType -> why it does not work here all the same, or None
     checks: Mapping[DeviceType, str] = field(default_factory=dict)
     compiles_shapes: bool = False  # the first call with another batch takes seconds
+    mixes_precisions: bool = True  # some layers of a graph may stay in float32; otherwise all of it does
     quick: bool = True  # builds within seconds, so that an export tries it unasked
 
 
@@ -44,6 +47,7 @@ BACKENDS: dict[Backend, BackendInfo] = {
         packages=("openvino",),
         extras={"cpu": "openvino"},
         compiles_shapes=True,
+        mixes_precisions=False,
     ),
     "tensorrt": BackendInfo(
         module="diffsplat.backends.tensorrt",

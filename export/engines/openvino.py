@@ -15,17 +15,13 @@ def build(job: BuildJob) -> list[Path]:
     """Link the ONNX file and write the signature; OpenVINO casts the weights when it compiles.
 
     Raises:
-        ExportError: OpenVINO does not know an operator of the graph, this CPU lacks the precision, or some layers of
-            the graph must stay in float32: OpenVINO has one precision for a whole graph.
+        ExportError: OpenVINO does not know an operator of the graph, or this CPU lacks the precision.
     """
     graph, precision = job.graph, job.precision
     if reason := missing_precision(precision):
         raise ExportError(f"graph {graph.name!r}: {reason}")
     types = {parameter.dtype for parameter in job.module.parameters()}
-    if precision != "fp32" and torch.float32 in types:
-        raise ExportError(
-            f"graph {graph.name!r}: openvino has one precision for a whole graph, and layers of this one stay in fp32"
-        )
+    assert precision == "fp32" or torch.float32 not in types, "OpenVINO has one precision for a whole graph"
     files = job.link_onnx("fp32")
     try:
         Core().read_model(files[0])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._inductor import config as inductor_config
 
-from diffsplat.backends import BACKENDS, unavailable
+from diffsplat.backends import BACKENDS, OPENVINO_CACHE_VARIABLE, unavailable
 from diffsplat.backends import aotinductor as compiled
 from diffsplat.backends.onnx_providers import CUDA, TENSORRT, missing_provider, read_provider, write_provider
 from diffsplat.backends.openvino import BATCHES, OpenVinoGraph, missing_precision, padded_batch
@@ -101,6 +101,20 @@ def test_every_batch_has_room_in_the_next_shape() -> None:
     assert all(padded_batch(batch) == batch for batch in BATCHES)
 
 
+def test_openvino_takes_compiled_graphs_from_its_cache(
+    openvino_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OPENVINO_CACHE_VARIABLE, str(tmp_path))
+    texts = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
+    first = openvino_graph(openvino_repository, "denoise", "denoiser_context")(texts)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert kept
+    torch.testing.assert_close(
+        openvino_graph(openvino_repository, "denoise", "denoiser_context")(texts), first, rtol=0.0, atol=0.0
+    )
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept  # nothing was compiled again
+
+
 def test_openvino_may_be_called_by_several_threads(openvino_repository: Path, tiny_bundle: Bundle) -> None:
     graph = spec_of(tiny_bundle, "denoiser")
     run = openvino_graph(openvino_repository, "denoise", "denoiser")
@@ -125,8 +139,12 @@ def test_openvino_in_bf16_works_or_says_what_the_cpu_lacks(tiny_bundle: Bundle, 
     assert (reason is None) == bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
     if reason is None:
         options = BuildOptions("openvino", "cpu", "bf16")
-        (trial,), _ = try_candidates(spec_of(tiny_bundle, "denoiser"), tiny_bundle, options, tmp_path, print)
-        assert trial.run.precision == "bf16"
+        has = {}
+        for name in ("denoiser", "decoder"):
+            (tmp_path / name).mkdir()
+            (trial,), _ = try_candidates(spec_of(tiny_bundle, name), tiny_bundle, options, tmp_path / name, print)
+            has[name] = trial.run.precision
+        assert has == {"denoiser": "bf16", "decoder": "fp32"}  # the decoder's last layers stay in float32
     else:
         with pytest.raises(ExportError, match="openvino has no bf16 on this CPU, which lacks avx512_bf16 or AMX"):
             export_repository(tiny_bundle.root, tmp_path / "out", "openvino", precision="bf16")
