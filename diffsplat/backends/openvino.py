@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: the ONNX file, compiled for the shapes that are asked for."""
 
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import openvino
 import torch
 from torch import Tensor
 
+from diffsplat.backends import OPENVINO_CACHE_VARIABLE
 from diffsplat.backends.signature import Signature, TensorSignature
 from diffsplat.export_record import GraphRecord
 from diffsplat.graph import Backend, Graph, Precision
@@ -41,7 +43,8 @@ class OpenVinoGraph:
 
     OpenVINO is fastest by far for shapes that it knows when it compiles. So the first call with a new batch (see
     `BATCHES`) or a new number of tokens compiles the graph for it, which takes about a second for a network of 16 M
-    parameters. When there is no room for another shape, all further ones share one graph of free shapes.
+    parameters, or a third of that where `OPENVINO_CACHE_VARIABLE` names a folder that has it. When there is no room
+    for another shape, all further ones share one graph of free shapes.
 
     Args:
         path: the `.onnx` file in float32.
@@ -71,6 +74,8 @@ class OpenVinoGraph:
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "ENABLE_CPU_PINNING": False,
         }
+        if cache := os.environ.get(OPENVINO_CACHE_VARIABLE):
+            self._options["CACHE_DIR"] = cache
         self._core = openvino.Core()
         self._model = self._core.read_model(path)
         weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))

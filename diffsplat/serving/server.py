@@ -23,6 +23,7 @@ from pathlib import Path
 
 from diffsplat_client.contract import ENSEMBLE
 
+from diffsplat.backends import OPENVINO_CACHE_VARIABLE
 from diffsplat.serving import guard
 from diffsplat.serving.drain import DRAIN_FILE_VARIABLE
 from diffsplat.serving.gpu_lock import lock_card
@@ -65,6 +66,7 @@ class TritonServer:
         version: of the repository; None serves the one that it names.
         log_folder: where the logs are kept, one per run; None: in the work folder, removed with it.
         on_progress: called with one short line for every model that starts loading or is ready.
+        compiled_graphs: folder for what OpenVINO compiles, so that a later start need not; None keeps nothing.
         start_timeout_s: how long loading may take.
         abort: ends `start` with ServerStartError when it is set.
 
@@ -96,6 +98,7 @@ class TritonServer:
         version: str | None = None,
         log_folder: Path | None = None,
         on_progress: Callable[[str], None] | None = None,
+        compiled_graphs: Path | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
         abort: threading.Event | None = None,
     ) -> None:
@@ -111,6 +114,7 @@ class TritonServer:
         self._card_lock: int | None = None
         self._log_folder = log_folder
         self._on_progress = on_progress or (lambda line: None)
+        self._compiled_graphs = compiled_graphs
         self._start_timeout_s = start_timeout_s
         self._abort = abort or threading.Event()
         self._guard: subprocess.Popen[bytes] | None = None
@@ -221,6 +225,8 @@ class TritonServer:
 
     def _launch(self, installation: Installation, workspace: Workspace) -> None:
         environment = {**server_environment(installation), DRAIN_FILE_VARIABLE: str(self.drain_file)}
+        if self._compiled_graphs is not None:
+            environment[OPENVINO_CACHE_VARIABLE] = str(self._compiled_graphs)
         command = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
         command += [workspace.prefix, str(SHM_ROOT), str(workspace.root), *self._command(installation, workspace)]
         with self.log_path.open("wb") as log:

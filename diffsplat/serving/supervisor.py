@@ -26,6 +26,7 @@ from diffsplat.serving.supervisor_policy import SupervisorPolicy
 from diffsplat.serving.version_switch import SwitchError, VersionSwitch
 from diffsplat.serving.versions import activate_version
 from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.workspace import Workspace
 
 _METRICS_INTERVAL_S = 0.9  # time between two looks at how many calls each model has finished, and which are busy
 _DEATH_PATIENCE_S = 1.0  # a dying server refuses connections while it still writes its trace
@@ -82,6 +83,7 @@ class Supervisor:
         self._watch: ServerWatch | None = None
         self._control: ControlSocket | None = None
         self._switching = threading.Lock()
+        self._workspace = Workspace()  # of all runs: a restart takes the graphs that the first start compiled
         self.server = TritonServer(
             repository,
             grpc_port=grpc_port,
@@ -92,6 +94,7 @@ class Supervisor:
             device=device,
             log_folder=log_folder,
             on_progress=on_progress,
+            compiled_graphs=self._workspace.folder,
             abort=abort,
         )
 
@@ -104,7 +107,11 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the server, wait until it is ready, and watch it from then on. Raises ServerStartError."""
-        self.server.start()
+        try:
+            self.server.start()
+        except BaseException:
+            self._workspace.close()
+            raise
         self._begin_watch()
         try:
             self._control = ControlSocket(self.server.repository, self._answer_switch)
@@ -138,6 +145,7 @@ class Supervisor:
             self._thread = None
         self._end_watch()
         self.server.stop()
+        self._workspace.close()
         self.state = "stopped"
 
     def switch(self, version: str, report: Callable[[str], None]) -> None:
@@ -325,6 +333,7 @@ class Supervisor:
             device=self._device,
             version=self.server.version,
             log_folder=self._log_folder,
+            compiled_graphs=self._workspace.folder,
             abort=self._stopping,
         )
         self.server.ports = ports  # known even if the start fails

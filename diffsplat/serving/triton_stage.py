@@ -5,6 +5,7 @@ request's id, and the client gets a neutral INTERNAL message.
 """
 
 import atexit
+import gc
 import json
 import logging
 import os
@@ -50,8 +51,11 @@ class StageModel:
         folder = Path(args["model_repository"]) / self.version
         self.in_flight = InFlightGauge(self.name, self.version, args["model_instance_name"])
         started = perf_counter()
+        gc.disable()  # searching what is being loaded for garbage takes a seventh of the time, and finds none
         self.load(folder)
         self.warm_up()
+        gc.freeze()  # what is loaded stays: it is never searched again
+        gc.enable()
         _log.info(
             "%s version %s is loaded and warm after %.1f s",
             args["model_name"],
