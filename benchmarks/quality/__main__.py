@@ -1,7 +1,8 @@
 """What a bundle generates, by numbers and images.
 
-    python -m benchmarks.quality BUNDLE [--quick] [--sweep] [--json PATH] [--sheet PNG] [--prompts-sheet PNG]
-                                        [--turntables DIR] [--only-images] [--repository DIR]
+    python -m benchmarks.quality BUNDLE [--quick] [--sweep] [--seeds N] [--json PATH] [--sheet PNG]
+                                        [--prompts-sheet PNG] [--turntables DIR] [--only-images]
+                                        [--repository DIR]
 
 The requests follow the grammar that the bundle was trained on, which its lineage names. Generated objects are judged by
 their four generated views:
@@ -37,13 +38,16 @@ from diffsplat.integrity import BundleError
 from diffsplat.pipeline import Pipeline
 
 _SWEEP_PROMPTS = 24
+MAX_SEEDS = 100
 _LISTED = 12  # nouns whose mistakes are printed
 
 
 def main() -> int:
     """Read the command line and run."""
     args = parser().parse_args()
-    plan = QUICK_PLAN if args.quick else Plan()
+    if not 1 <= args.seeds <= MAX_SEEDS:
+        parser().error(f"--seeds {args.seeds}: must be in 1 .. {MAX_SEEDS}")
+    plan = (QUICK_PLAN if args.quick else Plan())._replace(seeds=args.seeds)
     return run(args, plan._replace(sweep_prompts=_SWEEP_PROMPTS if args.sweep else 0))
 
 
@@ -74,6 +78,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--quick", action="store_true", help="about 60 objects: for a look while training")
     parser.add_argument("--sweep", action="store_true", help="also other guidance scales and numbers of steps")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="seeds of every request; shares are their means (default: 1)"
+    )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="generated above true objects, for every prompt")
     parser.add_argument("--prompts-sheet", type=Path, metavar="PNG", help="a few prompts, four views of 256 px each")

@@ -20,6 +20,7 @@ from training.data.procedural.scenes import draw_words, held_out_pairs
 from training.data.procedural.synthetic_config import SyntheticConfig
 
 FIRST_SEED = 1_000  # of the requests
+_SEED_STRIDE = 100_000  # more than there are cases
 _CAPTION_STREAM, _SCENE_STREAM = 21, 22
 _BASIC_SEEDS = 4
 _SPREAD_SEEDS = 4
@@ -88,6 +89,11 @@ def all_cases(config: SyntheticConfig, amounts: Amounts) -> list[Case]:
         seeds = range(FIRST_SEED, FIRST_SEED + _SPREAD_SEEDS)
         cases += [Case("spread", words, plain_caption(words), seed) for seed in seeds]
     return cases
+
+
+def with_more_seeds(cases: Sequence[Case], seeds: int) -> list[Case]:
+    """Every case with `seeds` seeds in all, so that a share of right objects is the mean of those of the seeds."""
+    return [case._replace(seed=case.seed + _SEED_STRIDE * turn) for turn in range(seeds) for case in cases]
 
 
 def sweep_cases(cases: list[Case], count: int) -> list[Case]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from benchmarks.quality.bars import missed_bars
-from benchmarks.quality.cases import FULL, QUICK, Amounts, Case, all_cases, sweep_cases
+from benchmarks.quality.cases import FULL, QUICK, Amounts, Case, all_cases, sweep_cases, with_more_seeds
 from benchmarks.quality.generation import generate_objects, generate_views, seconds_per_asset
 from benchmarks.quality.judge import Verdict, accuracies, judge, seed_spread
 from benchmarks.quality.progress import Phases
@@ -29,6 +29,7 @@ class Plan(NamedTuple):
     """How much is measured."""
 
     amounts: Amounts = FULL
+    seeds: int = 1  # every request is made with so many
     ruler: RulerSize | None = None  # the grammar's own by default
     recon_objects: int = 48
     sweep_prompts: int = 0  # asked again with every value of `SWEEPS`
@@ -56,7 +57,7 @@ def measure(bundle: Bundle, plan: Plan, cache: Path = CACHE, pipeline: Pipeline 
     config = bundle_config(bundle)
     size = plan.ruler or RULER_SIZES[config.grammar]
     pixels = bundle.spec.geometry.grid_size
-    cases = all_cases(config, plan.amounts)
+    cases = with_more_seeds(all_cases(config, plan.amounts), plan.seeds)
     swept = sweep_cases(cases, plan.sweep_prompts)
     path = ruler_path(cache, config, bundle.spec, pixels, size)
     kept = load_ruler(path, config, bundle.spec, pixels)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.calibration import OTHER_RELATION
+from benchmarks.quality.cases import QUICK, all_cases, with_more_seeds
 from benchmarks.quality.colour import colour_shares, fit_colour_rule
 from benchmarks.quality.probe import LabelledViews, seen_nouns, train_probe
 from benchmarks.quality.relations import is_arranged
@@ -21,6 +22,14 @@ COLOURS = RICH_CONFIG.colours
 def seen(words: ObjectWords, number: int) -> Tensor:
     """[V, 4, S, S]."""
     return render_true([true_object(words, number, RICH_CONFIG)], PICO, SIZE)[0]
+
+
+def test_more_seeds_ask_for_the_same_objects_again() -> None:
+    once = all_cases(RICH_CONFIG, QUICK)
+    thrice = with_more_seeds(once, 3)
+    assert thrice[: len(once)] == once
+    assert [case.prompt for case in thrice] == [case.prompt for case in once] * 3
+    assert len({case.seed for case in thrice}) == 3 * len({case.seed for case in once})
 
 
 def test_single_shapes_show_most_of_the_colour_they_are_called() -> None:
