@@ -21,7 +21,7 @@ SPZ_LOSS = Loss(position=0.5 / 4096 + 1e-6, rgb=1 / 255, opacity=LEVEL, log_scal
 LOSSES = {
     "ply": Loss(),
     "ply_compat": Loss(),
-    "splat": Loss(position=0, rgb=LEVEL, opacity=LEVEL, log_scale=0, rotation_deg=1),
+    "splat": Loss(position=0, rgb=LEVEL, opacity=LEVEL, log_scale=1e-6, rotation_deg=1),
     "spz": SPZ_LOSS,
     "spz4": SPZ_LOSS,
     "glb": Loss(log_scale=0),

@@ -27,6 +27,8 @@ def assert_same(seen: SplatCloud, cloud: SplatCloud, name: str) -> None:
     """What another program sees in a file of this format, whose axes no reader turns."""
     loss = largest_loss(to_frame(cloud, FORMATS[name].frame), seen)
     allowed = LOSSES[name]._replace(opacity=max(LOSSES[name].opacity, 2e-6))
+    if name == "splat":  # some take 127.5 for 0 in rotations, others 128
+        allowed = allowed._replace(rotation_deg=2)
     assert all(changed <= most for changed, most in zip(loss, allowed, strict=True)), loss
 
 

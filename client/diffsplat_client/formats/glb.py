@@ -33,7 +33,7 @@ def encode_glb(cloud: SplatCloud, frame: str = OPENGL) -> bytes:
     """The bytes of a file with all splats of `cloud`, opacities clipped to [0, 1]; ValueError for a number like NaN."""
     check_packable(cloud)
     if not len(cloud):  # glTF has no empty arrays
-        return _container({"nodes": [{"name": "splats"}]}, [])
+        return _container({"scenes": [{"name": "no splats"}]}, [])
     cloud = to_frame(cloud, frame)
     color = np.empty((len(cloud), 4), "<u2")
     color[:, :3] = _LINEAR_USHORT[unit_bytes(cloud.rgb)]
@@ -57,6 +57,7 @@ def encode_glb(cloud: SplatCloud, frame: str = OPENGL) -> bytes:
     }
     about = {
         "extensionsUsed": [EXTENSION],
+        "scenes": [{"nodes": [0]}],
         "nodes": [{"name": "splats", "mesh": 0}],
         "meshes": [{"primitives": [primitive]}],
         "accessors": accessors,
@@ -71,7 +72,7 @@ def _accessor(number: int, array: np.ndarray) -> dict[str, Any]:
 
 def _container(about: dict[str, Any], arrays: list[np.ndarray]) -> bytes:
     """The file: a header, the description, and the arrays one after the other; each is a multiple of 4 bytes."""
-    document = {"asset": {"version": "2.0", "generator": "diffsplat"}, "scene": 0, "scenes": [{"nodes": [0]}], **about}
+    document = {"asset": {"version": "2.0", "generator": "diffsplat"}, "scene": 0, **about}
     places = np.cumsum([0, *(array.nbytes for array in arrays)]).tolist()
     if arrays:
         document["bufferViews"] = [
