@@ -16,6 +16,7 @@ RECONSTRUCT = "reconstruct"  # its first stage; the others are those of ENSEMBLE
 STOP_MODEL = "denoise"  # the stage that a STOP is sent to
 SCHEDULERS = ("ddim", "dpmsolver++", "sde-dpmsolver++", "edm", "flow")
 CONTROL_TYPES = ("depth", "normal", "canny")
+DRAWN_SEED_LIMIT = 2**32  # of seeds that the server draws: short enough to be typed again
 
 # What an error message of a stage starts with, before a colon -> the same in gRPC's words. The code travels in the text
 # since Triton 2.51 crashes now and then when a stream asks for status codes (header `triton_grpc_error`) and fails.

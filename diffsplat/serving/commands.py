@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffsplat.serving.placement import AUTO
 from diffsplat.serving.ports import EVERY_ADDRESS, LOOPBACK
@@ -16,6 +16,9 @@ from diffsplat.serving.server_log import state_folder
 from diffsplat.serving.supervisor import Supervisor
 from diffsplat.serving.supervisor_policy import MEMORY_SHARE, SupervisorPolicy
 from diffsplat.serving.wheel import ServerStartError
+
+if TYPE_CHECKING:
+    from diffsplat.serving.edge.service import Service
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -29,7 +32,11 @@ def serve_command(subparsers: Any) -> None:
     add = parser.add_argument
     add("repository", type=Path, help="folder written by `python -m export`")
     add("--grpc-port", type=int, default=8001, help="default 8001; 0 takes a free one")
-    add("--http-port", type=int, help="serve HTTP as well; 0 takes a free port (default: no HTTP)")
+    add(
+        "--http-port",
+        type=int,
+        help="let Triton serve HTTP as well, behind the edge on loopback only; 0 takes a free port (default: no HTTP)",
+    )
     add("--metrics-port", type=int, default=8002, help="default 8002; 0 takes a free one")
     add(
         "--device",
@@ -60,6 +67,11 @@ def serve_command(subparsers: Any) -> None:
         help="restart the server when it is idle and takes more than this, such as 12G "
         f"(default: {MEMORY_SHARE:.0%} of this machine's memory)".replace("%", "%%"),
     )
+    add(
+        "--no-edge",
+        action="store_true",
+        help="let clients reach Triton itself, which malformed requests crash and vanished clients do not stop",
+    )
     add("--log-folder", type=Path, help="where logs are kept (default: ~/.local/state/diffsplat/NAME-PORT)")
     parser.set_defaults(run=_serve)
 
@@ -67,30 +79,30 @@ def serve_command(subparsers: Any) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     stop, hurry = _stop_signals()
     folder = arguments.log_folder or state_folder() / f"{arguments.repository.absolute().name}-{arguments.grpc_port}"
-    supervisor = Supervisor(
-        arguments.repository,
-        grpc_port=arguments.grpc_port,
-        http_port=arguments.http_port,
-        metrics_port=arguments.metrics_port,
-        address=arguments.address,
-        tritonserver=arguments.tritonserver and arguments.tritonserver.absolute(),
-        device=arguments.device,
-        log_folder=folder,
-        policy=SupervisorPolicy(drain_timeout_s=arguments.drain_timeout, memory_limit_bytes=arguments.memory_limit),
-        on_event=lambda line: print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", file=sys.stderr, flush=True),
-        on_progress=lambda line: print(f"  {line}", flush=True),
-        abort=stop,
-    )
+    options: dict[str, Any] = {
+        "grpc_port": arguments.grpc_port,
+        "http_port": arguments.http_port,
+        "metrics_port": arguments.metrics_port,
+        "address": arguments.address,
+        "tritonserver": arguments.tritonserver and arguments.tritonserver.absolute(),
+        "device": arguments.device,
+        "log_folder": folder,
+        "policy": SupervisorPolicy(drain_timeout_s=arguments.drain_timeout, memory_limit_bytes=arguments.memory_limit),
+        "on_event": lambda line: print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", file=sys.stderr, flush=True),
+        "on_progress": lambda line: print(f"  {line}", flush=True),
+        "abort": stop,
+    }
     try:
-        with supervisor:
+        with _make_service(arguments, options) as service:
+            supervisor = service if isinstance(service, Supervisor) else service.supervisor
             http = f"   HTTP {supervisor.server.http_url}" if supervisor.server.http_url else ""
             if arguments.address == EVERY_ADDRESS:
                 print("listening on every address; on this machine:")
-            print(f"gRPC {supervisor.server.grpc_url}{http}   metrics {supervisor.server.metrics_url}")
+            print(f"gRPC {service.grpc_url}{http}   metrics {supervisor.server.metrics_url}")
             print(f"logs {folder}\nCtrl-C stops the server", flush=True)
             stop.wait()
             print("finishing the requests in flight; Ctrl-C again stops at once", flush=True)
-            if not supervisor.drain(give_up=hurry):
+            if not service.drain(give_up=hurry):
                 print("requests were still in flight", flush=True)
     except ServerStartError as error:
         if not stop.is_set():
@@ -98,6 +110,14 @@ def _serve(arguments: argparse.Namespace) -> int:
             return 1
     print("stopped", flush=True)
     return 0
+
+
+def _make_service(arguments: argparse.Namespace, options: dict[str, Any]) -> "Service | Supervisor":
+    if arguments.no_edge:
+        return Supervisor(arguments.repository, **options)
+    from diffsplat.serving.edge.service import Service  # loads grpc
+
+    return Service(arguments.repository, **options)
 
 
 def _stop_signals() -> tuple[threading.Event, threading.Event]:

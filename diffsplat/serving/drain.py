@@ -3,13 +3,14 @@
 import os
 
 DRAIN_FILE_VARIABLE = "DIFFSPLAT_DRAIN_FILE"  # environment variable of the server's processes: path of that file
+DRAINING = "the server is shutting down or restarting"  # how the refusal begins
 
 
 class ServerDrainingError(RuntimeError):
     """The server finishes the requests it has and takes no new ones."""
 
     def __init__(self) -> None:
-        super().__init__("the server is shutting down or restarting: it finishes its requests and takes no new ones")
+        super().__init__(f"{DRAINING}: it finishes its requests and takes no new ones")
 
 
 def refuse_while_draining() -> None:

@@ -10,11 +10,18 @@ LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = "0.0.0.0"
 
 
-def choose_ports(asked: Mapping[str, int], address: str = LOOPBACK) -> dict[str, int]:
-    """The ports asked for, with a free one in place of each 0; ServerStartError names a port that is in use."""
+def choose_ports(
+    asked: Mapping[str, int], address: str = LOOPBACK, addresses: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """The ports asked for, with a free one in place of each 0; ServerStartError names a port that is in use.
+
+    All are on `address`, but for those whose name has another one in `addresses`.
+    """
     chosen = {}
+    everywhere = address
     with contextlib.ExitStack() as held:  # all at once, so that no free port is given out twice
         for name, port in asked.items():
+            address = (addresses or {}).get(name, everywhere)
             probe = held.enter_context(socket.socket())
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

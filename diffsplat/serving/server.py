@@ -61,6 +61,7 @@ class TritonServer:
         grpc_port, metrics_port: 0 takes a free one.
         http_port: None leaves HTTP off, 0 takes a free one.
         address: IPv4 address on which they listen. The wheel's server takes those of loopback only.
+        metrics_address: where the metrics are served, if not there.
         tritonserver: folder of another Triton installation than the wheel's, such as /opt/tritonserver of a container.
         device: "cpu", "cuda:N", or "auto" for the kind of device that the repository was exported for.
         version: of the repository; None serves the one that it names.
@@ -93,6 +94,7 @@ class TritonServer:
         http_port: int | None = None,
         metrics_port: int = 0,
         address: str = LOOPBACK,
+        metrics_address: str | None = None,
         tritonserver: Path | None = None,
         device: str = AUTO,
         version: str | None = None,
@@ -108,6 +110,7 @@ class TritonServer:
         if http_port is not None:
             self._asked_ports["HTTP"] = http_port
         self._address = address
+        self._metrics_address = metrics_address or address
         self._tritonserver = tritonserver
         self._device = device
         self.version = version
@@ -162,13 +165,14 @@ class TritonServer:
         problem = libpython_problem()
         if problem:
             raise ServerStartError(problem)
-        check_address(self._address, self._tritonserver)
+        for address in (self._address, self._metrics_address):
+            check_address(address, self._tritonserver)
         installation = find_installation(self._tritonserver)
-        self.ports = choose_ports(self._asked_ports, self._address)
+        self.ports = choose_ports(self._asked_ports, self._address, {"metrics": self._metrics_address})
         host = reached_at(self._address)
         self.grpc_url = f"{host}:{self.ports['gRPC']}"
         self.http_url = f"http://{host}:{self.ports['HTTP']}" if "HTTP" in self.ports else None
-        self.metrics_url = f"http://{host}:{self.ports['metrics']}/metrics"
+        self.metrics_url = f"http://{reached_at(self._metrics_address)}:{self.ports['metrics']}/metrics"
         configs = read_configs(self.repository, self.version)
         self.version = version_of(configs[ENSEMBLE])
         self.placement = place(self.repository, self._device, count_instances(configs), self.version)
@@ -259,7 +263,7 @@ class TritonServer:
             "--strict-readiness=false",  # stays ready while a version of a model is loaded or unloaded
             f"--grpc-address={self._address}", f"--grpc-port={self.ports['gRPC']}",
             f"--grpc-restricted-protocol={restricted}:{KEY_NAME}={self.control_key}",
-            f"--metrics-address={self._address}", f"--metrics-port={self.ports['metrics']}",
+            f"--metrics-address={self._metrics_address}", f"--metrics-port={self.ports['metrics']}",
             f"--exit-timeout-secs={STOP_TIMEOUT_S}",
             "--log-format=ISO8601",
         ]  # fmt: skip
@@ -277,8 +281,8 @@ class TritonServer:
             loading.update()
             if not self.running:
                 raise ServerStartError(f"the Triton server {self.exit_reason} while starting:\n{self.why_it_failed()}")
-            host = reached_at(self._address)
-            listens = all(accepts_connections(self.ports[name], host) for name in ("gRPC", "metrics"))
+            addresses = {"gRPC": self._address, "metrics": self._metrics_address}
+            listens = all(accepts_connections(self.ports[name], reached_at(at)) for name, at in addresses.items())
             if listens and _ready(self.grpc_url):
                 loading.update()
                 return

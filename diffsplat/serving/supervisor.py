@@ -37,8 +37,8 @@ class Supervisor:
     """A server that is restarted when it, or one of its models, dies or hangs.
 
     Args:
-        repository, grpc_port, http_port, metrics_port, address, tritonserver, device: as for TritonServer. The ports
-            stay the same over restarts.
+        repository, grpc_port, http_port, metrics_port, address, metrics_address, tritonserver, device: as for
+            TritonServer. The ports stay the same over restarts.
         log_folder: where the logs of all runs are kept.
         policy: when it counts as down.
         on_event: called with one line for every fault and restart.
@@ -61,6 +61,7 @@ class Supervisor:
         http_port: int | None = None,
         metrics_port: int = 0,
         address: str = LOOPBACK,
+        metrics_address: str | None = None,
         tritonserver: Path | None = None,
         device: str = AUTO,
         log_folder: Path | None = None,
@@ -73,7 +74,8 @@ class Supervisor:
         self.restarts = 0
         self.state = "starting"
         self._repository = repository
-        self._address, self._tritonserver, self._device = address, tritonserver, device
+        self._address, self._metrics_address = address, metrics_address
+        self._tritonserver, self._device = tritonserver, device
         self._log_folder = log_folder
         self._on_event = on_event or (lambda line: None)
         self._stopping = threading.Event()
@@ -90,6 +92,7 @@ class Supervisor:
             http_port=http_port,
             metrics_port=metrics_port,
             address=address,
+            metrics_address=metrics_address,
             tritonserver=tritonserver,
             device=device,
             log_folder=log_folder,
@@ -105,6 +108,11 @@ class Supervisor:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
+    @property
+    def run(self) -> int | None:
+        """Number of the present run of the server; None while none takes new requests."""
+        return self.restarts if self.state == "serving" else None
+
     def start(self) -> None:
         """Start the server, wait until it is ready, and watch it from then on. Raises ServerStartError."""
         try:
@@ -119,6 +127,11 @@ class Supervisor:
             self._on_event(f"the version cannot be changed while it serves: {error}")
         self._thread = threading.Thread(target=self._run, name="supervisor")
         self._thread.start()
+
+    @property
+    def grpc_url(self) -> str:
+        """Where this machine reaches the server, without a scheme."""
+        return self.server.grpc_url
 
     def drain(self, timeout_s: float | None = None, give_up: threading.Event | None = None) -> bool:
         """Refuse new requests and wait until those in flight have finished; whether they have.
@@ -329,6 +342,7 @@ class Supervisor:
             http_port=ports.get("HTTP"),
             metrics_port=ports["metrics"],
             address=self._address,
+            metrics_address=self._metrics_address,
             tritonserver=self._tritonserver,
             device=self._device,
             version=self.server.version,

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+from diffsplat_client.contract import DRAWN_SEED_LIMIT
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.request_checks import short
@@ -26,8 +27,6 @@ from diffsplat.stages.images import ImageEncoderStage
 from diffsplat.stages.work import DenoiseWork
 from diffsplat.text.features import PromptEncoder
 from diffsplat.text.tokenizer import Tokenizer
-
-DRAWN_SEED_LIMIT = 2**32  # short enough to be typed again
 
 
 class EncodeStage:

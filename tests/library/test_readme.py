@@ -13,6 +13,7 @@ PAGES = (
     "client/README.md",
     "docs/architecture.md",
     "docs/data.md",
+    "docs/edge.md",
     "docs/formats.md",
     "docs/gpu.md",
     "docs/operation.md",

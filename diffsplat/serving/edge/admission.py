@@ -1,0 +1,201 @@
+"""What a client may ask for: checks a request before Triton sees it, and writes the one that Triton gets."""
+
+import math
+import secrets
+import struct
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from diffsplat_client.contract import (
+    DEADLINE,
+    DRAWN_SEED_LIMIT,
+    ENSEMBLE,
+    ENSEMBLES,
+    MODELS,
+    REQUEST_TENSORS,
+    STOP,
+    STOP_MODEL,
+)
+from diffsplat_client.request_checks import short
+from tritonclient.grpc import service_pb2 as pb
+
+from diffsplat.serving.edge.wire import Payload, Request
+
+EMPTY_FINAL = "triton_enable_empty_final_response"
+MAX_ID_CHARACTERS = 128
+MAX_ELEMENTS = 2**31 - 1  # of a tensor; Triton 2.51 multiplies dims without a look at overflows
+MAX_STRINGS = 4096  # elements of a BYTES tensor
+
+_SIZES = {"BOOL": 1, "UINT8": 1, "INT32": 4, "INT64": 8, "FP32": 4}
+_SEED = "SEED"
+_DEADLINES = (DEADLINE.name, "START_DEADLINE_S")
+_GENERATION = {spec.name for spec in REQUEST_TENSORS}
+
+
+class RefusedError(Exception):
+    """The edge does not take a request: `code` is a key of contract.ERROR_CODES, `head` its message, if it is one."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.head: Any = None
+
+
+class Deadline(NamedTuple):
+    """A tensor with a number of seconds from the arrival on."""
+
+    position: int  # of the input
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A checked request.
+
+    Attributes:
+        client_id: the id that the client gave it, which its answers carry; empty if it has none.
+        is_stop: it asks to stop the client's request of the same id, and is nothing for Triton.
+        repeatable: sent again it gives the same answer: it has a seed.
+    """
+
+    client_id: str
+    request: Request
+    is_stop: bool
+    repeatable: bool
+    deadlines: tuple[Deadline, ...]
+
+    @property
+    def model(self) -> str:
+        """The model that it asks."""
+        return str(self.request.head.model_name)
+
+    @property
+    def end_after_s(self) -> float:
+        """Seconds from the arrival on after which nobody wants the answer any more."""
+        inputs = self.request.head.inputs
+        return min((d.seconds for d in self.deadlines if inputs[d.position].name == DEADLINE.name), default=math.inf)
+
+    def message(self, request_id: str, elapsed_s: float = 0.0) -> bytes:
+        """For Triton, under another id; its deadlines shrink by the time that has passed since the arrival."""
+        head = pb.ModelInferRequest()
+        head.CopyFrom(self.request.head)
+        head.id = request_id
+        payload = list(self.request.payload)
+        for position, seconds in self.deadlines if elapsed_s else ():
+            left = max(seconds - elapsed_s, 1e-3)
+            if payload:
+                payload[position] = memoryview(struct.pack("<f", left))
+            else:
+                head.inputs[position].contents.fp32_contents[:] = [left]
+        return Request(head, payload).to_bytes()
+
+
+def admit(data: bytes) -> Inference:
+    """Check a `ModelInferRequest`. RefusedError says what is wrong with it."""
+    try:
+        request = Request.parse(data)
+    except ValueError as error:
+        raise RefusedError("INVALID_ARG", f"the request is {error}") from None
+    try:
+        return _check(request)
+    except RefusedError as error:
+        error.head = request.head
+        raise
+
+
+def wants_empty_final(head: Any) -> bool:
+    """Whether the client wants to see the end of its request, as Triton marks it for decoupled models."""
+    return EMPTY_FINAL in head.parameters and head.parameters[EMPTY_FINAL].bool_param
+
+
+def _check(request: Request) -> Inference:
+    head = request.head
+    _check_id(head.id)
+    _check_parameters(head)
+    _check_payload(head, request.payload)
+    names = [tensor.name for tensor in head.inputs]
+    is_stop = head.model_name == STOP_MODEL and names == [STOP.name]
+    is_probe = head.model_name in MODELS and not names
+    if not (head.model_name in ENSEMBLES or is_stop or is_probe):
+        raise RefusedError(
+            "INVALID_ARG", f"model = {short(head.model_name)}: requests go to {' or '.join(ENSEMBLES)}, no other model"
+        )
+    if is_stop and not head.id:
+        raise RefusedError("INVALID_ARG", "STOP needs the id of the request to stop as its own request id")
+    if head.model_name == ENSEMBLE and _GENERATION.intersection(names) and _SEED not in names:
+        _add_seed(request)
+    repeatable = head.model_name in ENSEMBLES and bool(names)
+    return Inference(head.id, request, is_stop, repeatable, tuple(_deadlines(request)))
+
+
+def _check_id(request_id: str) -> None:
+    if len(request_id) > MAX_ID_CHARACTERS or not (request_id.isascii() and request_id.isprintable()):
+        raise RefusedError(
+            "INVALID_ARG",
+            f"request id = {short(request_id)}, {len(request_id)} characters: must be at most {MAX_ID_CHARACTERS} "
+            "printable ASCII characters",
+        )
+
+
+def _check_parameters(head: Any) -> None:
+    """Unknown ones reach every stage, and some end Triton 2.51; those of tensors open shared memory."""
+    for name in head.parameters:
+        if name != EMPTY_FINAL:
+            raise RefusedError("INVALID_ARG", f"request parameter {short(name)}: is not taken; {EMPTY_FINAL} is")
+    for tensor in (*head.inputs, *head.outputs):
+        for name in tensor.parameters:
+            raise RefusedError("INVALID_ARG", f"{short(tensor.name)}: parameter {short(name)} of a tensor is not taken")
+
+
+def _check_payload(head: Any, payload: Payload) -> None:
+    """Shapes must be possible and filled: Triton 2.51 ends or hangs on some that are not."""
+    if payload and len(payload) != len(head.inputs):
+        raise RefusedError("INVALID_ARG", f"{len(head.inputs)} inputs with the bytes of {len(payload)}")
+    names = [tensor.name for tensor in head.inputs]
+    if len(set(names)) != len(names):
+        raise RefusedError("INVALID_ARG", "two inputs of one name")
+    for index, tensor in enumerate(head.inputs):
+        name, shape = short(tensor.name), list(tensor.shape)
+        if any(size < 0 for size in shape) or (elements := math.prod(shape)) > MAX_ELEMENTS:
+            raise RefusedError("INVALID_ARG", f"{name} has shape {short(str(shape))}: no tensor can have it")
+        if not payload:
+            continue
+        content = payload[index]
+        if tensor.datatype == "BYTES":
+            filled = _count_strings(content) == elements
+        else:
+            filled = len(content) == elements * _SIZES.get(tensor.datatype, -1)
+        if not filled:
+            kind = short(f"{tensor.datatype} {shape}")
+            raise RefusedError("INVALID_ARG", f"{name} came as {kind} in {len(content)} bytes: they do not fit")
+
+
+def _count_strings(content: memoryview) -> int:
+    """Elements of a BYTES tensor, each with its length in front; -1 if the bytes do not divide like that."""
+    position = count = 0
+    while position < len(content) and count <= MAX_STRINGS:
+        if position + 4 > len(content):
+            return -1
+        position += 4 + int.from_bytes(content[position : position + 4], "little")
+        count += 1
+    return count if position == len(content) else -1
+
+
+def _add_seed(request: Request) -> None:
+    """Sent again after a restart, the request must give the same object."""
+    seed = secrets.randbelow(DRAWN_SEED_LIMIT)
+    tensor = request.head.inputs.add(name=_SEED, datatype="INT64", shape=[1])
+    if request.payload:
+        request.payload.append(memoryview(struct.pack("<q", seed)))
+    else:
+        tensor.contents.int64_contents.append(seed)
+
+
+def _deadlines(request: Request) -> list[Deadline]:
+    deadlines = []
+    for index, tensor in enumerate(request.head.inputs):
+        if tensor.name in _DEADLINES and tensor.datatype == "FP32" and math.prod(tensor.shape) == 1:
+            raw = struct.unpack("<f", request.payload[index]) if request.payload else tensor.contents.fp32_contents
+            if len(raw) == 1 and raw[0] > 0:  # anything else is refused by the first stage
+                deadlines.append(Deadline(index, raw[0]))
+    return deadlines

@@ -1,0 +1,195 @@
+"""Job: one request on its way through Triton, from its arrival to the last byte of its answer.
+
+    client --> Job --> Triton            messages: Triton --> Job --> Outbox of every reader --> client
+
+A job goes by an id of its own towards Triton, which nobody can guess, and survives Triton: what has not been answered
+when the server dies is sent to the next run of it. It ends with Triton's stream, which is always read to its end:
+cancelling it would leave the request running, and can crash Triton 2.51.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+
+from diffsplat_client.contract import STATUS
+
+from diffsplat.serving.drain import DRAINING
+from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empty_final
+from diffsplat.serving.edge.outbox import Outbox
+from diffsplat.serving.edge.progress import SeenAnswers
+from diffsplat.serving.edge.upstream import ServerRuns, Upstream, UpstreamGoneError
+from diffsplat.serving.edge.wire import FINAL_RESPONSE, Response
+
+MAX_RUNS = 3  # a request that was there whenever the server died is perhaps why it died
+RESTART_LIMIT_S = 300.0  # how long a request waits for a server
+FAULT_PATIENCE_S = 10.0  # a supervisor that has not begun a restart by then has found nothing wrong
+STOP_AGAIN_S = 1.0  # a STOP that comes before its request is forgotten after a while
+_POLL_S = 0.05
+_log = logging.getLogger(__name__)
+_DEAD_STAGE = re.compile(r"[Ss]tub process .*is not (healthy|ready)")
+
+
+class Job:
+    """One request. `run` works on it; readers get its messages through outboxes.
+
+    Args:
+        inference: what is asked.
+        upstream, runs: the Triton that computes it.
+        clock: seconds, monotonic.
+
+    Attributes:
+        request_id: its id at Triton.
+        arrived_s: when, on the clock.
+        runs_begun: how often it was sent to Triton.
+        end_state: "running", then "finished", "cancelled", "expired" or "failed".
+        error: why it did not finish.
+    """
+
+    def __init__(
+        self,
+        inference: Inference,
+        upstream: Upstream,
+        runs: ServerRuns,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.inference = inference
+        self.request_id = secrets.token_hex(16)
+        self.runs_begun = 0
+        self.end_state, self.error = "running", ""
+        self._upstream, self._runs, self._clock = upstream, runs, clock
+        self.arrived_s = clock()
+        self._readers: list[Outbox] = []
+        self._seen = SeenAnswers()
+        self._stopping: asyncio.Task[None] | None = None
+
+    def attach(self, reader: Outbox) -> None:
+        """Give the messages that come from now on to one more reader."""
+        self._readers.append(reader)
+
+    def detach(self, reader: Outbox) -> None:
+        """A reader has left; when it was the last one, the request is stopped."""
+        if reader in self._readers:
+            self._readers.remove(reader)
+        if not self._readers:
+            self.stop()
+
+    def stop(self) -> None:
+        """Let the denoiser stop it at its next step. Readers get what Triton says then."""
+        if self._stopping is None and self.end_state == "running":
+            self._stopping = asyncio.create_task(self._keep_stopping())
+
+    async def run(self) -> None:
+        """Send it to Triton, as often as need be, and pass on the answers. Ends when the last reader has its last."""
+        try:
+            await self._run()
+        except RefusedError as error:
+            await self._publish(self._refusal(error))
+        except Exception:  # such as an answer that is none: the client must not wait for ever
+            _log.exception("request %s failed in the edge", self.request_id)
+            await self._publish(self._refusal(RefusedError("INTERNAL", "the edge failed; the server's log says why")))
+        finally:
+            if self.end_state == "running":
+                self.end_state, self.error = "failed", "the edge was closed"
+            if self._stopping is not None:
+                self._stopping.cancel()
+            for reader in self._readers:
+                await reader.end()
+
+    async def _run(self) -> None:
+        failed_run = None
+        for self.runs_begun in range(1, MAX_RUNS + 1):
+            failed_run, fault = await self._forward(await self._next_run(failed_run))
+            if not fault:
+                if self.end_state == "running":
+                    self.end_state = "finished"
+                return
+            if not self.inference.repeatable:
+                raise RefusedError("UNAVAILABLE", fault)
+            self._seen.begin_again()
+        raise RefusedError("UNAVAILABLE", f"the server failed {MAX_RUNS} times while it worked on the request: {fault}")
+
+    async def _next_run(self, failed_run: int | None) -> int:
+        """Wait for a run of the server other than the one that failed; the same one will do if it goes on."""
+        began_s = self._clock()
+        while True:
+            now_s = self._clock()
+            if self._stopping is not None:
+                raise RefusedError("CANCELLED", "the request was cancelled")
+            if now_s - self.arrived_s >= self.inference.end_after_s:
+                raise RefusedError("DEADLINE_EXCEEDED", "deadline_s passed while the request waited for the server")
+            run = self._runs.run
+            if run is not None and (run != failed_run or now_s - began_s >= FAULT_PATIENCE_S):
+                return run
+            if now_s - began_s >= RESTART_LIMIT_S:
+                raise RefusedError("UNAVAILABLE", f"no server came back within {RESTART_LIMIT_S:g} s")
+            await asyncio.sleep(_POLL_S)
+
+    async def _forward(self, run: int) -> tuple[int, str]:
+        """One run of the request on one run of the server: that, and why the server failed, empty if it did not."""
+        elapsed_s = self._clock() - self.arrived_s if self.runs_begun > 1 else 0.0
+        fault = ""
+        try:
+            async for data in self._upstream.infer(self.inference.message(self.request_id, elapsed_s)):
+                response = Response.parse(data)
+                fault = fault or _server_fault(response, probe=not self.inference.repeatable)
+                if not fault and (new := self._seen.take(response)) is not None:
+                    self._note_end(new)
+                    await self._publish(new)
+        except UpstreamGoneError as error:
+            fault = fault or str(error)
+        return run, fault
+
+    async def _publish(self, response: Response) -> None:
+        if not self._readers:
+            return
+        response.head.id = self.inference.client_id
+        response.error = response.error.replace(self.request_id, self.inference.client_id)
+        message = response.to_bytes()
+        for reader in list(self._readers):
+            await reader.put(message)
+
+    def _note_end(self, response: Response) -> None:
+        if response.error:
+            self.end_state, self.error = "failed", response.error
+        status = response.read_json(STATUS.name) if not response.error else None
+        if status is not None and status.get("phase") == "ended":
+            self.end_state, self.error = str(status.get("end_state")), str(status.get("message"))
+
+    def _refusal(self, error: RefusedError) -> Response:
+        """An error of the edge's own, as Triton would send it."""
+        states = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}
+        self.end_state, self.error = states.get(error.code, "failed"), str(error)
+        error.head = self.inference.request.head
+        return refusal(error)
+
+    async def _keep_stopping(self) -> None:
+        while True:
+            await self._upstream.stop(self.request_id)
+            await asyncio.sleep(STOP_AGAIN_S)
+
+
+def refusal(error: RefusedError) -> Response:
+    """As Triton would send it."""
+    response = Response(error=f"{error.code}: {error}")
+    if error.head is not None:
+        response.head.id, response.head.model_name = error.head.id, error.head.model_name
+        if wants_empty_final(error.head):
+            response.head.parameters[FINAL_RESPONSE].bool_param = True
+    return response
+
+
+def _server_fault(response: Response, probe: bool) -> str:
+    """Why a response means that the server is broken or about to end, and not the request; empty if it does not."""
+    if probe:
+        return ""
+    if _DEAD_STAGE.search(response.error):
+        return "a stage of it died"
+    if response.error.startswith("UNAVAILABLE") and DRAINING in response.error:
+        return "it restarts"
+    status = response.read_json(STATUS.name)
+    if status is not None and status.get("phase") == "ended" and status.get("error_type") == "UNAVAILABLE":
+        return "it was shut down"
+    return ""

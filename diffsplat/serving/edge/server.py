@@ -1,0 +1,149 @@
+"""The edge's server: listens for clients, on a thread with an event loop of its own.
+
+with Edge(supervisor, supervisor.server.grpc_url, port=8001) as edge:
+    client = Client(edge.grpc_url)
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import grpc
+
+from diffsplat.serving.edge.calls import Calls
+from diffsplat.serving.edge.clients import ClientLimits, Clients
+from diffsplat.serving.edge.jobs import Job
+from diffsplat.serving.edge.upstream import ServerRuns, TritonUpstream
+from diffsplat.serving.ports import LOOPBACK, choose_ports, reached_at
+from diffsplat.serving.wheel import ServerStartError
+
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 1000, 3500  # a client that vanished is noticed within their sum
+_CLIENT_PINGS_MS = 1000  # clients may ping this often
+_IDLE_CHECK_S = 0.05
+_Result = TypeVar("_Result")
+
+
+class Edge:
+    """What clients reach of a server.
+
+        with Edge(supervisor, supervisor.server.grpc_url, port=8001) as edge:
+            client = Client(edge.grpc_url)
+
+    Args:
+        runs: which run of Triton serves.
+        upstream_url: HOST:PORT of Triton's gRPC port.
+        address, port: IPv4 address and port to listen on; port 0 takes a free one.
+        limits: what one client may have.
+
+    Attributes:
+        grpc_url: where this machine reaches it.
+    """
+
+    def __init__(
+        self,
+        runs: ServerRuns,
+        upstream_url: str,
+        *,
+        address: str = LOOPBACK,
+        port: int = 0,
+        limits: ClientLimits | None = None,
+    ) -> None:
+        self._runs, self._upstream_url = runs, upstream_url
+        self._address, self._asked_port = address, port
+        self._limits = limits or ClientLimits()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Edge":
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Listen. Raises ServerStartError if the port is in use."""
+        port = choose_ports({"gRPC": self._asked_port}, self._address)["gRPC"]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="edge", daemon=True)
+        self._thread.start()
+        try:
+            self._call(self._listen(f"{self._address}:{port}"))
+        except BaseException:
+            self._end_loop()
+            raise
+        self.grpc_url = f"{reached_at(self._address)}:{port}"
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Requests that have not ended."""
+        return self._clients.jobs
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is running, or an answer has not been read to its end."""
+        return self._clients.busy
+
+    def drain(self, timeout_s: float, give_up: threading.Event | None = None) -> bool:
+        """Refuse new requests and wait until those that run have ended and been read; whether they have.
+
+        Args:
+            timeout_s: how long to wait.
+            give_up: ends the wait when it is set.
+        """
+        return self._call(self._drain(timeout_s, give_up or threading.Event()))
+
+    def stop(self) -> None:
+        """Close every connection; requests that still run are lost. May be called twice."""
+        if self._thread is not None:
+            self._call(self._close())
+            self._end_loop()
+
+    def _call(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _end_loop(self) -> None:
+        assert self._thread is not None
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._thread = None
+        self._loop.close()
+
+    async def _listen(self, where: str) -> None:
+        self._clients = Clients(self._limits)
+        self._upstream = TritonUpstream(self._upstream_url)
+        self._calls = Calls(self._upstream, self._runs, self._clients)
+        self._server = grpc.aio.server(options=_server_options(self._limits))
+        self._server.add_generic_rpc_handlers(tuple(self._calls.handlers()))
+        try:
+            self._server.add_insecure_port(where)
+        except RuntimeError as error:
+            await self._upstream.close()
+            raise ServerStartError(f"cannot listen on {where}: {error}") from None
+        await self._server.start()
+
+    async def _drain(self, timeout_s: float, give_up: threading.Event) -> bool:
+        self._calls.draining = True
+        deadline_s = self._loop.time() + timeout_s
+        while self._clients.busy and self._loop.time() < deadline_s and not give_up.is_set():
+            await asyncio.sleep(_IDLE_CHECK_S)
+        return not self._clients.busy
+
+    async def _close(self) -> None:
+        await self._server.stop(grace=None)
+        await self._clients.close()
+        await self._upstream.close()
+
+
+def _server_options(limits: ClientLimits) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # a second server on the port is an error
+        ("grpc.max_receive_message_length", limits.max_request_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),  # the one above alone does nothing in grpc 1.85
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),  # as many as keep-alive needs
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _CLIENT_PINGS_MS),
+    ]

@@ -1,0 +1,178 @@
+"""The edge in front of a real tritonserver with pico: what clients see, and what becomes of requests when it dies."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+
+import grpc
+import numpy as np
+import pytest
+from diffsplat_client import Client, Finished, Progress
+from diffsplat_client.transport import GrpcTransport
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
+from diffsplat.serving.edge.service import Service
+from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from tests.serving.processes import TIMEOUT_S, wait_for
+
+pytestmark = pytest.mark.triton
+
+LONG_STEPS = 200
+COLOURS = ("red", "green", "blue", "yellow", "white", "black", "red", "green")
+CLIENT = """
+import sys
+from diffsplat_client import Client, Progress
+for event in Client(sys.argv[1]).stream("a red cube", steps=200):
+    if isinstance(event, Progress):
+        print("running", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def service(pico_repository: Path) -> Iterator[Service]:
+    policy = SupervisorPolicy(probe_interval_s=0.5, restart_delays_s=(0.0,))
+    with Service(pico_repository, policy=policy) as service:
+        yield service
+        assert not service.edge.busy
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with Client(service.grpc_url, timeout_s=TIMEOUT_S) as client:
+        yield client
+
+
+def wait_until_idle(service: Service) -> None:
+    wait_for(lambda: service.supervisor.server.requests_in_flight() == 0 and not service.edge.busy)
+
+
+def test_results_are_those_of_triton(service: Service, client: Client, four_views: np.ndarray) -> None:
+    with Client(service.supervisor.server.grpc_url) as direct:
+        options = {"seed": 3, "steps": 4, "format": "ply", "frame_poses": four_views, "frame_size": 64}
+        expected, got = (one.generate("a red cube", **options) for one in (direct, client))
+    assert got.cloud is None or np.array_equal(got.cloud.to_array(), expected.cloud.to_array())
+    assert got.asset == expected.asset and np.array_equal(got.frames, expected.frames)
+    assert got.warnings == expected.warnings and got.served == expected.served
+
+
+def test_the_seed_that_the_edge_draws_is_reported_and_right(client: Client) -> None:
+    drawn = client.generate("a red cube", steps=2)
+    again = client.generate("a red cube", steps=2, seed=drawn.seed)
+    assert np.array_equal(drawn.cloud.to_array(), again.cloud.to_array())
+
+
+def test_status_sees_every_stage_through_it(client: Client) -> None:
+    status = client.status()
+    assert status.ready and {model.state for model in status.models} == {"READY"}
+
+
+def test_many_requests_share_one_stream(service: Service) -> None:
+    """As perf_analyzer and Triton's own clients do: interleaved by id, and each with a marked end."""
+    sending: Queue[pb.ModelInferRequest | None] = Queue()
+    ids = [str(number) for number in range(4)]
+    for request_id in ids:
+        message = pb.ModelInferRequest(model_name="diffsplat", id=request_id)
+        message.parameters["triton_enable_empty_final_response"].bool_param = True
+        for name, datatype, raw in (
+            ("PROMPT", "BYTES", b"\x0a\0\0\0a red cube"),
+            ("STEPS", "INT32", (8).to_bytes(4, "little")),
+            ("SEED", "INT64", (5).to_bytes(8, "little")),
+        ):
+            message.inputs.add(name=name, datatype=datatype, shape=[1])
+            message.raw_input_contents.append(raw)
+        sending.put(message)
+    ended: list[str] = []
+    splats: dict[str, bytes] = {}
+    with grpc.insecure_channel(service.grpc_url, [("grpc.max_receive_message_length", -1)]) as channel:
+        for answer in GRPCInferenceServiceStub(channel).ModelStreamInfer(iter(sending.get, None)):
+            assert not answer.error_message, answer.error_message
+            response = answer.infer_response
+            names = [output.name for output in response.outputs]
+            if "GAUSSIANS" in names:
+                splats[response.id] = response.raw_output_contents[names.index("GAUSSIANS")]
+            if response.parameters["triton_final_response"].bool_param:
+                ended.append(response.id)
+                if len(ended) == len(ids):
+                    sending.put(None)
+    assert sorted(ended) == ids and sorted(splats) == ids and len(set(splats.values())) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "network gone"])
+def test_a_client_that_vanishes_frees_its_slot(service: Service, number: signal.Signals) -> None:
+    """A stopped process acknowledges nothing, as one whose network is gone."""
+    process = subprocess.Popen([sys.executable, "-c", CLIENT, service.grpc_url], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "running\n"
+        (job,) = service.edge.jobs
+        process.send_signal(number)
+        wait_for(lambda: job.end_state != "running")
+        assert job.end_state == "cancelled", "its 200 steps were not run to the end"
+        wait_until_idle(service)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_stream_that_is_closed_stops_its_request(service: Service, client: Client) -> None:
+    stream = client.stream("a red cube", steps=LONG_STEPS)
+    next(stream)
+    (job,) = service.edge.jobs
+    stream.close()
+    wait_for(lambda: job.end_state != "running")
+    assert job.end_state == "cancelled"
+    wait_until_idle(service)
+
+
+def test_a_stop_under_the_requests_id_ends_it(service: Service, client: Client) -> None:
+    with (
+        client.stream("a red cube", steps=LONG_STEPS) as events,
+        contextlib.closing(GrpcTransport(service.grpc_url)) as wire,
+    ):
+        next(events)
+        assert list(wire.stream("denoise", {"STOP": np.ones(1, np.bool_)}, events.request_id, TIMEOUT_S)) == []
+        with pytest.raises(Exception, match="the request was stopped"):
+            list(events)
+    wait_until_idle(service)
+
+
+def test_requests_survive_the_death_of_the_server(service: Service) -> None:
+    """Eight in flight, tritonserver killed: all end right, each once, and no progress runs backwards."""
+    expected = {}
+    with Client(service.grpc_url, timeout_s=TIMEOUT_S) as client:
+        for colour in set(COLOURS):
+            expected[colour] = client.generate(f"a {colour} cube", seed=1, steps=40).cloud.to_array()
+        started = threading.Barrier(len(COLOURS) + 1, timeout=TIMEOUT_S)
+
+        def generate(colour: str) -> tuple[str, list[np.ndarray], list[int]]:
+            clouds, steps = [], []
+            with client.stream(f"a {colour} cube", seed=1, steps=40) as events:
+                started.wait()
+                for event in events:
+                    if isinstance(event, Progress):
+                        steps.append(event.step)
+                    elif isinstance(event, Finished):
+                        clouds.append(event.result.cloud.to_array())
+            return colour, clouds, steps
+
+        restarts = service.supervisor.restarts
+        with ThreadPoolExecutor(len(COLOURS)) as pool:
+            answers = [pool.submit(generate, colour) for colour in COLOURS]
+            started.wait()
+            wait_for(lambda: len(service.edge.jobs) == len(COLOURS))
+            jobs = service.edge.jobs
+            os.kill(service.supervisor.server.pid, signal.SIGKILL)
+            results = [answer.result(TIMEOUT_S) for answer in answers]
+    assert service.supervisor.restarts == restarts + 1
+    for colour, clouds, steps in results:
+        assert len(clouds) == 1 and np.array_equal(clouds[0], expected[colour])
+        assert steps == sorted(set(steps))
+    assert [job.end_state for job in jobs] == ["finished"] * len(COLOURS)
+    assert max(job.runs_begun for job in jobs) == 2
