@@ -26,7 +26,14 @@ ERROR_CODES = {
     "CANCELLED": "CANCELLED",
     "DEADLINE_EXCEEDED": "DEADLINE_EXCEEDED",
     "INTERNAL": "INTERNAL",
+    "NOT_FOUND": "NOT_FOUND",  # by the edge alone: nothing goes by this id
 }
+
+# Parameters of a request that the edge reads; a stage never sees them. The id of a request with ON_DISCONNECT lasts:
+# sent again it attaches to the running request, or gets the kept result.
+ON_DISCONNECT = "diffsplat_on_disconnect"  # string: what happens when the client leaves
+CANCEL, KEEP = "cancel", "keep"  # its values: stop the request, or finish it and keep the result for a while
+ATTACH = "diffsplat_attach"  # bool: attach only; the request needs no tensors and is never computed
 
 # How a request ends early once `denoise` has accepted it: `denoise` sends a last STATUS of phase "ended", a later stage
 # its tensor EARLY_END_*. Both name one of these states, an error type (a key of ERROR_CODES) and a message. Neither is

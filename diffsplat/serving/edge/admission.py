@@ -1,5 +1,6 @@
 """What a client may ask for: checks a request before Triton sees it, and writes the one that Triton gets."""
 
+import hashlib
 import math
 import secrets
 import struct
@@ -7,11 +8,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from diffsplat_client.contract import (
+    ATTACH,
+    CANCEL,
     DEADLINE,
     DRAWN_SEED_LIMIT,
     ENSEMBLE,
     ENSEMBLES,
+    KEEP,
     MODELS,
+    ON_DISCONNECT,
     REQUEST_TENSORS,
     STOP,
     STOP_MODEL,
@@ -27,6 +32,7 @@ MAX_ELEMENTS = 2**31 - 1  # of a tensor; Triton 2.51 multiplies dims without a l
 MAX_STRINGS = 4096  # elements of a BYTES tensor
 
 _SIZES = {"BOOL": 1, "UINT8": 1, "INT32": 4, "INT64": 8, "FP32": 4}
+_PARAMETERS = (EMPTY_FINAL, ON_DISCONNECT, ATTACH)
 _SEED = "SEED"
 _DEADLINES = (DEADLINE.name, "START_DEADLINE_S")
 _GENERATION = {spec.name for spec in REQUEST_TENSORS}
@@ -56,6 +62,11 @@ class Inference:
         client_id: the id that the client gave it, which its answers carry; empty if it has none.
         is_stop: it asks to stop the client's request of the same id, and is nothing for Triton.
         repeatable: sent again it gives the same answer: it has a seed.
+        deadlines: in seconds from the arrival on.
+        on_disconnect: what happens to it when its client leaves, CANCEL or KEEP; None: it is cancelled, and its id
+            means nothing beyond its stream.
+        attaches: it is not to be computed, only found.
+        digest: of what the client sent but for the id, if the id lasts.
     """
 
     client_id: str
@@ -63,6 +74,9 @@ class Inference:
     is_stop: bool
     repeatable: bool
     deadlines: tuple[Deadline, ...]
+    on_disconnect: str | None = None
+    attaches: bool = False
+    digest: bytes = b""
 
     @property
     def model(self) -> str:
@@ -80,6 +94,8 @@ class Inference:
         head = pb.ModelInferRequest()
         head.CopyFrom(self.request.head)
         head.id = request_id
+        for name in (ON_DISCONNECT, ATTACH):
+            head.parameters.pop(name, None)
         payload = list(self.request.payload)
         for position, seconds in self.deadlines if elapsed_s else ():
             left = max(seconds - elapsed_s, 1e-3)
@@ -122,10 +138,28 @@ def _check(request: Request) -> Inference:
         )
     if is_stop and not head.id:
         raise RefusedError("INVALID_ARG", "STOP needs the id of the request to stop as its own request id")
+    attaches = ATTACH in head.parameters and head.parameters[ATTACH].bool_param
+    on_disconnect = head.parameters[ON_DISCONNECT].string_param if ON_DISCONNECT in head.parameters else None
+    if attaches and on_disconnect is None:
+        on_disconnect = KEEP
+    if on_disconnect is not None and not head.id:
+        raise RefusedError("INVALID_ARG", f"{ON_DISCONNECT} and {ATTACH} need a request id")
+    if on_disconnect not in (None, CANCEL, KEEP):
+        raise RefusedError("INVALID_ARG", f"{ON_DISCONNECT} = {short(on_disconnect)}: must be {CANCEL} or {KEEP}")
+    digest = b"" if on_disconnect is None else _digest(request)
     if head.model_name == ENSEMBLE and _GENERATION.intersection(names) and _SEED not in names:
         _add_seed(request)
     repeatable = head.model_name in ENSEMBLES and bool(names)
-    return Inference(head.id, request, is_stop, repeatable, tuple(_deadlines(request)))
+    deadlines = tuple(_deadlines(request))
+    return Inference(head.id, request, is_stop, repeatable, deadlines, on_disconnect, attaches, digest)
+
+
+def _digest(request: Request) -> bytes:
+    hashed = hashlib.sha256(request.head.SerializeToString(deterministic=True))
+    for content in request.payload:
+        hashed.update(len(content).to_bytes(8, "little"))
+        hashed.update(content)
+    return hashed.digest()
 
 
 def _check_id(request_id: str) -> None:
@@ -140,8 +174,9 @@ def _check_id(request_id: str) -> None:
 def _check_parameters(head: Any) -> None:
     """Unknown ones reach every stage, and some end Triton 2.51; those of tensors open shared memory."""
     for name in head.parameters:
-        if name != EMPTY_FINAL:
-            raise RefusedError("INVALID_ARG", f"request parameter {short(name)}: is not taken; {EMPTY_FINAL} is")
+        if name not in _PARAMETERS:
+            taken = ", ".join(_PARAMETERS)
+            raise RefusedError("INVALID_ARG", f"request parameter {short(name)}: is not taken; there are {taken}")
     for tensor in (*head.inputs, *head.outputs):
         for name in tensor.parameters:
             raise RefusedError("INVALID_ARG", f"{short(tensor.name)}: parameter {short(name)} of a tensor is not taken")

@@ -9,9 +9,9 @@ from tritonclient.grpc import service_pb2 as pb
 
 from diffsplat.serving.edge.admission import Inference, RefusedError, admit, wants_empty_final
 from diffsplat.serving.edge.clients import Client, Clients
-from diffsplat.serving.edge.jobs import Job, refusal
-from diffsplat.serving.edge.outbox import Outbox
-from diffsplat.serving.edge.upstream import QUESTION_TIMEOUT_S, SERVICE, ServerRuns, TritonUpstream
+from diffsplat.serving.edge.dispatch import Answers, Dispatcher
+from diffsplat.serving.edge.jobs import refusal
+from diffsplat.serving.edge.upstream import QUESTION_TIMEOUT_S, SERVICE, TritonUpstream
 from diffsplat.serving.edge.wire import FINAL_RESPONSE, Response
 
 FORWARDED = ("ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics")
@@ -25,13 +25,13 @@ class Calls:
     """Handlers of one edge's calls.
 
     Args:
-        upstream, runs: the Triton behind the edge.
-        clients: what is running for whom.
+        upstream: the Triton behind the edge.
+        dispatcher: takes the requests.
+        clients: who they are.
     """
 
-    def __init__(self, upstream: TritonUpstream, runs: ServerRuns, clients: Clients) -> None:
-        self._upstream, self._runs, self._clients = upstream, runs, clients
-        self.draining = False
+    def __init__(self, upstream: TritonUpstream, dispatcher: Dispatcher, clients: Clients) -> None:
+        self._upstream, self._dispatcher, self._clients = upstream, dispatcher, clients
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """For `grpc.aio.Server.add_generic_rpc_handlers`. Other methods of the protocol are unknown here."""
@@ -49,19 +49,16 @@ class Calls:
             grpc.method_handlers_generic_handler(HEALTH_SERVICE, health),
         ]
 
-    def _ready(self) -> bool:
-        return self._runs.run is not None and not self.draining
-
     async def _server_live(self, message: bytes, context: Any) -> bytes:
         answer: bytes = pb.ServerLiveResponse(live=True).SerializeToString()
         return answer
 
     async def _server_ready(self, message: bytes, context: Any) -> bytes:
-        answer: bytes = pb.ServerReadyResponse(ready=self._ready()).SerializeToString()
+        answer: bytes = pb.ServerReadyResponse(ready=self._dispatcher.ready).SerializeToString()
         return answer
 
     async def _health(self, message: bytes, context: Any) -> bytes:
-        return _SERVING if self._ready() else _NOT_SERVING
+        return _SERVING if self._dispatcher.ready else _NOT_SERVING
 
     def _forwarder(self, method: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         async def forward(message: bytes, context: Any) -> bytes:
@@ -83,37 +80,23 @@ class Calls:
                 raise RefusedError("INVALID_ARG", "requests go through ModelStreamInfer: their answers are streams")
         except RefusedError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{error.code}: {error}")
-        _stop(client, inference)
+        self._dispatcher.stop(client, inference.client_id)
         answer: bytes = pb.ModelInferResponse(model_name=inference.model, id=inference.client_id).SerializeToString()
         return answer
 
     async def _model_stream_infer(self, _: Any, context: Any) -> None:
         """Any number of requests; their answers come as they are made, each under its request's id."""
-        await StreamCall(context, self._client_of(context), self._begin).serve()
+        await StreamCall(context, self._client_of(context), self._dispatcher).serve()
 
     def _client_of(self, context: Any) -> Client:
         return self._clients.get(host_of(context.peer()))
-
-    def _begin(self, client: Client, inference: Inference, reader: Outbox) -> Job:
-        try:
-            if self.draining:
-                raise RefusedError("UNAVAILABLE", "the server is shutting down and takes no new requests")
-            client.check_room()
-        except RefusedError as error:
-            error.head = inference.request.head
-            raise
-        job = Job(inference, self._upstream, self._runs)
-        job.attach(reader)
-        self._clients.start(client, job)
-        return job
 
 
 class StreamCall:
     """One `ModelStreamInfer` call: reads requests and writes their answers until both have ended."""
 
-    def __init__(self, context: Any, client: Client, begin: Callable[[Client, Inference, Outbox], Job]) -> None:
-        """`begin` starts a request for a reader, or raises RefusedError."""
-        self._context, self._client, self._begin = context, client, begin
+    def __init__(self, context: Any, client: Client, dispatcher: Dispatcher) -> None:
+        self._context, self._client, self._dispatcher = context, client, dispatcher
         self._writing = asyncio.Lock()
 
     async def serve(self) -> None:
@@ -123,28 +106,22 @@ class StreamCall:
                 await self._take(message, tasks)
 
     async def _take(self, message: bytes, tasks: asyncio.TaskGroup) -> None:
-        outbox = Outbox(self._client.unread)
         try:
             inference = admit(message)
             if inference.is_stop:
-                _stop(self._client, inference)
+                self._dispatcher.stop(self._client, inference.client_id)
                 await self._confirm_stop(inference)
                 return
-            job = self._begin(self._client, inference, outbox)
+            answers = self._dispatcher.ask(self._client, inference)
         except RefusedError as error:
             await self._write(refusal(error).to_bytes())
             return
-        tasks.create_task(self._deliver(job, outbox))
+        tasks.create_task(self._deliver(answers))
 
-    async def _deliver(self, job: Job, outbox: Outbox) -> None:
-        self._client.unread_answers += 1
-        try:
-            async for message in outbox:
+    async def _deliver(self, answers: Answers) -> None:
+        async with answers as messages:
+            async for message in messages:
                 await self._write(message)
-        finally:
-            self._client.unread_answers -= 1
-            job.detach(outbox)
-            await outbox.close()
 
     async def _write(self, message: bytes) -> None:
         async with self._writing:
@@ -165,8 +142,3 @@ class StreamCall:
 def host_of(peer: str) -> str:
     """The address in gRPC's name of a peer, such as `ipv4:127.0.0.1:40000`, without the port."""
     return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
-
-
-def _stop(client: Client, inference: Inference) -> None:
-    for job in client.named(inference.client_id):
-        job.stop()

@@ -2,6 +2,7 @@
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from diffsplat.serving.edge.admission import RefusedError
@@ -45,10 +46,6 @@ class Client:
         if len(self.jobs) >= self.limits.max_requests:
             raise RefusedError("UNAVAILABLE", f"{len(self.jobs)} requests of this client are running: try again later")
 
-    def named(self, client_id: str) -> list[Job]:
-        """Its running requests of this id."""
-        return [job for job in self.jobs if job.inference.client_id == client_id]
-
 
 class Clients:
     """All clients that have something running."""
@@ -75,8 +72,8 @@ class Clients:
             self._clients[name] = client = Client(name, self.limits, ByteBudget(self.limits.max_unread_bytes))
         return client
 
-    def start(self, client: Client, job: Job) -> None:
-        """Run a request to its end, whether or not anybody reads it."""
+    def start(self, client: Client, job: Job, at_end: Callable[[], None] = lambda: None) -> None:
+        """Run a request to its end, whether or not anybody reads it; then call `at_end`."""
         client.jobs.append(job)
         task = asyncio.create_task(job.run())
         self._tasks.add(task)
@@ -84,6 +81,7 @@ class Clients:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             client.jobs.remove(job)
+            at_end()
 
         task.add_done_callback(ended)
 

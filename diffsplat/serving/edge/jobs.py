@@ -19,7 +19,8 @@ from diffsplat_client.contract import STATUS
 from diffsplat.serving.drain import DRAINING
 from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empty_final
 from diffsplat.serving.edge.outbox import Outbox
-from diffsplat.serving.edge.progress import SeenAnswers
+from diffsplat.serving.edge.progress import SeenAnswers, is_passing
+from diffsplat.serving.edge.results_store import Recording
 from diffsplat.serving.edge.upstream import ServerRuns, Upstream, UpstreamGoneError
 from diffsplat.serving.edge.wire import FINAL_RESPONSE, Response
 
@@ -62,11 +63,12 @@ class Job:
         self._upstream, self._runs, self._clock = upstream, runs, clock
         self.arrived_s = clock()
         self._readers: list[Outbox] = []
+        self._recording: Recording | None = None
         self._seen = SeenAnswers()
         self._stopping: asyncio.Task[None] | None = None
 
     def attach(self, reader: Outbox) -> None:
-        """Give the messages that come from now on to one more reader."""
+        """Give the messages that come from now on to a reader."""
         self._readers.append(reader)
 
     def detach(self, reader: Outbox) -> None:
@@ -75,6 +77,10 @@ class Job:
             self._readers.remove(reader)
         if not self._readers:
             self.stop()
+
+    def record(self, recording: Recording) -> None:
+        """Give the messages to a recording, which others read."""
+        self._recording = recording
 
     def stop(self) -> None:
         """Let the denoiser stop it at its next step. Readers get what Triton says then."""
@@ -97,6 +103,8 @@ class Job:
                 self._stopping.cancel()
             for reader in self._readers:
                 await reader.end()
+            if self._recording is not None:
+                await self._recording.end()
 
     async def _run(self) -> None:
         failed_run = None
@@ -143,13 +151,15 @@ class Job:
         return run, fault
 
     async def _publish(self, response: Response) -> None:
-        if not self._readers:
+        if not self._readers and self._recording is None:
             return
         response.head.id = self.inference.client_id
         response.error = response.error.replace(self.request_id, self.inference.client_id)
         message = response.to_bytes()
         for reader in list(self._readers):
             await reader.put(message)
+        if self._recording is not None:
+            await self._recording.put(message, passing=is_passing(response))
 
     def _note_end(self, response: Response) -> None:
         if response.error:

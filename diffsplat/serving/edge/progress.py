@@ -38,6 +38,12 @@ class SeenAnswers:
         return new
 
 
+def is_passing(response: Response) -> bool:
+    """Whether it only says where a request stands, which the next one says anew."""
+    status = response.read_json(STATUS.name)
+    return response.names == [STATUS.name] and status is not None and _standing(status.get("phase"), 0)[0] < 2
+
+
 def _standing(phase: object, step: object) -> tuple[int, int]:
     order = _ORDER.get(phase, 0) if isinstance(phase, str) else 0
     return order, step if order == _ORDER["denoising"] and isinstance(step, int) else 0

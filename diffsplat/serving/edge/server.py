@@ -13,7 +13,9 @@ import grpc
 
 from diffsplat.serving.edge.calls import Calls
 from diffsplat.serving.edge.clients import ClientLimits, Clients
+from diffsplat.serving.edge.dispatch import Dispatcher
 from diffsplat.serving.edge.jobs import Job
+from diffsplat.serving.edge.results_store import KeepPolicy, ResultStore
 from diffsplat.serving.edge.upstream import ServerRuns, TritonUpstream
 from diffsplat.serving.ports import LOOPBACK, choose_ports, reached_at
 from diffsplat.serving.wheel import ServerStartError
@@ -35,6 +37,7 @@ class Edge:
         upstream_url: HOST:PORT of Triton's gRPC port.
         address, port: IPv4 address and port to listen on; port 0 takes a free one.
         limits: what one client may have.
+        keep: which results outlive their readers.
 
     Attributes:
         grpc_url: where this machine reaches it.
@@ -48,10 +51,11 @@ class Edge:
         address: str = LOOPBACK,
         port: int = 0,
         limits: ClientLimits | None = None,
+        keep: KeepPolicy | None = None,
     ) -> None:
         self._runs, self._upstream_url = runs, upstream_url
         self._address, self._asked_port = address, port
-        self._limits = limits or ClientLimits()
+        self._limits, self._keep = limits or ClientLimits(), keep or KeepPolicy()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Edge":
@@ -112,9 +116,10 @@ class Edge:
     async def _listen(self, where: str) -> None:
         self._clients = Clients(self._limits)
         self._upstream = TritonUpstream(self._upstream_url)
-        self._calls = Calls(self._upstream, self._runs, self._clients)
+        self._store = ResultStore(self._keep)
+        self._dispatcher = Dispatcher(self._upstream, self._runs, self._clients, self._store)
         self._server = grpc.aio.server(options=_server_options(self._limits))
-        self._server.add_generic_rpc_handlers(tuple(self._calls.handlers()))
+        self._server.add_generic_rpc_handlers(tuple(Calls(self._upstream, self._dispatcher, self._clients).handlers()))
         try:
             self._server.add_insecure_port(where)
         except RuntimeError as error:
@@ -123,7 +128,7 @@ class Edge:
         await self._server.start()
 
     async def _drain(self, timeout_s: float, give_up: threading.Event) -> bool:
-        self._calls.draining = True
+        self._dispatcher.draining = True
         deadline_s = self._loop.time() + timeout_s
         while self._clients.busy and self._loop.time() < deadline_s and not give_up.is_set():
             await asyncio.sleep(_IDLE_CHECK_S)
@@ -132,6 +137,7 @@ class Edge:
     async def _close(self) -> None:
         await self._server.stop(grace=None)
         await self._clients.close()
+        self._store.close()
         await self._upstream.close()
 
 

@@ -70,6 +70,23 @@ def test_a_stop_and_a_probe_are_told_from_requests() -> None:
     assert not probe.repeatable and not probe.is_stop and admitted().repeatable
 
 
+def lasting(message: Any, on_disconnect: str, request_id: str = "mine") -> Any:
+    message.parameters["diffsplat_on_disconnect"].string_param = on_disconnect
+    message.id = request_id
+    return message
+
+
+def test_parameters_of_the_edge_stay_here_and_the_digest_is_the_requests() -> None:
+    kept, other = admitted(lasting(request(), "keep")), admitted(lasting(request(PROMPT=b"a blue cone"), "keep"))
+    assert kept.on_disconnect == "keep" and not kept.attaches
+    assert not pb.ModelInferRequest.FromString(kept.message("internal")).parameters
+    assert kept.digest == admitted(lasting(request(), "keep")).digest != other.digest, "a drawn seed is not part of it"
+    attaching = pb.ModelInferRequest(model_name="diffsplat", id="mine")
+    attaching.parameters["diffsplat_attach"].bool_param = True
+    assert admitted(attaching).attaches and admitted(attaching).on_disconnect == "keep"
+    assert admitted().on_disconnect is None
+
+
 def shaped(datatype: str, shape: list[int], raw: bytes) -> Callable[[Any], None]:
     return lambda message: add(message, "FRAME_POSES", datatype, shape, raw)
 
@@ -107,6 +124,8 @@ def classification(message: Any) -> None:
         (lambda message: message.raw_input_contents.append(b""), "1 inputs with the bytes of 2"),
         (lambda message: add(message, "PROMPT", "BYTES", [1], b"\0\0\0\0"), "two inputs of one name"),
         (parameter, "request parameter 'sequence_id': is not taken"),
+        (lambda message: lasting(message, "perhaps"), "diffsplat_on_disconnect = 'perhaps': must be cancel or keep"),
+        (lambda message: lasting(message, "keep", request_id=""), "need a request id"),
         (region, "parameter 'shared_memory_region' of a tensor is not taken"),
         (classification, "parameter 'classification' of a tensor is not taken"),
         (rename(model_name="decode"), "requests go to diffsplat or diffsplat_reconstruct, no other model"),

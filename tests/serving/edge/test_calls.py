@@ -16,6 +16,7 @@ from diffsplat.serving.edge.clients import ClientLimits
 from diffsplat.serving.edge.server import Edge
 from diffsplat.serving.wheel import ServerStartError
 from tests.serving.edge.scripted import PATIENCE_S, answer, read, request, status
+from tests.serving.processes import wait_for
 
 LIMITS = ClientLimits(max_requests=3, max_request_bytes=2**20)
 
@@ -147,6 +148,7 @@ def test_a_stop_ends_one_request_and_leaves_the_others(
     for message in answers:
         if message.infer_response.id == "one" and b"cancelled" in message.infer_response.raw_output_contents[0]:
             break
+    wait_for(lambda: len(edge.jobs) == 1)
     (left,) = edge.jobs
     assert left.inference.client_id == "two"
     triton[0].finish.set()

@@ -1,0 +1,104 @@
+"""Starts requests, finds those that run or are kept, and stops them: for every protocol that clients speak."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from diffsplat_client.contract import CANCEL
+
+from diffsplat.serving.edge.admission import Inference, RefusedError
+from diffsplat.serving.edge.clients import Client, Clients
+from diffsplat.serving.edge.jobs import Job
+from diffsplat.serving.edge.outbox import Outbox
+from diffsplat.serving.edge.results_store import Recording, ResultStore
+from diffsplat.serving.edge.upstream import ServerRuns, Upstream
+
+Answers = AbstractAsyncContextManager[AsyncIterator[bytes]]  # entered by a reader, left when it leaves
+
+
+class Dispatcher:
+    """Requests of all clients.
+
+    Args:
+        upstream, runs: the Triton behind the edge.
+        clients: what is running for whom.
+        store: answers that outlive their readers.
+
+    Attributes:
+        draining: no new requests are taken.
+    """
+
+    def __init__(self, upstream: Upstream, runs: ServerRuns, clients: Clients, store: ResultStore) -> None:
+        self.draining = False
+        self._upstream, self._runs, self._clients, self._store = upstream, runs, clients, store
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken and computed now."""
+        return self._runs.run is not None and not self.draining
+
+    def ask(self, client: Client, inference: Inference) -> Answers:
+        """The answers to a request, which is started unless it runs or is kept. RefusedError if it is not taken."""
+        try:
+            if inference.on_disconnect is None:
+                return self._ask_once(client, inference)
+            return self._read(client, self._find_or_start(client, inference))
+        except RefusedError as error:
+            error.head = inference.request.head
+            raise
+
+    def stop(self, client: Client, client_id: str) -> bool:
+        """Stop the running requests of this id; whether there are any."""
+        jobs = [job for job in client.jobs if job.inference.client_id == client_id]
+        for job in jobs:
+            job.stop()
+        return bool(jobs)
+
+    def _ask_once(self, client: Client, inference: Inference) -> Answers:
+        job, outbox = self._make_job(client, inference), Outbox(client.unread)
+        job.attach(outbox)
+        self._clients.start(client, job)
+        return self._read_outbox(client, job, outbox)
+
+    def _find_or_start(self, client: Client, inference: Inference) -> Recording:
+        """Never computed twice: the recording of the same request, if there is one."""
+        key = (client.name, inference.client_id)
+        recording = self._store.find(key)
+        if recording is not None:
+            if not inference.attaches and recording.digest != inference.digest:
+                raise RefusedError("INVALID_ARG", "another request has this id already: choose a new one")
+            return recording
+        if inference.attaches:
+            raise RefusedError("NOT_FOUND", "no request of this id is running, and no result of it is kept")
+        job = self._make_job(client, inference)
+        recording = self._store.begin(key, inference.digest)
+        job.record(recording)
+        if inference.on_disconnect == CANCEL:
+            recording.on_idle = job.stop
+        self._clients.start(client, job, lambda: self._store.end(key, keep=job.end_state == "finished"))
+        return recording
+
+    def _make_job(self, client: Client, inference: Inference) -> Job:
+        if self.draining:
+            raise RefusedError("UNAVAILABLE", "the server is shutting down and takes no new requests")
+        client.check_room()
+        return Job(inference, self._upstream, self._runs)
+
+    @asynccontextmanager
+    async def _read_outbox(self, client: Client, job: Job, outbox: Outbox) -> AsyncIterator[AsyncIterator[bytes]]:
+        client.unread_answers += 1
+        try:
+            yield outbox
+        finally:
+            client.unread_answers -= 1
+            job.detach(outbox)
+            await outbox.close()
+
+    @asynccontextmanager
+    async def _read(self, client: Client, recording: Recording) -> AsyncIterator[AsyncIterator[bytes]]:
+        client.unread_answers += 1
+        messages = aiter(recording)
+        try:
+            yield messages
+        finally:
+            client.unread_answers -= 1
+            await messages.aclose()

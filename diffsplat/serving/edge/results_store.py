@@ -1,0 +1,152 @@
+"""Answers that outlive their reader: recorded on disk, bounded in bytes and time, read by anybody who knows the id.
+
+A recording is an anonymous file: it has no name that another user could open, and it is gone with the process.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import IO
+
+Key = tuple[str, str]  # name of a client, id that it gave its request
+
+
+@dataclass(frozen=True)
+class KeepPolicy:
+    """What is kept of requests that have finished.
+
+    Attributes:
+        max_bytes: of all results together; the oldest go first.
+        max_results: likewise; each is an open file.
+        keep_s: how long after its end.
+    """
+
+    max_bytes: int = 2**30
+    max_results: int = 256
+    keep_s: float = 600.0
+
+
+class Recording:
+    """The messages of one request: all that belong to its result, and the newest that does not.
+
+    Attributes:
+        digest: of the request that it answers.
+        readers: how many read it now.
+        on_idle: called when the last of them leaves.
+        size: bytes of the result.
+    """
+
+    def __init__(self, digest: bytes, file: IO[bytes]) -> None:
+        self.digest = digest
+        self.readers = 0
+        self.on_idle: Callable[[], None] = lambda: None
+        self.size = 0
+        self.ended = False
+        self._file = file
+        self._spans: list[tuple[int, int]] = []  # of the messages in the file: offset and length
+        self._passing, self._passed = b"", 0  # the newest message that is not kept, and how many there were
+        self._changed = asyncio.Condition()
+
+    async def put(self, message: bytes, *, passing: bool) -> None:
+        """One more message; a passing one only matters until the next one."""
+        if not passing:
+            await asyncio.to_thread(self._write, message)
+        async with self._changed:
+            if passing:
+                self._passing, self._passed = message, self._passed + 1
+            else:
+                self._spans.append((self.size, len(message)))
+                self.size += len(message)
+            self._changed.notify_all()
+
+    async def end(self) -> None:
+        """That was all."""
+        async with self._changed:
+            self.ended = True
+            self._changed.notify_all()
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        """From the newest passing message, or all that is kept, to the end; for any number of readers at any time."""
+        self.readers += 1
+        try:
+            index = passed = 0
+            while True:
+                async with self._changed:
+                    await self._changed.wait_for(
+                        lambda: index < len(self._spans) or (passed < self._passed) or self.ended  # noqa: B023
+                    )
+                    span = self._spans[index] if index < len(self._spans) else None
+                    message, newest = self._passing, self._passed
+                if span is not None:
+                    index += 1
+                    passed = newest  # what passed before a result is old news
+                    yield await asyncio.to_thread(os.pread, self._file.fileno(), span[1], span[0])
+                elif passed < newest:
+                    passed = newest
+                    yield message
+                else:
+                    return
+        finally:
+            self.readers -= 1
+            if not self.readers:
+                self.on_idle()
+
+    def discard(self) -> None:
+        """Give the disk back; who reads it still may read on."""
+        if not self.readers:
+            self._file.close()
+        else:
+            self.on_idle = self._file.close
+
+    def _write(self, message: bytes) -> None:
+        view, offset = memoryview(message), self.size
+        while view:
+            written = os.pwrite(self._file.fileno(), view, offset)
+            view, offset = view[written:], offset + written
+
+
+class ResultStore:
+    """Recordings by client and id, the oldest first."""
+
+    def __init__(self, policy: KeepPolicy) -> None:
+        self.policy = policy
+        self._recordings: dict[Key, Recording] = {}
+        self._ended: dict[Key, Recording] = {}  # in the order of their ends
+
+    def find(self, key: Key) -> Recording | None:
+        """The recording of a running request, or of one whose result is kept."""
+        return self._recordings.get(key)
+
+    def begin(self, key: Key, digest: bytes) -> Recording:
+        """Record the answers to a request."""
+        recording = Recording(digest, tempfile.TemporaryFile(prefix="diffsplat-edge-"))
+        self._recordings[key] = recording
+        return recording
+
+    def end(self, key: Key, *, keep: bool) -> None:
+        """A request has ended; its recording is kept for a while, or only for those who read it now."""
+        recording = self._recordings[key]
+        if not keep:
+            self._drop(key, recording)
+            return
+        self._ended[key] = recording
+        asyncio.get_running_loop().call_later(self.policy.keep_s, self._drop, key, recording)
+        while len(self._ended) > self.policy.max_results or self._kept_bytes > self.policy.max_bytes:
+            self._drop(*next(iter(self._ended.items())))
+
+    def close(self) -> None:
+        """Keep nothing any more."""
+        for key, recording in list(self._recordings.items()):
+            self._drop(key, recording)
+
+    @property
+    def _kept_bytes(self) -> int:
+        return sum(recording.size for recording in self._ended.values())
+
+    def _drop(self, key: Key, recording: Recording) -> None:
+        if self._recordings.get(key) is recording:
+            del self._recordings[key]
+            self._ended.pop(key, None)
+            recording.discard()
