@@ -18,8 +18,11 @@ from diffsplat.serving.supervisor_policy import MEMORY_SHARE, SupervisorPolicy
 from diffsplat.serving.wheel import ServerStartError
 
 if TYPE_CHECKING:
+    from diffsplat.serving.edge.server import EdgeSettings
     from diffsplat.serving.edge.service import Service
 
+DEFAULT_MAX_REQUESTS = 128
+DEFAULT_MAX_REQUEST_BYTES = 64 * 2**20
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -67,13 +70,38 @@ def serve_command(subparsers: Any) -> None:
         help="restart the server when it is idle and takes more than this, such as 12G "
         f"(default: {MEMORY_SHARE:.0%} of this machine's memory)".replace("%", "%%"),
     )
+    _add_edge_options(parser)
+    add("--log-folder", type=Path, help="where logs are kept (default: ~/.local/state/diffsplat/NAME-PORT)")
+    parser.set_defaults(run=_serve)
+
+
+def _add_edge_options(parser: argparse.ArgumentParser) -> None:
+    """How the edge treats clients; see docs/edge.md."""
+    add = parser.add_argument_group("the edge").add_argument
     add(
         "--no-edge",
         action="store_true",
         help="let clients reach Triton itself, which malformed requests crash and vanished clients do not stop",
     )
-    add("--log-folder", type=Path, help="where logs are kept (default: ~/.local/state/diffsplat/NAME-PORT)")
-    parser.set_defaults(run=_serve)
+    add("--tokens", type=Path, metavar="FILE", help="clients need a token; lines of NAME and the token's SHA-256")
+    add("--tls-certificate", type=Path, metavar="PEM", help="encrypt connections; with --tls-key")
+    add("--tls-key", type=Path, metavar="PEM", help="of that certificate")
+    add("--tls-client-ca", type=Path, metavar="PEM", help="clients need a certificate of this authority")
+    add(
+        "--max-requests-per-client",
+        type=_count,
+        default=DEFAULT_MAX_REQUESTS,
+        metavar="N",
+        help="running at a time (default: %(default)s)",
+    )
+    add(
+        "--max-request-size",
+        type=_memory,
+        default=DEFAULT_MAX_REQUEST_BYTES,
+        metavar="SIZE",
+        help=f"of one message, images included (default: {DEFAULT_MAX_REQUEST_BYTES // 2**20}M)",
+    )
+    add("--log-prompts", action="store_true", help="write prompts to the log of requests, requests.jsonl")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -117,7 +145,26 @@ def _make_service(arguments: argparse.Namespace, options: dict[str, Any]) -> "Se
         return Supervisor(arguments.repository, **options)
     from diffsplat.serving.edge.service import Service  # loads grpc
 
-    return Service(arguments.repository, **options)
+    return Service(arguments.repository, settings=_edge_settings(arguments, options["log_folder"]), **options)
+
+
+def _edge_settings(arguments: argparse.Namespace, log_folder: Path) -> "EdgeSettings":
+    from diffsplat.serving.edge.clients import ClientLimits
+    from diffsplat.serving.edge.server import EdgeSettings
+    from diffsplat.serving.edge.tls import TlsFiles
+
+    certificate, key, client_ca = arguments.tls_certificate, arguments.tls_key, arguments.tls_client_ca
+    if (certificate is None) != (key is None) or (client_ca is not None and certificate is None):
+        raise ServerStartError("--tls-certificate and --tls-key go together, and --tls-client-ca needs both")
+    return EdgeSettings(
+        limits=ClientLimits(
+            max_requests=arguments.max_requests_per_client, max_request_bytes=arguments.max_request_size
+        ),
+        tls=None if certificate is None else TlsFiles(certificate, key, client_ca),
+        tokens=arguments.tokens,
+        request_log=log_folder / "requests.jsonl",
+        log_prompts=arguments.log_prompts,
+    )
 
 
 def _stop_signals() -> tuple[threading.Event, threading.Event]:
@@ -138,6 +185,13 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise ValueError
     return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
 
 
 def _memory(text: str) -> int:

@@ -89,6 +89,15 @@ class Inference:
         inputs = self.request.head.inputs
         return min((d.seconds for d in self.deadlines if inputs[d.position].name == DEADLINE.name), default=math.inf)
 
+    def text(self, name: str) -> str:
+        """A BYTES [1] input as text, cut to 2,000 characters; empty if it was not sent."""
+        for position, tensor in enumerate(self.request.head.inputs):
+            if tensor.name == name:
+                payload = self.request.payload
+                raw = bytes(payload[position][4:]) if payload else b"".join(tensor.contents.bytes_contents)
+                return raw.decode(errors="replace")[:2000]
+        return ""
+
     def message(self, request_id: str, elapsed_s: float = 0.0) -> bytes:
         """For Triton, under another id; its deadlines shrink by the time that has passed since the arrival."""
         head = pb.ModelInferRequest()

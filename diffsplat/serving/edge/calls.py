@@ -7,9 +7,10 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from diffsplat.serving.edge.admission import Inference, RefusedError, admit, wants_empty_final
+from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empty_final
 from diffsplat.serving.edge.clients import Client, Clients
 from diffsplat.serving.edge.dispatch import Answers, Dispatcher
+from diffsplat.serving.edge.identity import Doorman
 from diffsplat.serving.edge.jobs import refusal
 from diffsplat.serving.edge.upstream import QUESTION_TIMEOUT_S, SERVICE, TritonUpstream
 from diffsplat.serving.edge.wire import FINAL_RESPONSE, Response
@@ -27,11 +28,12 @@ class Calls:
     Args:
         upstream: the Triton behind the edge.
         dispatcher: takes the requests.
-        clients: who they are.
+        clients: all there are.
+        doorman: tells who is who. Health is everybody's business; all else is for those it knows.
     """
 
-    def __init__(self, upstream: TritonUpstream, dispatcher: Dispatcher, clients: Clients) -> None:
-        self._upstream, self._dispatcher, self._clients = upstream, dispatcher, clients
+    def __init__(self, upstream: TritonUpstream, dispatcher: Dispatcher, clients: Clients, doorman: Doorman) -> None:
+        self._upstream, self._dispatcher, self._clients, self._doorman = upstream, dispatcher, clients, doorman
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """For `grpc.aio.Server.add_generic_rpc_handlers`. Other methods of the protocol are unknown here."""
@@ -62,6 +64,7 @@ class Calls:
 
     def _forwarder(self, method: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         async def forward(message: bytes, context: Any) -> bytes:
+            await self._client_of(context)
             left_s = context.time_remaining()
             try:
                 return await self._upstream.ask(method, message, min(left_s or QUESTION_TIMEOUT_S, QUESTION_TIMEOUT_S))
@@ -73,9 +76,9 @@ class Calls:
 
     async def _model_infer(self, message: bytes, context: Any) -> bytes:
         """STOP alone: everything else streams."""
-        client = self._client_of(context)
+        client = await self._client_of(context)
         try:
-            inference = admit(message)
+            inference = self._dispatcher.admit(client, message)
             if not inference.is_stop:
                 raise RefusedError("INVALID_ARG", "requests go through ModelStreamInfer: their answers are streams")
         except RefusedError as error:
@@ -86,10 +89,16 @@ class Calls:
 
     async def _model_stream_infer(self, _: Any, context: Any) -> None:
         """Any number of requests; their answers come as they are made, each under its request's id."""
-        await StreamCall(context, self._client_of(context), self._dispatcher).serve()
+        await StreamCall(context, await self._client_of(context), self._dispatcher).serve()
 
-    def _client_of(self, context: Any) -> Client:
-        return self._clients.get(host_of(context.peer()))
+    async def _client_of(self, context: Any) -> Client:
+        name = self._doorman.name_of(context.peer(), context.invocation_metadata() or (), context.auth_context())
+        if name is None:
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED, "authorization: a bearer token of this server is needed"
+            )
+            raise AssertionError("abort raises")
+        return self._clients.get(name)
 
 
 class StreamCall:
@@ -107,7 +116,7 @@ class StreamCall:
 
     async def _take(self, message: bytes, tasks: asyncio.TaskGroup) -> None:
         try:
-            inference = admit(message)
+            inference = self._dispatcher.admit(self._client, message)
             if inference.is_stop:
                 self._dispatcher.stop(self._client, inference.client_id)
                 await self._confirm_stop(inference)
@@ -137,8 +146,3 @@ class StreamCall:
             end = Response(pb.ModelInferResponse(id=inference.client_id, model_name=inference.model))
             end.head.parameters[FINAL_RESPONSE].bool_param = True
             await self._write(end.to_bytes())
-
-
-def host_of(peer: str) -> str:
-    """The address in gRPC's name of a peer, such as `ipv4:127.0.0.1:40000`, without the port."""
-    return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer

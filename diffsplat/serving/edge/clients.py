@@ -72,7 +72,7 @@ class Clients:
             self._clients[name] = client = Client(name, self.limits, ByteBudget(self.limits.max_unread_bytes))
         return client
 
-    def start(self, client: Client, job: Job, at_end: Callable[[], None] = lambda: None) -> None:
+    def start(self, client: Client, job: Job, at_end: Callable[[], None]) -> None:
         """Run a request to its end, whether or not anybody reads it; then call `at_end`."""
         client.jobs.append(job)
         task = asyncio.create_task(job.run())

@@ -5,10 +5,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from diffsplat_client.contract import CANCEL
 
-from diffsplat.serving.edge.admission import Inference, RefusedError
+from diffsplat.serving.edge.admission import Inference, RefusedError, admit
 from diffsplat.serving.edge.clients import Client, Clients
 from diffsplat.serving.edge.jobs import Job
 from diffsplat.serving.edge.outbox import Outbox
+from diffsplat.serving.edge.request_log import RequestLog
 from diffsplat.serving.edge.results_store import Recording, ResultStore
 from diffsplat.serving.edge.upstream import ServerRuns, Upstream
 
@@ -22,19 +23,30 @@ class Dispatcher:
         upstream, runs: the Triton behind the edge.
         clients: what is running for whom.
         store: answers that outlive their readers.
+        log: of requests.
 
     Attributes:
         draining: no new requests are taken.
     """
 
-    def __init__(self, upstream: Upstream, runs: ServerRuns, clients: Clients, store: ResultStore) -> None:
+    def __init__(
+        self, upstream: Upstream, runs: ServerRuns, clients: Clients, store: ResultStore, log: RequestLog
+    ) -> None:
         self.draining = False
-        self._upstream, self._runs, self._clients, self._store = upstream, runs, clients, store
+        self._upstream, self._runs, self._clients, self._store, self._log = upstream, runs, clients, store, log
 
     @property
     def ready(self) -> bool:
         """Whether requests are taken and computed now."""
         return self._runs.run is not None and not self.draining
+
+    def admit(self, client: Client, message: bytes) -> Inference:
+        """Check a `ModelInferRequest`. RefusedError says what is wrong with it."""
+        try:
+            return admit(message)
+        except RefusedError as error:
+            self._log.refused(client.name, error)
+            raise
 
     def ask(self, client: Client, inference: Inference) -> Answers:
         """The answers to a request, which is started unless it runs or is kept. RefusedError if it is not taken."""
@@ -44,6 +56,7 @@ class Dispatcher:
             return self._read(client, self._find_or_start(client, inference))
         except RefusedError as error:
             error.head = inference.request.head
+            self._log.refused(client.name, error)
             raise
 
     def stop(self, client: Client, client_id: str) -> bool:
@@ -56,7 +69,7 @@ class Dispatcher:
     def _ask_once(self, client: Client, inference: Inference) -> Answers:
         job, outbox = self._make_job(client, inference), Outbox(client.unread)
         job.attach(outbox)
-        self._clients.start(client, job)
+        self._clients.start(client, job, lambda: self._log.ended(client.name, job))
         return self._read_outbox(client, job, outbox)
 
     def _find_or_start(self, client: Client, inference: Inference) -> Recording:
@@ -74,7 +87,12 @@ class Dispatcher:
         job.record(recording)
         if inference.on_disconnect == CANCEL:
             recording.on_idle = job.stop
-        self._clients.start(client, job, lambda: self._store.end(key, keep=job.end_state == "finished"))
+
+        def ended() -> None:
+            self._log.ended(client.name, job)
+            self._store.end(key, keep=job.end_state == "finished")
+
+        self._clients.start(client, job, ended)
         return recording
 
     def _make_job(self, client: Client, inference: Inference) -> Job:

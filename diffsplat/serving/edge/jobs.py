@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from diffsplat_client.contract import STATUS
+from diffsplat_client.contract import EARLY_ENDS, ERROR_CODES, STATUS
 
 from diffsplat.serving.drain import DRAINING
 from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empty_final
@@ -30,6 +30,8 @@ FAULT_PATIENCE_S = 10.0  # a supervisor that has not begun a restart by then has
 STOP_AGAIN_S = 1.0  # a STOP that comes before its request is forgotten after a while
 _POLL_S = 0.05
 _log = logging.getLogger(__name__)
+_END_STATES = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}  # of an error type; all others are failures
+_ERROR_TYPE = re.compile(rf"\b({'|'.join(ERROR_CODES)}): ")
 _DEAD_STAGE = re.compile(r"[Ss]tub process .*is not (healthy|ready)")
 
 
@@ -46,7 +48,9 @@ class Job:
         arrived_s: when, on the clock.
         runs_begun: how often it was sent to Triton.
         end_state: "running", then "finished", "cancelled", "expired" or "failed".
-        error: why it did not finish.
+        error_type, error: why it did not finish: a key of contract.ERROR_CODES, and the message.
+        first_answer_s, seconds: from its arrival to its first answer (None: there was none), and to its end or now.
+        answer_bytes: of all answers.
     """
 
     def __init__(
@@ -59,13 +63,21 @@ class Job:
         self.inference = inference
         self.request_id = secrets.token_hex(16)
         self.runs_begun = 0
-        self.end_state, self.error = "running", ""
+        self.end_state, self.error_type, self.error = "running", "", ""
+        self.first_answer_s: float | None = None
+        self.answer_bytes = 0
+        self._ended_s: float | None = None
         self._upstream, self._runs, self._clock = upstream, runs, clock
         self.arrived_s = clock()
         self._readers: list[Outbox] = []
         self._recording: Recording | None = None
         self._seen = SeenAnswers()
         self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """From its arrival to its end, or until now."""
+        return (self._clock() if self._ended_s is None else self._ended_s) - self.arrived_s
 
     def attach(self, reader: Outbox) -> None:
         """Give the messages that come from now on to a reader."""
@@ -98,7 +110,8 @@ class Job:
             await self._publish(self._refusal(RefusedError("INTERNAL", "the edge failed; the server's log says why")))
         finally:
             if self.end_state == "running":
-                self.end_state, self.error = "failed", "the edge was closed"
+                self.end_state, self.error_type, self.error = "failed", "UNAVAILABLE", "the edge was closed"
+            self._ended_s = self._clock()
             if self._stopping is not None:
                 self._stopping.cancel()
             for reader in self._readers:
@@ -156,6 +169,9 @@ class Job:
         response.head.id = self.inference.client_id
         response.error = response.error.replace(self.request_id, self.inference.client_id)
         message = response.to_bytes()
+        self.answer_bytes += len(message)
+        if self.first_answer_s is None:
+            self.first_answer_s = self._clock() - self.arrived_s
         for reader in list(self._readers):
             await reader.put(message)
         if self._recording is not None:
@@ -163,15 +179,19 @@ class Job:
 
     def _note_end(self, response: Response) -> None:
         if response.error:
-            self.end_state, self.error = "failed", response.error
-        status = response.read_json(STATUS.name) if not response.error else None
-        if status is not None and status.get("phase") == "ended":
-            self.end_state, self.error = str(status.get("end_state")), str(status.get("message"))
+            found = _ERROR_TYPE.search(response.error)
+            self.error_type, self.error = found[1] if found else "INTERNAL", response.error
+            self.end_state = _END_STATES.get(self.error_type, "failed")
+            return
+        for name in (STATUS.name, *(spec.name for spec in EARLY_ENDS)):
+            end = response.read_json(name)
+            if end is not None and "end_state" in end:
+                self.end_state, self.error_type = str(end["end_state"]), str(end.get("error_type"))
+                self.error = str(end.get("message"))
 
     def _refusal(self, error: RefusedError) -> Response:
         """An error of the edge's own, as Triton would send it."""
-        states = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}
-        self.end_state, self.error = states.get(error.code, "failed"), str(error)
+        self.end_state, self.error_type, self.error = _END_STATES.get(error.code, "failed"), error.code, str(error)
         error.head = self.inference.request.head
         return refusal(error)
 

@@ -7,6 +7,8 @@ with Edge(supervisor, supervisor.server.grpc_url, port=8001) as edge:
 import asyncio
 import threading
 from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -14,8 +16,11 @@ import grpc
 from diffsplat.serving.edge.calls import Calls
 from diffsplat.serving.edge.clients import ClientLimits, Clients
 from diffsplat.serving.edge.dispatch import Dispatcher
+from diffsplat.serving.edge.identity import Doorman, TokenFile
 from diffsplat.serving.edge.jobs import Job
+from diffsplat.serving.edge.request_log import RequestLog
 from diffsplat.serving.edge.results_store import KeepPolicy, ResultStore
+from diffsplat.serving.edge.tls import TlsFiles
 from diffsplat.serving.edge.upstream import ServerRuns, TritonUpstream
 from diffsplat.serving.ports import LOOPBACK, choose_ports, reached_at
 from diffsplat.serving.wheel import ServerStartError
@@ -24,6 +29,27 @@ KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 1000, 3500  # a client that vanished is not
 _CLIENT_PINGS_MS = 1000  # clients may ping this often
 _IDLE_CHECK_S = 0.05
 _Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class EdgeSettings:
+    """How an edge treats its clients.
+
+    Attributes:
+        limits: what one client may have.
+        keep: which results outlive their readers.
+        tls: certificates; None: connections are not encrypted.
+        tokens: clients need one of these.
+        request_log: file of the log of requests; None: none is written.
+        log_prompts: whether it holds prompts.
+    """
+
+    limits: ClientLimits = ClientLimits()
+    keep: KeepPolicy = KeepPolicy()
+    tls: TlsFiles | None = None
+    tokens: Path | None = None
+    request_log: Path | None = None
+    log_prompts: bool = False
 
 
 class Edge:
@@ -36,8 +62,7 @@ class Edge:
         runs: which run of Triton serves.
         upstream_url: HOST:PORT of Triton's gRPC port.
         address, port: IPv4 address and port to listen on; port 0 takes a free one.
-        limits: what one client may have.
-        keep: which results outlive their readers.
+        settings: how it treats its clients.
 
     Attributes:
         grpc_url: where this machine reaches it.
@@ -50,12 +75,11 @@ class Edge:
         *,
         address: str = LOOPBACK,
         port: int = 0,
-        limits: ClientLimits | None = None,
-        keep: KeepPolicy | None = None,
+        settings: EdgeSettings | None = None,
     ) -> None:
         self._runs, self._upstream_url = runs, upstream_url
         self._address, self._asked_port = address, port
-        self._limits, self._keep = limits or ClientLimits(), keep or KeepPolicy()
+        self._settings = settings or EdgeSettings()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Edge":
@@ -66,7 +90,10 @@ class Edge:
         self.stop()
 
     def start(self) -> None:
-        """Listen. Raises ServerStartError if the port is in use."""
+        """Listen. Raises ServerStartError if the port is in use, or a file of the settings cannot be used."""
+        tokens = self._settings.tokens
+        self._doorman = Doorman(None if tokens is None else TokenFile(tokens))
+        self._credentials = None if self._settings.tls is None else self._settings.tls.credentials()
         port = choose_ports({"gRPC": self._asked_port}, self._address)["gRPC"]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="edge", daemon=True)
@@ -114,16 +141,23 @@ class Edge:
         self._loop.close()
 
     async def _listen(self, where: str) -> None:
-        self._clients = Clients(self._limits)
+        settings = self._settings
+        self._clients = Clients(settings.limits)
         self._upstream = TritonUpstream(self._upstream_url)
-        self._store = ResultStore(self._keep)
-        self._dispatcher = Dispatcher(self._upstream, self._runs, self._clients, self._store)
-        self._server = grpc.aio.server(options=_server_options(self._limits))
-        self._server.add_generic_rpc_handlers(tuple(Calls(self._upstream, self._dispatcher, self._clients).handlers()))
+        self._store = ResultStore(settings.keep)
+        self._log = RequestLog(settings.request_log, settings.log_prompts)
+        self._dispatcher = Dispatcher(self._upstream, self._runs, self._clients, self._store, self._log)
+        calls = Calls(self._upstream, self._dispatcher, self._clients, self._doorman)
+        self._server = grpc.aio.server(options=_server_options(settings.limits))
+        self._server.add_generic_rpc_handlers(tuple(calls.handlers()))
         try:
-            self._server.add_insecure_port(where)
+            if self._credentials is None:
+                self._server.add_insecure_port(where)
+            else:
+                self._server.add_secure_port(where, self._credentials)
         except RuntimeError as error:
             await self._upstream.close()
+            self._log.close()
             raise ServerStartError(f"cannot listen on {where}: {error}") from None
         await self._server.start()
 
@@ -138,6 +172,7 @@ class Edge:
         await self._server.stop(grace=None)
         await self._clients.close()
         self._store.close()
+        self._log.close()
         await self._upstream.close()
 
 

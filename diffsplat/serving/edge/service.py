@@ -4,8 +4,7 @@ import os
 import threading
 from typing import Any
 
-from diffsplat.serving.edge.clients import ClientLimits
-from diffsplat.serving.edge.server import Edge
+from diffsplat.serving.edge.server import Edge, EdgeSettings
 from diffsplat.serving.installation import check_address
 from diffsplat.serving.ports import LOOPBACK, choose_ports
 from diffsplat.serving.supervisor import Supervisor
@@ -20,7 +19,7 @@ class Service:
         repository, options: as for Supervisor.
         grpc_port: the edge's; 0 takes a free one.
         address: IPv4 address of the edge and of the metrics.
-        limits: what one client may have.
+        settings: how the edge treats clients.
 
     Attributes:
         supervisor: keeps Triton alive.
@@ -33,14 +32,14 @@ class Service:
         *,
         grpc_port: int = 0,
         address: str = LOOPBACK,
-        limits: ClientLimits | None = None,
+        settings: EdgeSettings | None = None,
         **options: Any,
     ) -> None:
         check_address(address, options.get("tritonserver"))
         ports = choose_ports({"gRPC": grpc_port, "Triton's gRPC": 0}, address, {"Triton's gRPC": LOOPBACK})
         inner = ports["Triton's gRPC"]
         self.supervisor = Supervisor(repository, grpc_port=inner, metrics_address=address, **options)
-        self.edge = Edge(self.supervisor, f"{LOOPBACK}:{inner}", address=address, port=ports["gRPC"], limits=limits)
+        self.edge = Edge(self.supervisor, f"{LOOPBACK}:{inner}", address=address, port=ports["gRPC"], settings=settings)
 
     def __enter__(self) -> "Service":
         self.start()

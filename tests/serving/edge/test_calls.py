@@ -11,9 +11,8 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from diffsplat.serving.edge.calls import host_of
 from diffsplat.serving.edge.clients import ClientLimits
-from diffsplat.serving.edge.server import Edge
+from diffsplat.serving.edge.server import Edge, EdgeSettings
 from diffsplat.serving.wheel import ServerStartError
 from tests.serving.edge.scripted import PATIENCE_S, answer, read, request, status
 from tests.serving.processes import wait_for
@@ -86,7 +85,7 @@ def triton() -> Iterator[tuple[Triton, str]]:
 
 @pytest.fixture
 def edge(triton: tuple[Triton, str]) -> Iterator[Edge]:
-    with Edge(Runs(), triton[1], limits=LIMITS) as edge:
+    with Edge(Runs(), triton[1], settings=EdgeSettings(limits=LIMITS)) as edge:
         yield edge
 
 
@@ -242,15 +241,3 @@ def test_a_draining_edge_finishes_what_it_has(stub: Any, edge: Edge, triton: tup
 def test_one_port_has_one_edge(edge: Edge, triton: tuple[Triton, str]) -> None:
     with pytest.raises(ServerStartError, match="is in use"):
         Edge(Runs(), triton[1], port=int(edge.grpc_url.rpartition(":")[2])).start()
-
-
-@pytest.mark.parametrize(
-    ("peer", "host"),
-    [
-        ("ipv4:127.0.0.1:40000", "ipv4:127.0.0.1"),
-        ("ipv6:%5B::1%5D:40000", "ipv6:%5B::1%5D"),
-        ("unix:/tmp/x", "unix:/tmp/x"),
-    ],
-)
-def test_a_client_without_a_token_is_its_address(peer: str, host: str) -> None:
-    assert host_of(peer) == host

@@ -9,6 +9,7 @@ import pytest
 from diffsplat.serving.edge.admission import Inference, RefusedError
 from diffsplat.serving.edge.clients import ClientLimits, Clients
 from diffsplat.serving.edge.dispatch import Dispatcher
+from diffsplat.serving.edge.request_log import RequestLog
 from diffsplat.serving.edge.results_store import KeepPolicy, Recording, ResultStore
 from tests.serving.edge.scripted import (
     PATIENCE_S,
@@ -49,7 +50,7 @@ class Desk:
         self.upstream = ScriptedUpstream(*scripts)
         self.clients = Clients(ClientLimits())
         self.store = ResultStore(KeepPolicy(**keep))
-        self.dispatcher = Dispatcher(self.upstream, self.upstream, self.clients, self.store)
+        self.dispatcher = Dispatcher(self.upstream, self.upstream, self.clients, self.store, RequestLog(None))
         self.client = self.clients.get("me")
 
     async def read_all(self, inference: Inference) -> list[bytes]:

@@ -1,0 +1,32 @@
+"""Certificates of the edge."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from diffsplat.serving.wheel import ServerStartError
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files.
+
+    Attributes:
+        certificate: of the server, with the chain up to its root.
+        key: of that certificate, not encrypted.
+        client_ca: roots of clients' certificates; with it a client without one is turned away.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For a port. ServerStartError if a file cannot be read."""
+        try:
+            pair = (self.key.read_bytes(), self.certificate.read_bytes())
+            roots = None if self.client_ca is None else self.client_ca.read_bytes()
+        except OSError as error:
+            raise ServerStartError(f"TLS: {error}") from None
+        return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
