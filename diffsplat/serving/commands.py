@@ -38,7 +38,7 @@ def serve_command(subparsers: Any) -> None:
     add(
         "--http-port",
         type=int,
-        help="let Triton serve HTTP as well, behind the edge on loopback only; 0 takes a free port (default: no HTTP)",
+        help="serve HTTP as well; 0 takes a free port (default: no HTTP). With --no-edge it is Triton's own",
     )
     add("--metrics-port", type=int, default=8002, help="default 8002; 0 takes a free one")
     add(
@@ -123,7 +123,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         with _make_service(arguments, options) as service:
             supervisor = service if isinstance(service, Supervisor) else service.supervisor
-            http = f"   HTTP {supervisor.server.http_url}" if supervisor.server.http_url else ""
+            http = f"   HTTP {service.http_url}" if service.http_url else ""
             if arguments.address == EVERY_ADDRESS:
                 print("listening on every address; on this machine:")
             print(f"gRPC {service.grpc_url}{http}   metrics {supervisor.server.metrics_url}")

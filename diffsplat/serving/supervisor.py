@@ -133,6 +133,11 @@ class Supervisor:
         """Where this machine reaches the server, without a scheme."""
         return self.server.grpc_url
 
+    @property
+    def http_url(self) -> str | None:
+        """Of Triton's HTTP protocol, None without it."""
+        return self.server.http_url
+
     def drain(self, timeout_s: float | None = None, give_up: threading.Event | None = None) -> bool:
         """Refuse new requests and wait until those in flight have finished; whether they have.
 

@@ -55,9 +55,18 @@ class Dispatcher:
                 return self._ask_once(client, inference)
             return self._read(client, self._find_or_start(client, inference))
         except RefusedError as error:
-            error.head = inference.request.head
-            self._log.refused(client.name, error)
-            raise
+            raise self._refused(client, inference, error) from None
+
+    def record(self, client: Client, inference: Inference) -> Recording:
+        """The recording of a request whose id lasts, without a reader; otherwise as `ask`."""
+        try:
+            return self._find_or_start(client, inference)
+        except RefusedError as error:
+            raise self._refused(client, inference, error) from None
+
+    def find(self, client: Client, client_id: str) -> Recording | None:
+        """The recording of a request that runs, or that has ended not long ago."""
+        return self._store.find((client.name, client_id))
 
     def stop(self, client: Client, client_id: str) -> bool:
         """Stop the running requests of this id; whether there are any."""
@@ -76,7 +85,7 @@ class Dispatcher:
         """Never computed twice: the recording of the same request, if there is one."""
         key = (client.name, inference.client_id)
         recording = self._store.find(key)
-        if recording is not None:
+        if recording is not None and (recording.of_use or inference.attaches):
             if not inference.attaches and recording.digest != inference.digest:
                 raise RefusedError("INVALID_ARG", "another request has this id already: choose a new one")
             return recording
@@ -90,10 +99,15 @@ class Dispatcher:
 
         def ended() -> None:
             self._log.ended(client.name, job)
-            self._store.end(key, keep=job.end_state == "finished")
+            self._store.end(key)
 
         self._clients.start(client, job, ended)
         return recording
+
+    def _refused(self, client: Client, inference: Inference, error: RefusedError) -> RefusedError:
+        error.head = inference.request.head
+        self._log.refused(client.name, error)
+        return error
 
     def _make_job(self, client: Client, inference: Inference) -> Job:
         if self.draining:

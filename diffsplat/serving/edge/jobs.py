@@ -20,7 +20,7 @@ from diffsplat.serving.drain import DRAINING
 from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empty_final
 from diffsplat.serving.edge.outbox import Outbox
 from diffsplat.serving.edge.progress import SeenAnswers, is_passing
-from diffsplat.serving.edge.results_store import Recording
+from diffsplat.serving.edge.results_store import RUNNING, Recording
 from diffsplat.serving.edge.upstream import ServerRuns, Upstream, UpstreamGoneError
 from diffsplat.serving.edge.wire import FINAL_RESPONSE, Response
 
@@ -63,7 +63,7 @@ class Job:
         self.inference = inference
         self.request_id = secrets.token_hex(16)
         self.runs_begun = 0
-        self.end_state, self.error_type, self.error = "running", "", ""
+        self.end_state, self.error_type, self.error = RUNNING, "", ""
         self.first_answer_s: float | None = None
         self.answer_bytes = 0
         self._ended_s: float | None = None
@@ -96,7 +96,7 @@ class Job:
 
     def stop(self) -> None:
         """Let the denoiser stop it at its next step. Readers get what Triton says then."""
-        if self._stopping is None and self.end_state == "running":
+        if self._stopping is None and self.end_state == RUNNING:
             self._stopping = asyncio.create_task(self._keep_stopping())
 
     async def run(self) -> None:
@@ -109,7 +109,7 @@ class Job:
             _log.exception("request %s failed in the edge", self.request_id)
             await self._publish(self._refusal(RefusedError("INTERNAL", "the edge failed; the server's log says why")))
         finally:
-            if self.end_state == "running":
+            if self.end_state == RUNNING:
                 self.end_state, self.error_type, self.error = "failed", "UNAVAILABLE", "the edge was closed"
             self._ended_s = self._clock()
             if self._stopping is not None:
@@ -117,14 +117,14 @@ class Job:
             for reader in self._readers:
                 await reader.end()
             if self._recording is not None:
-                await self._recording.end()
+                await self._recording.end(self.end_state, self.error_type, self.error)
 
     async def _run(self) -> None:
         failed_run = None
         for self.runs_begun in range(1, MAX_RUNS + 1):
             failed_run, fault = await self._forward(await self._next_run(failed_run))
             if not fault:
-                if self.end_state == "running":
+                if self.end_state == RUNNING:
                     self.end_state = "finished"
                 return
             if not self.inference.repeatable:
@@ -175,7 +175,8 @@ class Job:
         for reader in list(self._readers):
             await reader.put(message)
         if self._recording is not None:
-            await self._recording.put(message, passing=is_passing(response))
+            status = response.read_json(STATUS.name)
+            await self._recording.put(message, passing=is_passing(response), status=status)
 
     def _note_end(self, response: Response) -> None:
         if response.error:

@@ -8,8 +8,9 @@ import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
+RUNNING = "running"  # state of a request that has not ended
 Key = tuple[str, str]  # name of a client, id that it gave its request
 
 
@@ -36,6 +37,9 @@ class Recording:
         readers: how many read it now.
         on_idle: called when the last of them leaves.
         size: bytes of the result.
+        status: content of the newest STATUS, empty before the first.
+        end_state, error_type, error: as of the job that it records.
+        file_format: that was asked for, where that is known.
     """
 
     def __init__(self, digest: bytes, file: IO[bytes]) -> None:
@@ -43,17 +47,30 @@ class Recording:
         self.readers = 0
         self.on_idle: Callable[[], None] = lambda: None
         self.size = 0
-        self.ended = False
+        self.status: dict[str, Any] = {}
+        self.end_state, self.error_type, self.error = RUNNING, "", ""
+        self.file_format = ""
         self._file = file
         self._spans: list[tuple[int, int]] = []  # of the messages in the file: offset and length
         self._passing, self._passed = b"", 0  # the newest message that is not kept, and how many there were
         self._changed = asyncio.Condition()
 
-    async def put(self, message: bytes, *, passing: bool) -> None:
-        """One more message; a passing one only matters until the next one."""
+    @property
+    def ended(self) -> bool:
+        """Whether all of it is here."""
+        return self.end_state != RUNNING
+
+    @property
+    def of_use(self) -> bool:
+        """Whether the request need not be computed again: what was cancelled or failed may be."""
+        return self.end_state in (RUNNING, "finished")
+
+    async def put(self, message: bytes, *, passing: bool, status: dict[str, Any] | None = None) -> None:
+        """One more message, and the STATUS in it; a passing one only matters until the next one."""
         if not passing:
             await asyncio.to_thread(self._write, message)
         async with self._changed:
+            self.status = status or self.status
             if passing:
                 self._passing, self._passed = message, self._passed + 1
             else:
@@ -61,10 +78,10 @@ class Recording:
                 self.size += len(message)
             self._changed.notify_all()
 
-    async def end(self) -> None:
+    async def end(self, end_state: str, error_type: str = "", error: str = "") -> None:
         """That was all."""
         async with self._changed:
-            self.ended = True
+            self.end_state, self.error_type, self.error = end_state, error_type, error
             self._changed.notify_all()
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
@@ -120,17 +137,17 @@ class ResultStore:
         return self._recordings.get(key)
 
     def begin(self, key: Key, digest: bytes) -> Recording:
-        """Record the answers to a request."""
+        """Record the answers to a request, in place of an earlier one that is of no use."""
+        if (earlier := self._recordings.get(key)) is not None:
+            assert earlier.ended
+            self._drop(key, earlier)
         recording = Recording(digest, tempfile.TemporaryFile(prefix="diffsplat-edge-"))
         self._recordings[key] = recording
         return recording
 
-    def end(self, key: Key, *, keep: bool) -> None:
-        """A request has ended; its recording is kept for a while, or only for those who read it now."""
+    def end(self, key: Key) -> None:
+        """A request has ended; its recording is kept for a while."""
         recording = self._recordings[key]
-        if not keep:
-            self._drop(key, recording)
-            return
         self._ended[key] = recording
         asyncio.get_running_loop().call_later(self.policy.keep_s, self._drop, key, recording)
         while len(self._ended) > self.policy.max_results or self._kept_bytes > self.policy.max_bytes:

@@ -5,11 +5,12 @@ with Edge(supervisor, supervisor.server.grpc_url, port=8001) as edge:
 """
 
 import asyncio
+import importlib.util
 import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -24,6 +25,9 @@ from diffsplat.serving.edge.tls import TlsFiles
 from diffsplat.serving.edge.upstream import ServerRuns, TritonUpstream
 from diffsplat.serving.ports import LOOPBACK, choose_ports, reached_at
 from diffsplat.serving.wheel import ServerStartError
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 1000, 3500  # a client that vanished is noticed within their sum
 _CLIENT_PINGS_MS = 1000  # clients may ping this often
@@ -62,10 +66,11 @@ class Edge:
         runs: which run of Triton serves.
         upstream_url: HOST:PORT of Triton's gRPC port.
         address, port: IPv4 address and port to listen on; port 0 takes a free one.
+        http_port: of the HTTP front; None: there is none.
         settings: how it treats its clients.
 
     Attributes:
-        grpc_url: where this machine reaches it.
+        grpc_url, http_url: where this machine reaches it; http_url is None without the HTTP front.
     """
 
     def __init__(
@@ -75,12 +80,15 @@ class Edge:
         *,
         address: str = LOOPBACK,
         port: int = 0,
+        http_port: int | None = None,
         settings: EdgeSettings | None = None,
     ) -> None:
         self._runs, self._upstream_url = runs, upstream_url
-        self._address, self._asked_port = address, port
+        self._address = address
+        self._asked_ports = {"gRPC": port, **({} if http_port is None else {"HTTP": http_port})}
         self._settings = settings or EdgeSettings()
         self._thread: threading.Thread | None = None
+        self._http: web.AppRunner | None = None
 
     def __enter__(self) -> "Edge":
         self.start()
@@ -94,16 +102,21 @@ class Edge:
         tokens = self._settings.tokens
         self._doorman = Doorman(None if tokens is None else TokenFile(tokens))
         self._credentials = None if self._settings.tls is None else self._settings.tls.credentials()
-        port = choose_ports({"gRPC": self._asked_port}, self._address)["gRPC"]
+        if "HTTP" in self._asked_ports and importlib.util.find_spec("aiohttp") is None:
+            raise ServerStartError("--http-port: needs aiohttp; `pip install 'diffsplat-triton[http]'` brings it")
+        ports = choose_ports(self._asked_ports, self._address)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="edge", daemon=True)
         self._thread.start()
         try:
-            self._call(self._listen(f"{self._address}:{port}"))
+            self._call(self._listen(ports))
         except BaseException:
             self._end_loop()
             raise
-        self.grpc_url = f"{reached_at(self._address)}:{port}"
+        host = reached_at(self._address)
+        self.grpc_url = f"{host}:{ports['gRPC']}"
+        scheme = "http" if self._settings.tls is None else "https"
+        self.http_url = f"{scheme}://{host}:{ports['HTTP']}" if "HTTP" in ports else None
 
     @property
     def jobs(self) -> list[Job]:
@@ -140,8 +153,9 @@ class Edge:
         self._thread = None
         self._loop.close()
 
-    async def _listen(self, where: str) -> None:
+    async def _listen(self, ports: dict[str, int]) -> None:
         settings = self._settings
+        where = f"{self._address}:{ports['gRPC']}"
         self._clients = Clients(settings.limits)
         self._upstream = TritonUpstream(self._upstream_url)
         self._store = ResultStore(settings.keep)
@@ -160,6 +174,20 @@ class Edge:
             self._log.close()
             raise ServerStartError(f"cannot listen on {where}: {error}") from None
         await self._server.start()
+        if "HTTP" in ports:
+            await self._listen_for_http(ports["HTTP"])
+
+    async def _listen_for_http(self, port: int) -> None:
+        from aiohttp import web
+
+        from diffsplat.serving.edge.http_front import HttpFront
+
+        size = self._settings.limits.max_request_bytes
+        front = HttpFront(self._dispatcher, self._clients, self._doorman, size)
+        self._http = web.AppRunner(front.app, access_log=None)
+        await self._http.setup()
+        tls = None if self._settings.tls is None else self._settings.tls.ssl_context()
+        await web.TCPSite(self._http, self._address, port, ssl_context=tls).start()
 
     async def _drain(self, timeout_s: float, give_up: threading.Event) -> bool:
         self._dispatcher.draining = True
@@ -169,6 +197,8 @@ class Edge:
         return not self._clients.busy
 
     async def _close(self) -> None:
+        if self._http is not None:
+            await self._http.cleanup()
         await self._server.stop(grace=None)
         await self._clients.close()
         self._store.close()

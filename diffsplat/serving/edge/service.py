@@ -17,7 +17,7 @@ class Service:
 
     Args:
         repository, options: as for Supervisor.
-        grpc_port: the edge's; 0 takes a free one.
+        grpc_port, http_port: the edge's; 0 takes a free one, and None as http_port leaves HTTP off.
         address: IPv4 address of the edge and of the metrics.
         settings: how the edge treats clients.
 
@@ -31,6 +31,7 @@ class Service:
         repository: str | os.PathLike[str],
         *,
         grpc_port: int = 0,
+        http_port: int | None = None,
         address: str = LOOPBACK,
         settings: EdgeSettings | None = None,
         **options: Any,
@@ -39,7 +40,14 @@ class Service:
         ports = choose_ports({"gRPC": grpc_port, "Triton's gRPC": 0}, address, {"Triton's gRPC": LOOPBACK})
         inner = ports["Triton's gRPC"]
         self.supervisor = Supervisor(repository, grpc_port=inner, metrics_address=address, **options)
-        self.edge = Edge(self.supervisor, f"{LOOPBACK}:{inner}", address=address, port=ports["gRPC"], settings=settings)
+        self.edge = Edge(
+            self.supervisor,
+            f"{LOOPBACK}:{inner}",
+            address=address,
+            port=ports["gRPC"],
+            http_port=http_port,
+            settings=settings,
+        )
 
     def __enter__(self) -> "Service":
         self.start()
@@ -52,6 +60,11 @@ class Service:
     def grpc_url(self) -> str:
         """Where this machine reaches it, without a scheme."""
         return self.edge.grpc_url
+
+    @property
+    def http_url(self) -> str | None:
+        """Of the HTTP front, None without it."""
+        return self.edge.http_url
 
     def start(self) -> None:
         """Start both and wait until every model is ready. Raises ServerStartError."""

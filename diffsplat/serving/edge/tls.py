@@ -1,5 +1,6 @@
 """Certificates of the edge."""
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,3 +31,11 @@ class TlsFiles:
         except OSError as error:
             raise ServerStartError(f"TLS: {error}") from None
         return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """For the HTTP front, with the same meaning."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.client_ca)
+        context.load_cert_chain(self.certificate, self.key)
+        if self.client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context

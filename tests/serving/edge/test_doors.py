@@ -3,7 +3,10 @@
 import hashlib
 import json
 import shutil
+import ssl
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,3 +181,19 @@ def test_missing_certificates_are_named(tmp_path: Path) -> None:
     files = TlsFiles(tmp_path / "none.pem", tmp_path / "none.key")
     with pytest.raises(ServerStartError, match="none.key"):
         Edge(Away(), "127.0.0.1:1", settings=EdgeSettings(tls=files)).start()
+
+
+@needs_openssl
+def test_the_http_front_has_the_same_doors(authority: Authority, tokens: Path) -> None:
+    settings = EdgeSettings(tls=authority.files(client_ca=True), tokens=tokens)
+    with Edge(Away(), "127.0.0.1:1", http_port=0, settings=settings) as edge:
+        assert edge.http_url is not None and edge.http_url.startswith("https://")
+        known = ssl.create_default_context(cafile=authority.folder / "ca.pem")
+        with pytest.raises(OSError):
+            urllib.request.urlopen(f"{edge.http_url}/healthz", context=known, timeout=PATIENCE_S)
+        known.load_cert_chain(authority.folder / "client.pem", authority.folder / "client.key")
+        for address, code in (("/healthz", 503), ("/v1/splats/any", 401)):
+            with pytest.raises(urllib.error.HTTPError) as answered:
+                urllib.request.urlopen(f"{edge.http_url}{address}", context=known, timeout=PATIENCE_S)
+            assert answered.value.code == code
+            answered.value.close()

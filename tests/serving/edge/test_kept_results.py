@@ -183,10 +183,10 @@ def test_a_result_that_makes_room_is_still_read_to_its_end() -> None:
         recording = store.begin(("me", "mine"), b"")
         await recording.put(RESULT, passing=False)
         await recording.put(RESULT, passing=False)
-        await recording.end()
+        await recording.end("finished")
         messages = aiter(recording)
         assert await anext(messages) == RESULT
-        store.end(("me", "mine"), keep=True)
+        store.end(("me", "mine"))
         assert store.find(("me", "mine")) is None
         assert [message async for message in messages] == [RESULT]
         assert recording._file.closed
@@ -201,7 +201,7 @@ def test_large_messages_come_back_as_they_were() -> None:
         large = [bytes([number]) * 3_000_000 for number in range(3)]
         for message in large:
             await recording.put(message, passing=False)
-        await recording.end()
+        await recording.end("finished")
         assert [message async for message in recording] == large and recording.size == 9_000_000
         store.close()
 

@@ -1,0 +1,195 @@
+"""The HTTP front: the same requests as JSON, for what speaks no gRPC. See docs/edge.md.
+
+POST   /v1/splats               -> 202, its id and addresses
+GET    /v1/splats/{id}          where it stands
+GET    /v1/splats/{id}/events   the same as server-sent events, to the end
+GET    /v1/splats/{id}/result   the file
+DELETE /v1/splats/{id}          stop it
+GET    /healthz
+"""
+
+import base64
+import binascii
+import dataclasses
+import json
+import uuid
+from typing import Any
+
+from aiohttp import web
+from diffsplat_client.contract import ASSET, ENSEMBLE, KEEP, ON_DISCONNECT, REQUEST_TENSORS
+from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.formats import FORMATS, PLY
+from diffsplat_client.request import FILES, GenerationRequest
+from diffsplat_client.request_checks import short
+from tritonclient.grpc import service_pb2 as pb
+
+from diffsplat.serving.edge.admission import RefusedError
+from diffsplat.serving.edge.clients import Client, Clients
+from diffsplat.serving.edge.dispatch import Dispatcher
+from diffsplat.serving.edge.identity import Doorman
+from diffsplat.serving.edge.results_store import RUNNING, Recording
+from diffsplat.serving.edge.standing import Standing, standing_of
+from diffsplat.serving.edge.wire import Response
+
+PREFIX = "/v1/splats"
+EVENTS_TYPE = "text/event-stream"
+RETRY_AFTER_S = 1
+_DATATYPES = {spec.name: spec.datatype for spec in REQUEST_TENSORS}
+_STATUS_CODES = {"INVALID_ARG": 400, "NOT_FOUND": 404, "UNAVAILABLE": 503}
+
+
+class HttpFront:
+    """Routes of one edge.
+
+    Args:
+        dispatcher, clients, doorman: as for the gRPC calls.
+        max_request_bytes: of one body.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, clients: Clients, doorman: Doorman, max_request_bytes: int) -> None:
+        self._dispatcher, self._clients, self._doorman = dispatcher, clients, doorman
+        self.app = web.Application(client_max_size=max_request_bytes, middlewares=[_errors_as_json])
+        self.app.add_routes(
+            [
+                web.post(PREFIX, self._submit),
+                web.get(PREFIX + "/{id}", self._status),
+                web.get(PREFIX + "/{id}/events", self._events),
+                web.get(PREFIX + "/{id}/result", self._result),
+                web.delete(PREFIX + "/{id}", self._cancel),
+                web.get("/healthz", self._health),
+            ]
+        )
+
+    async def _health(self, request: web.Request) -> web.Response:
+        ready = self._dispatcher.ready
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
+
+    async def _submit(self, request: web.Request) -> web.Response:
+        """The id in `Idempotency-Key`, or a new one: sent again, the request is not computed again."""
+        client = self._client_of(request)
+        if request.content_type != "application/json":  # what a page of another site may send without being asked
+            raise RefusedError("INVALID_ARG", "Content-Type: must be application/json")
+        wanted = _read_request(await request.read())
+        client_id = request.headers.get("Idempotency-Key") or uuid.uuid4().hex
+        inference = self._dispatcher.admit(client, _to_message(wanted, client_id).SerializeToString())
+        recording = self._dispatcher.record(client, inference)
+        recording.file_format = wanted.format
+        here = f"{PREFIX}/{client_id}"
+        addresses = {"status_url": here, "events_url": f"{here}/events", "result_url": f"{here}/result"}
+        return web.json_response({"id": client_id, **addresses}, status=202, headers={"Location": here})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        recording = self._recording(request)
+        return web.json_response({"id": request.match_info["id"], **standing_of(recording).to_dict()})
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        """One event for every change, and a last one that is named after the end state."""
+        recording = self._recording(request)
+        stream = web.StreamResponse(headers={"Content-Type": EVENTS_TYPE, "Cache-Control": "no-store"})
+        await stream.prepare(request)
+        last: Standing | None = None
+        async for _ in recording:
+            now = standing_of(recording)
+            if now != last and now.state == RUNNING:
+                await stream.write(_event("progress", now))
+            last = now
+        now = standing_of(recording)
+        await stream.write(_event(now.state, now))
+        return stream
+
+    async def _result(self, request: web.Request) -> web.StreamResponse:
+        """The file, once it is there; 409 and `Retry-After` before."""
+        recording = self._recording(request)
+        standing = standing_of(recording)
+        if standing.state == RUNNING:
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            return web.json_response(standing.to_dict(), status=409, headers=headers)
+        if standing.state != "finished":
+            return web.json_response(standing.to_dict(), status=410)
+        async for message in recording:
+            response = Response.parse(message)
+            if ASSET.name in response.names:
+                kind = FORMATS[recording.file_format or PLY.name]
+                content = response.payload[response.names.index(ASSET.name)][4:]
+                disposition = f'attachment; filename="{kind.file_name}"'
+                headers = {"Content-Disposition": disposition, "Content-Type": kind.media_type}
+                return web.Response(body=bytes(content), headers=headers)
+        raise RefusedError("NOT_FOUND", "the result of this request has no file: it was sent as format = 'raw'")
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        """Takes effect at the next step."""
+        client, client_id = self._client_of(request), request.match_info["id"]
+        recording = self._dispatcher.find(client, client_id)
+        if self._dispatcher.stop(client, client_id):
+            return web.json_response({"status": "requested"}, status=202)
+        if recording is not None:
+            return web.json_response({"status": "already finished"})
+        return web.json_response({"status": "not found"}, status=404)
+
+    def _recording(self, request: web.Request) -> Recording:
+        recording = self._dispatcher.find(self._client_of(request), request.match_info["id"])
+        if recording is None:
+            raise RefusedError("NOT_FOUND", "no request of this id is running, and no result of it is kept")
+        return recording
+
+    def _client_of(self, request: web.Request) -> Client:
+        assert request.transport is not None
+        subject = (request.transport.get_extra_info("peercert") or {}).get("subject", ())
+        names = [value.encode() for part in subject for key, value in part if key == "commonName"]
+        headers = [(name.lower(), value) for name, value in request.headers.items()]
+        peer = f"ipv4:{request.remote}:0"  # as gRPC names it: a host is one client, whatever it speaks
+        name = self._doorman.name_of(peer, headers, {"x509_common_name": names} if names else {})
+        if name is None:
+            raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
+        return self._clients.get(name)
+
+
+def _read_request(body: bytes) -> GenerationRequest:
+    """Fields of GenerationRequest as JSON, image files in base64; without a format it is .ply."""
+    try:
+        values = json.loads(body)
+        if not isinstance(values, dict):
+            raise InvalidRequestError("the body must be a JSON object")
+        if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(GenerationRequest)}):
+            raise InvalidRequestError(f"{short(unknown[0])}: no option of a request has this name")
+        files = {name: values.pop(name) for name in FILES if name in values}
+        request = GenerationRequest.from_dict({"format": PLY.name, **values})
+        decoded = {name: base64.b64decode(data, validate=True) for name, data in files.items()}
+        return GenerationRequest(**{**request.__dict__, **decoded}).validate()
+    except InvalidRequestError as error:
+        raise RefusedError("INVALID_ARG", str(error)) from None
+    except (binascii.Error, TypeError):
+        raise RefusedError("INVALID_ARG", f"{' and '.join(FILES)} must be files in base64") from None
+    except (ValueError, RecursionError):
+        raise RefusedError("INVALID_ARG", "the body must be a JSON object") from None
+
+
+def _to_message(request: GenerationRequest, client_id: str) -> Any:
+    message = pb.ModelInferRequest(model_name=ENSEMBLE, id=client_id)
+    message.parameters[ON_DISCONNECT].string_param = KEEP
+    for name, array in request.to_tensors().items():
+        message.inputs.add(name=name, datatype=_DATATYPES[name], shape=array.shape)
+        strings = _DATATYPES[name] == "BYTES"
+        parts = (len(value).to_bytes(4, "little") + value for value in array.reshape(-1)) if strings else ()
+        message.raw_input_contents.append(b"".join(parts) if strings else array.tobytes())
+    return message
+
+
+def _event(name: str, standing: Standing) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(standing.to_dict())}\n\n".encode()
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        response: web.StreamResponse = await handler(request)
+    except RefusedError as error:
+        status = _STATUS_CODES.get(error.code, 500)
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
+        return web.json_response({"error_type": error.code, "error": str(error)}, status=status, headers=headers)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        kept = {name: value for name, value in error.headers.items() if name in ("WWW-Authenticate", "Allow")}
+        return web.json_response({"error": error.reason}, status=error.status, headers=kept)
+    return response

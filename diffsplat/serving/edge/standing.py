@@ -1,0 +1,53 @@
+"""Where a recorded request stands, in words that an app can show."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from diffsplat.serving.edge.results_store import Recording
+
+
+@dataclass(frozen=True)
+class Standing:
+    """State of a request.
+
+    Attributes:
+        state: "running", or how it ended: "finished", "cancelled", "expired" or "failed".
+        phase: of its last STATUS, "" before the first.
+        step, steps, queue_position, seconds_left, seed, warnings: as in STATUS; None or empty while not known.
+        error_type, error: why it did not finish.
+        result_bytes: of what is kept.
+    """
+
+    state: str
+    phase: str = ""
+    step: int | None = None
+    steps: int | None = None
+    queue_position: int | None = None
+    seconds_left: float | None = None
+    seed: int | None = None
+    warnings: tuple[str, ...] = ()
+    error_type: str = ""
+    error: str = ""
+    result_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return dataclasses.asdict(self)
+
+
+_FIELDS = ("phase", "step", "steps", "queue_position", "seconds_left", "seed")
+
+
+def standing_of(recording: Recording) -> Standing:
+    """Of a recorded request, now."""
+    values = recording.status
+    known = {name: values[name] for name in _FIELDS if name in values}
+    return Standing(
+        state=recording.end_state,
+        warnings=tuple(values.get("warnings", ())),
+        error_type=recording.error_type,
+        error=recording.error,
+        result_bytes=recording.size,
+        **known,
+    )
