@@ -7,11 +7,14 @@ import dataclasses
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch sleep: other workers need the cores
 
 if TYPE_CHECKING:  # at run time inside the fixtures: the client's tests start without torch
     from diffsplat.backbones import BackboneSpec
@@ -88,6 +91,13 @@ def worker_group(nodeid: str) -> str:
     if path in SHARED_SERVER:
         return "server"
     return f"{path} {test.partition('[')[2]}" if path.endswith("test_families_served.py") else path
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> None:
+    """Whatever loads a stage lets torch use all cores from then on; here the workers share them."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 def tiny_spec(vocab_size: int) -> BackboneSpec:

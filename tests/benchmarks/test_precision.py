@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import torch
 
 from benchmarks.precision import BOUNDS, EXCEPTIONS, PARTS, PRECISIONS, Row, golden_runs, holds
 from diffsplat.graph import Precision
@@ -15,14 +14,6 @@ RUNS = {
     "pipe_pixart_sigma_text": "dpm",
     "pipe_sd3_text": "flow_euler",
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("part", RUNS)

@@ -6,10 +6,8 @@ another folder of such files: nothing here knows a shape, a case name or an opti
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from diffsplat.backbones import NoiseSchedule
@@ -102,12 +100,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "golden_path" in metafunc.fixturenames:
         paths = sorted(golden_dir(metafunc.config).glob("*.safetensors"))
         metafunc.parametrize("golden_path", paths, ids=[path.stem for path in paths])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """The reference ran on one thread; more threads would only slow such small networks down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
