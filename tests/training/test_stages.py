@@ -70,7 +70,7 @@ def recipe(out: Path, **options: bool) -> RecipeConfig:
         out=out,
         stages={
             "recon": ReconConfig(preset="tiny/recon", data=DATA, run=at("recon"), **common),
-            "vae": VaeConfig(preset="tiny/vae", data=DATA, recon=recon, run=at("vae"), **common),
+            "vae": VaeConfig(preset="tiny/vae", data=DATA, recon=recon, cache_grids=True, run=at("vae"), **common),
             "diffusion": DiffusionConfig(
                 preset="tiny/diffusion", data=dataclasses.replace(DATA, batch_size=8), evaluation_steps=2, recon=recon,
                 vae=vae, run=at("diffusion"), **common,
@@ -80,7 +80,7 @@ def recipe(out: Path, **options: bool) -> RecipeConfig:
             ),
             "tiny-decoder": VaeConfig(
                 preset="tiny/tiny-decoder", data=DATA, part="tiny", recon=recon, vae=Path("decoder"), tiny_width=8,
-                tiny_blocks=1, run=at("tiny-decoder"), **common,
+                tiny_blocks=1, cache_grids=True, run=at("tiny-decoder"), **common,
             ),
         },
         **options,

@@ -24,6 +24,8 @@ class VaeConfig(StageConfig):
     part: Literal["all", "decoder", "tiny"] = "all"
     tiny_width: int = 64  # of a tiny decoder where the backbone does not fix it: channels,
     tiny_blocks: int = 3  # and blocks of each resolution but the last, which has one
+    # keep GSRecon's grids below `data.cache`, in float16: 0.4 MB per object and reference view at 64 px
+    cache_grids: bool = False
     weights: RenderWeights = RenderWeights()
     grid_weight: float = 1.0
     render_weight: float = 1.0

@@ -48,6 +48,7 @@ VAE = VaeConfig(
     rendered_objects=1,
     recon=_RUNS / "recon",
     run=RunOptions(out=_RUNS / "vae"),
+    cache_grids=True,
 )
 DECODER = VaeConfig(
     preset="nano/decoder",
@@ -59,6 +60,7 @@ DECODER = VaeConfig(
     vae=_RUNS / "vae",
     part="decoder",
     run=RunOptions(out=_RUNS / "decoder"),
+    cache_grids=True,
 )
 TINY_DECODER = VaeConfig(
     preset="nano/tiny-decoder",
@@ -73,6 +75,7 @@ TINY_DECODER = VaeConfig(
     tiny_width=32,
     tiny_blocks=1,
     run=RunOptions(out=_RUNS / "tiny-decoder"),
+    cache_grids=True,
 )
 DIFFUSION = DiffusionConfig(
     preset="nano/diffusion",

@@ -25,6 +25,7 @@ VAE = VaeConfig(
     rendered_objects=1,
     recon=_RUNS / "recon",
     run=RunOptions(out=_RUNS / "vae"),
+    cache_grids=True,
 )
 DECODER = VaeConfig(
     preset="pico/decoder",
@@ -35,6 +36,7 @@ DECODER = VaeConfig(
     vae=_RUNS / "vae",
     part="decoder",
     run=RunOptions(out=_RUNS / "decoder"),
+    cache_grids=True,
 )
 TINY_DECODER = VaeConfig(
     preset="pico/tiny-decoder",
@@ -48,6 +50,7 @@ TINY_DECODER = VaeConfig(
     tiny_width=24,
     tiny_blocks=1,
     run=RunOptions(out=_RUNS / "tiny-decoder"),
+    cache_grids=True,
 )
 DIFFUSION = DiffusionConfig(
     preset="pico/diffusion",

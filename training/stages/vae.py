@@ -1,5 +1,6 @@
 """GSVAE: grids of a frozen GSRecon <-> latents, supervised by the grid and by renders of the decoded grid."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffsplat.splats.gsvae import Posterior
 from training.checkpoint import save_finished
 from training.config.vae import VaeConfig
 from training.data.sample import Batch
+from training.grid_cache import GridCache
 from training.optim import decay_groups
 from training.parents import latents_of, open_parent
 from training.stage import Evaluation
@@ -34,6 +36,7 @@ class VaeStage(ObjectStage):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__(config)
         self.rendering = self.rendering_loss(config.weights)
+        self._grids: GridCache | None = None
         self.recon = open_parent(config.recon, "gsrecon")
         self.start = None if config.vae is None else open_parent(config.vae, "gsvae")
         if self.start is not None and self.start.facts["recon"] != self.recon.facts["files"]:
@@ -44,6 +47,7 @@ class VaeStage(ObjectStage):
         """GSVAE, freshly initialised, from a base model or from an earlier run, beside a frozen GSRecon."""
         config, device = self.config, self.device
         self.gsrecon = self.recon.load("gsrecon", build_gsrecon(self.spec)).to(device)
+        self._grids = self._grid_cache() if config.cache_grids else None
         self.rendering.to(device)
         self.gsvae = start_gsvae(self.spec, config, self.start)
         vae = self.gsvae.vae
@@ -143,9 +147,22 @@ class VaeStage(ObjectStage):
         per_channel = {"mean": latents.mean(dim=axes).tolist(), "std": latents.std(dim=axes).tolist()}
         return {"latent_scale": scale, "latent_channels": per_channel}
 
+    @torch.no_grad()
     def _target_grid(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            return self.reconstruct(self.gsrecon, batch)
+        return self.reconstruct(self.gsrecon, batch) if self._grids is None else self._grids.grids(batch)
+
+    def _grid_cache(self) -> GridCache:
+        """Grids of this GSRecon; those made by another number of threads differ in their last bits."""
+        origin = {
+            "recon": self.recon.facts["files"],
+            "gsrecon": self.spec.gsrecon,
+            "geometry": dataclasses.asdict(self.geometry),
+            "device": self.device.type,
+            "threads": self.config.run.threads,
+            "torch": str(torch.__version__),
+        }
+        views = self.geometry.views
+        return GridCache(self.config.data.cache, origin, views, lambda batch: self.reconstruct(self.gsrecon, batch))
 
 
 def visible_error(decoded: Tensor, grid: Tensor) -> Tensor:
