@@ -1,22 +1,19 @@
 """A running server changes to another bundle, and back, while clients use it: nothing is lost and nothing mixed."""
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from diffsplat_client import Client, Finished, Progress
 from diffsplat_client.generation import Generation
-from diffsplat_client.request import GenerationRequest
 from diffsplat_client.stream import GenerationStream
 
-from diffsplat.bundle import Bundle, open_bundle, write_bundle
+from benchmarks.refresh import ONE_PROMPT, REQUEST, ClosedLoop, changed_bundle
+from diffsplat.bundle import Bundle, open_bundle
 from diffsplat.integrity import BundleError
-from diffsplat.networks import bundle_network, network_builders
 from diffsplat.pipeline import Pipeline
 from diffsplat.serving.processes import find_stubs
 from diffsplat.serving.supervisor import Supervisor
@@ -36,25 +33,11 @@ pytestmark = pytest.mark.triton
 
 CLIENTS = 2
 PAUSE_S = 0.1  # between the requests of a client, so that versions can load meanwhile
-REQUEST = GenerationRequest("a red cube", seed=3, steps=2)
-ONE_PROMPT = GateOptions(prompts=("a red cube",))
-
-
-def changed_bundle(folder: Path, factor: float) -> Bundle:
-    """pico with every matrix of every network scaled: other objects in every stage."""
-    bundle = open_bundle(PICO)
-    networks = {name: bundle_network(bundle, name) for name in network_builders(bundle.spec)}
-    with torch.no_grad():
-        for network in networks.values():
-            for parameter in network.parameters():
-                parameter.mul_(factor)
-    tokenizers = [path.read_text() for path in bundle.tokenizer_paths]
-    return write_bundle(folder, bundle.spec, networks, tokenizers, bundle.lineage)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return changed_bundle(tmp_path_factory.mktemp("bundles") / "other", 0.99)
+    return changed_bundle(open_bundle(PICO), tmp_path_factory.mktemp("bundles") / "other", 0.99)
 
 
 @pytest.fixture(scope="module")
@@ -91,37 +74,6 @@ def supervisor(repository: Path, events: Events, tmp_path_factory: pytest.TempPa
             assert supervisor.restarts == 0, events.lines
 
 
-class Load:
-    """Clients that ask again and again once started, and what they got."""
-
-    def __init__(self, url: str) -> None:
-        self.results: list[Generation] = []
-        self.errors: list[BaseException] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(url,)) for _ in range(CLIENTS)]
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def __enter__(self) -> "Load":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
-
-    def _run(self, url: str) -> None:
-        try:
-            with Client(url, timeout_s=TIMEOUT_S) as client:
-                while not self._stop.wait(PAUSE_S):
-                    self.results.append(client.generate(REQUEST))
-        except BaseException as error:
-            self.errors.append(error)
-
-
 def last_of(stream: GenerationStream) -> Generation:
     (result,) = [event.result for event in stream if isinstance(event, Finished)]
     return result
@@ -133,7 +85,11 @@ def test_requests_are_neither_lost_nor_mixed(
     """Clients ask on; one long request finishes on the old version, and a STOP reaches another one there."""
     truths = {1: Pipeline.load(repository, "1").generate(REQUEST).gaussians}
     url, lines = supervisor.server.grpc_url, []
-    with Client(url, timeout_s=TIMEOUT_S) as client, Load(url) as load, ThreadPoolExecutor(1) as reader:
+    with (
+        Client(url, timeout_s=TIMEOUT_S) as client,
+        ClosedLoop(url, CLIENTS, PAUSE_S) as load,
+        ThreadPoolExecutor(1) as reader,
+    ):
         streams: list[GenerationStream] = []
         answers: list[Generation | Future[Generation]] = []
 
@@ -163,7 +119,7 @@ def test_requests_are_neither_lost_nor_mixed(
     assert any(line.startswith("version 1 finishes ") for line in lines) and lines[-1] == "version 1 is unloaded"
     truths[2] = Pipeline.load(repository, "2").generate(REQUEST).gaussians
     seen = set()
-    for result in [*load.results, after]:
+    for result in [*(answer.result for answer in load.answers), after]:
         assert result.served is not None
         seen.add(result.served.version)
         truth = truths[result.served.version]
@@ -209,7 +165,7 @@ def test_gates_name_themselves_and_change_nothing(
     """No server runs here. Empty objects, a command that fails, another backbone, numbers unlike torch's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     repository = export_repository(PICO, tmp_path / "pico", "torch").folder  # which exports at once
-    empty = changed_bundle(tmp_path / "empty", 0.0)
+    empty = changed_bundle(open_bundle(PICO), tmp_path / "empty", 0.0)
     with pytest.raises(GateError, match=r"gate 'objects': the object of 'a red cube' has \d+ visible splats"):
         refresh(empty.root, repository, ONE_PROMPT)
     command = GateOptions(ONE_PROMPT.prompts, quality_command="test -d {bundle}/nothing")
