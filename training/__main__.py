@@ -19,7 +19,7 @@ from training.config.evaluate import EvaluateConfig
 from training.data import command as data_command
 from training.encode_text import run_encode_text
 from training.evaluation.command import run_evaluation, summary
-from training.launch import close_processes
+from training.launch import close_processes, is_main_process
 from training.loop import TrainingError
 from training.presets import GROUPS
 from training.recipe import Interrupted, run_recipe, run_stage
@@ -101,7 +101,7 @@ def run(config: Any) -> None:
         print(summary(run_evaluation(config)))
     else:
         run_stage(config)
-    if bundle is None:
+    if bundle is None or not is_main_process():
         return
     print(f"bundle: {bundle.root}  {sum(file['bytes'] for file in bundle.files.values()) / 1e6:.2f} MB")
     if config.export_to is not None:

@@ -7,10 +7,11 @@ given to accelerate.
 
 import datetime
 import importlib.util
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     AutocastKwargs,
     DistributedDataParallelKwargs,
@@ -83,6 +84,20 @@ def check_device(name: str) -> torch.device:
             there = "only cpu" if found is None else f"{torch.accelerator.device_count()} x {found.type}"
             raise ValueError(f"run.device = {name!r}: torch {torch.__version__} finds {there} on this machine")
     return device
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first of those that were started together."""
+    return bool(PartialState().is_main_process)
+
+
+def by_main_process(act: Callable[[], object]) -> None:
+    """Let the main process act while the others wait for it."""
+    try:
+        if is_main_process():
+            act()
+    finally:
+        PartialState().wait_for_everyone()
 
 
 def start_tracker(accelerator: Accelerator, config: StageConfig) -> None:

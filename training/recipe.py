@@ -1,16 +1,18 @@
 """Training of all stages, each in its own folder, and of the bundle made from them."""
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffsplat.bundle import Bundle
+from diffsplat.bundle import Bundle, open_bundle
 from training.assemble import bundle_runs
 from training.checkpoint import FINISHED, MANIFEST, check_same_run, git_revision, list_checkpoints, read_finished
 from training.config.chain import RecipeConfig
 from training.config.common import StageConfig
-from training.launch import check_device
+from training.launch import by_main_process, check_device
 from training.loop import Outcome, train
 from training.stages import build_stage
 from training.stages.common import dataset
@@ -73,7 +75,13 @@ def run_recipe(recipe: RecipeConfig) -> Bundle:
         config.check()
     for config in stages.values():
         run_stage(config)
-    return bundle_runs({name: config.run.out for name, config in stages.items()}, recipe.out / "bundle")
+    return make_bundle({name: config.run.out for name, config in stages.items()}, recipe.out / "bundle")
+
+
+def make_bundle(sources: Mapping[str, Path], out: Path) -> Bundle:
+    """`bundle_runs` by the first of several processes; all return the bundle."""
+    by_main_process(lambda: bundle_runs(sources, out))
+    return open_bundle(out)
 
 
 def stage_lineage(config: StageConfig) -> dict[str, Any]:

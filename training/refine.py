@@ -4,9 +4,8 @@ import dataclasses
 from typing import Any
 
 from diffsplat.bundle import Bundle, open_bundle
-from training.assemble import bundle_runs
 from training.config.chain import RefineConfig
-from training.recipe import run_stage
+from training.recipe import make_bundle, run_stage
 
 
 def run_refinement(config: RefineConfig) -> Bundle:
@@ -30,4 +29,4 @@ def run_refinement(config: RefineConfig) -> Bundle:
     )
     stage.check()
     run_stage(stage)
-    return bundle_runs({"bundle": config.bundle, config.name: out}, config.out / "bundle")
+    return make_bundle({"bundle": config.bundle, config.name: out}, config.out / "bundle")

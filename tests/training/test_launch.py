@@ -40,6 +40,7 @@ def test_two_processes_make_the_updates_of_one_that_accumulates(tmp_path: Path) 
     assert first == one.drawn[0::2] and second == one.drawn[1::2]
     assert not set(first) & set(second)
     assert process.stdout.count("validation:") == 1  # rank 0 alone tells
+    assert [path.name for path in (tmp_path / "two").glob("made_by_*")] == ["made_by_0"]  # the other one has waited
     assert sorted(path.name for path in (tmp_path / "two" / "checkpoints").iterdir()) == [
         "000007.pt", "000008.pt", "best.pt",
     ]  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config.common import Cadence, Optim, RunOptions, StageConfig
+from training.launch import by_main_process
 from training.loop import train
 from training.optim import decay_groups
 from training.stage import Evaluation
@@ -126,3 +127,5 @@ if __name__ == "__main__":
     assert outcome.finished
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     (out / f"drawn_{rank}.json").write_text(json.dumps(stage.drawn))
+    by_main_process(lambda: (out / f"made_by_{rank}").touch())
+    assert (out / "made_by_0").exists()
