@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "quality_nano": ("quality", "bundles/nano", "--sweep"),
     "quality_pico": ("quality", "bundles/pico"),
     "ensemble_overhead": ("ensemble_overhead", "bundles/pico"),
+    "edge_overhead": ("edge_overhead", "bundles/pico"),
     "recovery": ("recovery", "bundles/pico", "bundles/nano"),
     "refresh": ("refresh", "bundles/pico"),
     "import_memory": ("import_memory",),

@@ -8,6 +8,7 @@ cancelling it would leave the request running, and can crash Triton 2.51.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import secrets
@@ -27,10 +28,12 @@ from diffsplat.serving.edge.wire import FINAL_RESPONSE, Response
 MAX_RUNS = 3  # a request that was there whenever the server died is perhaps why it died
 RESTART_LIMIT_S = 300.0  # how long a request waits for a server
 FAULT_PATIENCE_S = 10.0  # a supervisor that has not begun a restart by then has found nothing wrong
+STOP_LIMIT_S = 5.0  # for one STOP
 STOP_AGAIN_S = 1.0  # a STOP that comes before its request is forgotten after a while
 _POLL_S = 0.05
 _log = logging.getLogger(__name__)
 _END_STATES = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}  # of an error type; all others are failures
+_MAY_RUN_ON = ("INTERNAL", "DEADLINE_EXCEEDED")  # errors of one stage of an ensemble, which do not end the denoiser
 _ERROR_TYPE = re.compile(rf"\b({'|'.join(ERROR_CODES)}): ")
 _DEAD_STAGE = re.compile(r"[Ss]tub process .*is not (healthy|ready)")
 
@@ -73,6 +76,7 @@ class Job:
         self._recording: Recording | None = None
         self._seen = SeenAnswers()
         self._stopping: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
 
     @property
     def seconds(self) -> float:
@@ -96,7 +100,7 @@ class Job:
 
     def stop(self) -> None:
         """Let the denoiser stop it at its next step. Readers get what Triton says then."""
-        if self._stopping is None and self.end_state == RUNNING:
+        if self._stopping is None and not self._over.is_set():
             self._stopping = asyncio.create_task(self._keep_stopping())
 
     async def run(self) -> None:
@@ -112,18 +116,19 @@ class Job:
             if self.end_state == RUNNING:
                 self.end_state, self.error_type, self.error = "failed", "UNAVAILABLE", "the edge was closed"
             self._ended_s = self._clock()
-            if self._stopping is not None:
-                self._stopping.cancel()
             for reader in self._readers:
                 await reader.end()
             if self._recording is not None:
                 await self._recording.end(self.end_state, self.error_type, self.error)
+            await self._end_stopping()
 
     async def _run(self) -> None:
         failed_run = None
         for self.runs_begun in range(1, MAX_RUNS + 1):
             failed_run, fault = await self._forward(await self._next_run(failed_run))
             if not fault:
+                if self.error_type in _MAY_RUN_ON:
+                    self.stop()
                 if self.end_state == RUNNING:
                     self.end_state = "finished"
                 return
@@ -199,7 +204,17 @@ class Job:
     async def _keep_stopping(self) -> None:
         while True:
             await self._upstream.stop(self.request_id)
-            await asyncio.sleep(STOP_AGAIN_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), STOP_AGAIN_S)
+                return
+
+    async def _end_stopping(self) -> None:
+        """A STOP on its way is let through: it is a request to Triton too, which should not be cancelled."""
+        self._over.set()
+        if self._stopping is not None:
+            _, late = await asyncio.wait([self._stopping], timeout=STOP_LIMIT_S)
+            for task in late:
+                task.cancel()
 
 
 def refusal(error: RefusedError) -> Response:

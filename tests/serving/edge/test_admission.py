@@ -1,5 +1,6 @@
 """What the edge lets through to Triton, and in which form."""
 
+import random
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -147,3 +148,33 @@ def test_a_stop_needs_an_id() -> None:
     add(stop, "STOP", "BOOL", [1], b"\1")
     with pytest.raises(RefusedError, match="STOP needs the id"):
         admit(stop.SerializeToString())
+
+
+def test_damaged_messages_are_taken_or_refused_and_nothing_else() -> None:
+    """What gets through is a message that Triton can read, with tensors whose bytes fill them."""
+    draw = random.Random(0)
+    message = lasting(request(PROMPT=b"a red cube", NEGATIVE_PROMPT=b"blue"), "keep")
+    add(message, "FRAME_POSES", "FP32", [2, 4], b"\0" * 32)
+    add(message, "DEADLINE_S", "FP32", [1], struct.pack("<f", 5.0))
+    whole = message.SerializeToString()
+    taken = 0
+    for _ in range(4000):
+        data = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            kind, at = draw.randrange(3), draw.randrange(len(data))
+            if kind == 0:
+                data[at] = draw.randrange(256)
+            elif kind == 1:
+                del data[at : at + draw.randint(1, 8)]
+            else:
+                data[at:at] = draw.randbytes(draw.randint(1, 8))
+        try:
+            inference = admit(bytes(data))
+        except RefusedError as error:
+            assert error.code == "INVALID_ARG"
+            continue
+        taken += 1
+        passed_on = pb.ModelInferRequest.FromString(inference.message("internal", elapsed_s=1.0))
+        assert passed_on.id == "internal" and not passed_on.parameters["sequence_id"].int64_param
+        assert len(passed_on.inputs) == len(passed_on.raw_input_contents) or not passed_on.raw_input_contents
+    assert 100 < taken < 3900

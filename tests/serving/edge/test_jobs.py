@@ -141,6 +141,18 @@ def test_errors_of_the_request_end_it_at_once() -> None:
     drive(work())
 
 
+def test_the_failure_of_a_stage_stops_the_denoiser() -> None:
+    """Triton ends the stream, but not what the other stages work on."""
+
+    async def work() -> None:
+        upstream = ScriptedUpstream([step(1), failure("in ensemble 'diffsplat', INTERNAL: decode failed")])
+        follow = Followed(upstream)
+        await follow.read_all()
+        assert upstream.stopped == [follow.job.request_id] and follow.job.end_state == "failed"
+
+    drive(work())
+
+
 def test_a_request_that_is_there_whenever_the_server_dies_is_given_up() -> None:
     async def work() -> None:
         upstream = ScriptedUpstream(*[["dies"]] * (MAX_RUNS + 1))
@@ -192,6 +204,7 @@ def test_a_reader_that_leaves_stops_its_request_which_is_read_to_its_end() -> No
         await follow.outbox.close()
         await follow.task
         assert set(upstream.stopped) == {follow.job.request_id} and upstream.ended == 1
+        assert follow.job._stopping is not None and follow.job._stopping.done() and not follow.job._stopping.cancelled()
         assert follow.job.end_state == "cancelled"
 
     drive(work())
