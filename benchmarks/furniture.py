@@ -51,7 +51,7 @@ class Measured(NamedTuple):
     """Novel views of held-out objects. O objects, each from both rings."""
 
     uids: list[str]  # [O]
-    errors: dict[str, Tensor]  # network -> mean squared error per object, [O]
+    errors: dict[str, Tensor]  # network -> mean squared error of each image, [O, images]
     images: dict[str, Tensor]  # "truth" and networks -> [O, novel views, 3, H, W] of the first ring
 
 
@@ -98,8 +98,8 @@ def measure(config: ReconConfig, networks: dict[str, nn.Module]) -> Measured:
         for name, network in networks.items():
             shown = [_novel(stage, network, batch) for batch in batches]
             truth = [batch.images_rgb[:, geometry.views :] for batch in batches]
-            squares = [(a - b).square().flatten(1).mean(1) for a, b in zip(shown, truth, strict=True)]
-            errors[name].append(torch.stack(squares).mean(0))
+            squares = [(a - b).square().flatten(2).mean(2) for a, b in zip(shown, truth, strict=True)]
+            errors[name].append(torch.cat(squares, dim=1))
             images[name].append(shown[0])
         images["truth"].append(batches[0].images_rgb[:, geometry.views :])
     print(file=sys.stderr)
@@ -118,8 +118,8 @@ def _novel(stage: ReconStage, network: nn.Module, batch: Batch) -> Tensor:
 
 
 def psnr_db(errors: Tensor) -> float:
-    """PSNR over all pixels of all views."""
-    return float(-10.0 * torch.log10(errors.mean()))
+    """Mean PSNR of images in [0, 1] with these mean squared errors."""
+    return float(-10.0 * torch.log10(errors.clamp_min(1e-10)).mean())
 
 
 def sheet(measured: Measured, public_domain: frozenset[str], networks: Sequence[str]) -> np.ndarray:

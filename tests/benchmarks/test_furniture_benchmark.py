@@ -46,8 +46,8 @@ def test_held_out_objects_alone_are_measured_and_free_ones_alone_are_shown(data:
     assert truth.shape == (2, 4, 3, 64, 64)
     white = torch.ones_like(truth)
     np.testing.assert_allclose(measured.images["before"], white, atol=2e-2)  # all that is left is the background
-    assert measured.errors["before"].shape == (2,)
-    assert psnr_db(torch.tensor([0.01, 0.03])) == pytest.approx(-10 * np.log10(0.02), abs=1e-4)
+    assert measured.errors["before"].shape == (2, 2 * 4)  # the novel views of both rings
+    assert psnr_db(torch.tensor([[0.01, 0.001]])) == pytest.approx(25.0, abs=1e-4)  # the mean of 20 and 30 dB
     picture = sheet(measured, frozenset({"free", "seen"}), ["before", "after"])
     assert picture.shape == (3 * 3 * 64, 2 * 3 * 3 * 64, 3)  # one object of the two, beside an empty place
     assert (picture[:, 3 * 3 * 64 :] == 255).all() and (picture[: 3 * 64, : 3 * 64] < 255).any()
