@@ -107,12 +107,17 @@ class StreamCall:
     def __init__(self, context: Any, client: Client, dispatcher: Dispatcher) -> None:
         self._context, self._client, self._dispatcher = context, client, dispatcher
         self._writing = asyncio.Lock()
+        self._open: set[Answers] = set()
 
     async def serve(self) -> None:
         """Ends with the call: when the client has closed it and read its answers, or when it has left."""
-        async with asyncio.TaskGroup() as tasks:  # whatever ends one of them, such as the client's leaving, ends all
-            while (message := await self._context.read()) is not grpc.aio.EOF:
-                await self._take(message, tasks)
+        try:
+            async with asyncio.TaskGroup() as tasks:  # what ends one of them, such as the client's leaving, ends all
+                while (message := await self._context.read()) is not grpc.aio.EOF:
+                    await self._take(message, tasks)
+        finally:
+            for answers in list(self._open):  # a task that is cancelled before it began cleans nothing up
+                answers.leave()
 
     async def _take(self, message: bytes, tasks: asyncio.TaskGroup) -> None:
         try:
@@ -125,12 +130,16 @@ class StreamCall:
         except RefusedError as error:
             await self._write(refusal(error).to_bytes())
             return
+        self._open.add(answers)
         tasks.create_task(self._deliver(answers))
 
     async def _deliver(self, answers: Answers) -> None:
-        async with answers as messages:
-            async for message in messages:
+        try:
+            async for message in answers:
                 await self._write(message)
+        finally:
+            self._open.discard(answers)
+            answers.leave()
 
     async def _write(self, message: bytes) -> None:
         async with self._writing:

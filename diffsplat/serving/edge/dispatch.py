@@ -1,7 +1,6 @@
 """Starts requests, finds those that run or are kept, and stops them: for every protocol that clients speak."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 
 from diffsplat_client.contract import CANCEL
 
@@ -13,7 +12,31 @@ from diffsplat.serving.edge.request_log import RequestLog
 from diffsplat.serving.edge.results_store import Recording, ResultStore
 from diffsplat.serving.edge.upstream import ServerRuns, Upstream
 
-Answers = AbstractAsyncContextManager[AsyncIterator[bytes]]  # entered by a reader, left when it leaves
+
+class Answers:
+    """The answers to one request, for one reader. It must call `leave`, however it ends.
+
+    Args:
+        messages: as bytes.
+        client: whose they are.
+        leave: what is to be done when the reader leaves.
+    """
+
+    def __init__(self, messages: AsyncIterator[bytes], client: Client, leave: Callable[[], None]) -> None:
+        self._messages, self._client, self._leave = messages, client, leave
+        self._left = False
+        client.unread_answers += 1
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """May be iterated once."""
+        return self._messages
+
+    def leave(self) -> None:
+        """The reader has read all, or reads no more. May be called twice."""
+        if not self._left:
+            self._left = True
+            self._client.unread_answers -= 1
+            self._leave()
 
 
 class Dispatcher:
@@ -53,7 +76,7 @@ class Dispatcher:
         try:
             if inference.on_disconnect is None:
                 return self._ask_once(client, inference)
-            return self._read(client, self._find_or_start(client, inference))
+            return read_recording(client, self._find_or_start(client, inference))
         except RefusedError as error:
             raise self._refused(client, inference, error) from None
 
@@ -79,7 +102,12 @@ class Dispatcher:
         job, outbox = self._make_job(client, inference), Outbox(client.unread)
         job.attach(outbox)
         self._clients.start(client, job, lambda: self._log.ended(client.name, job))
-        return self._read_outbox(client, job, outbox)
+
+        def leave() -> None:
+            job.detach(outbox)
+            outbox.close()
+
+        return Answers(outbox, client, leave)
 
     def _find_or_start(self, client: Client, inference: Inference) -> Recording:
         """Never computed twice: the recording of the same request, if there is one."""
@@ -115,22 +143,8 @@ class Dispatcher:
         client.check_room()
         return Job(inference, self._upstream, self._runs)
 
-    @asynccontextmanager
-    async def _read_outbox(self, client: Client, job: Job, outbox: Outbox) -> AsyncIterator[AsyncIterator[bytes]]:
-        client.unread_answers += 1
-        try:
-            yield outbox
-        finally:
-            client.unread_answers -= 1
-            job.detach(outbox)
-            await outbox.close()
 
-    @asynccontextmanager
-    async def _read(self, client: Client, recording: Recording) -> AsyncIterator[AsyncIterator[bytes]]:
-        client.unread_answers += 1
-        messages = aiter(recording)
-        try:
-            yield messages
-        finally:
-            client.unread_answers -= 1
-            await messages.aclose()
+def read_recording(client: Client, recording: Recording) -> Answers:
+    """What is recorded and still comes, for one more reader."""
+    recording.enter()
+    return Answers(recording.read(), client, recording.leave)

@@ -25,7 +25,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from diffsplat.serving.edge.admission import RefusedError
 from diffsplat.serving.edge.clients import Client, Clients
-from diffsplat.serving.edge.dispatch import Dispatcher
+from diffsplat.serving.edge.dispatch import Dispatcher, read_recording
 from diffsplat.serving.edge.identity import Doorman
 from diffsplat.serving.edge.results_store import RUNNING, Recording
 from diffsplat.serving.edge.standing import Standing, standing_of
@@ -84,15 +84,19 @@ class HttpFront:
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """One event for every change, and a last one that is named after the end state."""
-        recording = self._recording(request)
+        client, recording = self._client_of(request), self._recording(request)
         stream = web.StreamResponse(headers={"Content-Type": EVENTS_TYPE, "Cache-Control": "no-store"})
         await stream.prepare(request)
         last: Standing | None = None
-        async for _ in recording:
-            now = standing_of(recording)
-            if now != last and now.state == RUNNING:
-                await stream.write(_event("progress", now))
-            last = now
+        answers = read_recording(client, recording)
+        try:
+            async for _ in answers:
+                now = standing_of(recording)
+                if now != last and now.state == RUNNING:
+                    await stream.write(_event("progress", now))
+                last = now
+        finally:
+            answers.leave()
         now = standing_of(recording)
         await stream.write(_event(now.state, now))
         return stream
@@ -106,14 +110,15 @@ class HttpFront:
             return web.json_response(standing.to_dict(), status=409, headers=headers)
         if standing.state != "finished":
             return web.json_response(standing.to_dict(), status=410)
-        async for message in recording:
-            response = Response.parse(message)
-            if ASSET.name in response.names:
-                kind = FORMATS[recording.file_format or PLY.name]
-                content = response.payload[response.names.index(ASSET.name)][4:]
-                disposition = f'attachment; filename="{kind.file_name}"'
-                headers = {"Content-Disposition": disposition, "Content-Type": kind.media_type}
-                return web.Response(body=bytes(content), headers=headers)
+        answers = read_recording(self._client_of(request), recording)
+        try:
+            async for message in answers:
+                response = Response.parse(message)
+                if ASSET.name in response.names:
+                    content = response.payload[response.names.index(ASSET.name)][4:]
+                    return _file_answer(recording.file_format or PLY.name, bytes(content))
+        finally:
+            answers.leave()
         raise RefusedError("NOT_FOUND", "the result of this request has no file: it was sent as format = 'raw'")
 
     async def _cancel(self, request: web.Request) -> web.Response:
@@ -173,6 +178,12 @@ def _to_message(request: GenerationRequest, client_id: str) -> Any:
         parts = (len(value).to_bytes(4, "little") + value for value in array.reshape(-1)) if strings else ()
         message.raw_input_contents.append(b"".join(parts) if strings else array.tobytes())
     return message
+
+
+def _file_answer(file_format: str, content: bytes) -> web.Response:
+    kind = FORMATS[file_format]
+    disposition = f'attachment; filename="{kind.file_name}"'
+    return web.Response(body=content, headers={"Content-Disposition": disposition, "Content-Type": kind.media_type})
 
 
 def _event(name: str, standing: Standing) -> bytes:

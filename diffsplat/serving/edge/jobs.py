@@ -117,9 +117,9 @@ class Job:
                 self.end_state, self.error_type, self.error = "failed", "UNAVAILABLE", "the edge was closed"
             self._ended_s = self._clock()
             for reader in self._readers:
-                await reader.end()
+                reader.end()
             if self._recording is not None:
-                await self._recording.end(self.end_state, self.error_type, self.error)
+                self._recording.end(self.end_state, self.error_type, self.error)
             await self._end_stopping()
 
     async def _run(self) -> None:

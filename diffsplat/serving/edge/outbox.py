@@ -1,7 +1,8 @@
 """Messages on their way to one reader, bounded: whoever fills an outbox waits for its reader."""
 
-import asyncio
 from collections import deque
+
+from diffsplat.serving.edge.changes import Changes
 
 MAX_MESSAGES = 64  # that wait for one reader
 
@@ -12,19 +13,17 @@ class ByteBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._changed = asyncio.Condition()
+        self._changes = Changes()
 
     async def take(self, count: int) -> None:
         """Wait until there is room for `count` more bytes."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self.used or self.used + count <= self.limit)
-            self.used += count
+        await self._changes.wait_for(lambda: not self.used or self.used + count <= self.limit)
+        self.used += count
 
-    async def give_back(self, count: int) -> None:
+    def give_back(self, count: int) -> None:
         """They have been read, or will never be."""
-        async with self._changed:
-            self.used -= count
-            self._changed.notify_all()
+        self.used -= count
+        self._changes.notify()
 
 
 class Outbox:
@@ -35,36 +34,32 @@ class Outbox:
         self._messages: deque[bytes] = deque()
         self._read = 0  # bytes of the message that the reader has now
         self._ended = self._closed = False
-        self._changed = asyncio.Condition()
+        self._changes = Changes()
 
     async def put(self, message: bytes) -> None:
         """Wait for room; a closed outbox drops what is put."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or len(self._messages) < MAX_MESSAGES)
-            if self._closed:
-                return
+        await self._changes.wait_for(lambda: self._closed or len(self._messages) < MAX_MESSAGES)
+        if self._closed:
+            return
         await self._budget.take(len(message))
-        async with self._changed:
-            if not self._closed:
-                self._messages.append(message)
-                self._changed.notify_all()
-                return
-        await self._budget.give_back(len(message))
+        if self._closed:
+            self._budget.give_back(len(message))
+        else:
+            self._messages.append(message)
+            self._changes.notify()
 
-    async def end(self) -> None:
+    def end(self) -> None:
         """The reader's iteration ends when it has read what is here."""
-        async with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        self._ended = True
+        self._changes.notify()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Nobody reads any more."""
-        async with self._changed:
-            self._closed = True
-            left, self._read = self._read + sum(map(len, self._messages)), 0
-            self._messages.clear()
-            self._changed.notify_all()
-        await self._budget.give_back(left)
+        self._closed = True
+        left, self._read = self._read + sum(map(len, self._messages)), 0
+        self._messages.clear()
+        self._budget.give_back(left)
+        self._changes.notify()
 
     def __aiter__(self) -> "Outbox":
         """Is its own iterator."""
@@ -74,12 +69,11 @@ class Outbox:
         """The next message."""
         read, self._read = self._read, 0
         if read:
-            await self._budget.give_back(read)
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._messages or self._ended)
-            if not self._messages:
-                raise StopAsyncIteration
-            message = self._messages.popleft()
-            self._read = len(message)
-            self._changed.notify_all()
-            return message
+            self._budget.give_back(read)
+        await self._changes.wait_for(lambda: self._messages or self._ended)
+        if not self._messages:
+            raise StopAsyncIteration
+        message = self._messages.popleft()
+        self._read = len(message)
+        self._changes.notify()
+        return message

@@ -8,7 +8,10 @@ import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
+
+from diffsplat.serving.edge.changes import Changes
 
 RUNNING = "running"  # state of a request that has not ended
 Key = tuple[str, str]  # name of a client, id that it gave its request
@@ -53,7 +56,7 @@ class Recording:
         self._file = file
         self._spans: list[tuple[int, int]] = []  # of the messages in the file: offset and length
         self._passing, self._passed = b"", 0  # the newest message that is not kept, and how many there were
-        self._changed = asyncio.Condition()
+        self._changes = Changes()
 
     @property
     def ended(self) -> bool:
@@ -69,46 +72,43 @@ class Recording:
         """One more message, and the STATUS in it; a passing one only matters until the next one."""
         if not passing:
             await asyncio.to_thread(self._write, message)
-        async with self._changed:
-            self.status = status or self.status
-            if passing:
-                self._passing, self._passed = message, self._passed + 1
-            else:
-                self._spans.append((self.size, len(message)))
-                self.size += len(message)
-            self._changed.notify_all()
+        self.status = status or self.status
+        if passing:
+            self._passing, self._passed = message, self._passed + 1
+        else:
+            self._spans.append((self.size, len(message)))
+            self.size += len(message)
+        self._changes.notify()
 
-    async def end(self, end_state: str, error_type: str = "", error: str = "") -> None:
+    def end(self, end_state: str, error_type: str = "", error: str = "") -> None:
         """That was all."""
-        async with self._changed:
-            self.end_state, self.error_type, self.error = end_state, error_type, error
-            self._changed.notify_all()
+        self.end_state, self.error_type, self.error = end_state, error_type, error
+        self._changes.notify()
 
-    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+    async def read(self) -> AsyncGenerator[bytes, None]:
         """From the newest passing message, or all that is kept, to the end; for any number of readers at any time."""
+        index = passed = 0
+        while True:
+            await self._changes.wait_for(partial(self._has_more, index, passed))
+            if index < len(self._spans):
+                offset, length = self._spans[index]
+                index, passed = index + 1, self._passed  # what passed before a result is old news
+                yield await asyncio.to_thread(os.pread, self._file.fileno(), length, offset)
+            elif passed < self._passed:
+                passed = self._passed
+                yield self._passing
+            else:
+                return
+
+    def enter(self) -> None:
+        """One more reader has come."""
         self.readers += 1
-        try:
-            index = passed = 0
-            while True:
-                async with self._changed:
-                    await self._changed.wait_for(
-                        lambda: index < len(self._spans) or (passed < self._passed) or self.ended  # noqa: B023
-                    )
-                    span = self._spans[index] if index < len(self._spans) else None
-                    message, newest = self._passing, self._passed
-                if span is not None:
-                    index += 1
-                    passed = newest  # what passed before a result is old news
-                    yield await asyncio.to_thread(os.pread, self._file.fileno(), span[1], span[0])
-                elif passed < newest:
-                    passed = newest
-                    yield message
-                else:
-                    return
-        finally:
-            self.readers -= 1
-            if not self.readers:
-                self.on_idle()
+
+    def leave(self) -> None:
+        """A reader has left."""
+        self.readers -= 1
+        if not self.readers:
+            self.on_idle()
 
     def discard(self) -> None:
         """Give the disk back; who reads it still may read on."""
@@ -116,6 +116,9 @@ class Recording:
             self._file.close()
         else:
             self.on_idle = self._file.close
+
+    def _has_more(self, index: int, passed: int) -> bool:
+        return index < len(self._spans) or passed < self._passed or self.ended
 
     def _write(self, message: bytes) -> None:
         view, offset = memoryview(message), self.size

@@ -126,6 +126,18 @@ def test_a_client_that_leaves_stops_its_requests_and_they_are_read_to_their_end(
     assert not {"one", "two"} & set(triton[0].read_to_the_end), "Triton sees ids that nobody can guess"
 
 
+def test_clients_that_leave_at_any_moment_leave_nothing_behind(
+    stub: Any, edge: Edge, triton: tuple[Triton, str]
+) -> None:
+    for number in range(40):
+        call = send(stub, *(request(f"{number}.{part}") for part in range(3)))
+        if number % 4 == 3:
+            next(call)
+        call.cancel()
+    wait_for(lambda: not edge.busy)
+    assert not triton[0].cancelled
+
+
 def test_a_deadline_of_the_call_is_a_client_that_leaves(stub: Any, triton: tuple[Triton, str]) -> None:
     with pytest.raises(grpc.RpcError) as error:
         list(stub.ModelStreamInfer(iter([request("one")]), timeout=0.5))

@@ -220,7 +220,7 @@ def test_tokens_and_health(tmp_path: Path) -> None:
 def test_ids_of_others_are_not_found() -> None:
     async def work(front: Front) -> None:
         recording = front.store.begin(("token:somebody", "theirs"), b"")
-        await recording.end("finished")
+        recording.end("finished")
         answered, error = await front.get("/v1/splats/theirs")
         assert answered.status == 404 and error["error_type"] == "NOT_FOUND"
 

@@ -201,7 +201,7 @@ def test_a_reader_that_leaves_stops_its_request_which_is_read_to_its_end() -> No
         follow = Followed(upstream)
         await anext(follow.outbox)
         follow.job.detach(follow.outbox)
-        await follow.outbox.close()
+        follow.outbox.close()
         await follow.task
         assert set(upstream.stopped) == {follow.job.request_id} and upstream.ended == 1
         assert follow.job._stopping is not None and follow.job._stopping.done() and not follow.job._stopping.cancelled()
@@ -277,10 +277,10 @@ def test_all_readers_of_a_client_share_its_bytes() -> None:
         assert not waiting.done() and budget.used == 80
         await anext(first)
         assert not waiting.done(), "the reader still holds it"
-        await first.close()
+        first.close()
         await waiting
         assert budget.used == 30
-        await second.close()
+        second.close()
         assert budget.used == 0
         await second.put(b"z" * 10)
         assert budget.used == 0, "a closed outbox keeps nothing"

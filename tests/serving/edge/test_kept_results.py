@@ -54,13 +54,17 @@ class Desk:
         self.client = self.clients.get("me")
 
     async def read_all(self, inference: Inference) -> list[bytes]:
-        async with self.dispatcher.ask(self.client, inference) as messages:
-            return [message async for message in messages]
+        answers = self.dispatcher.ask(self.client, inference)
+        messages = [message async for message in answers]
+        answers.leave()
+        return messages
 
     async def read_first(self, inference: Inference) -> bytes:
         """The first message; then the reader leaves."""
-        async with self.dispatcher.ask(self.client, inference) as messages:
-            return await anext(messages)
+        answers = self.dispatcher.ask(self.client, inference)
+        message = await anext(aiter(answers))
+        answers.leave()
+        return message
 
     async def until_idle(self) -> None:
         while self.clients.busy:
@@ -95,10 +99,11 @@ def test_the_same_id_attaches_to_the_running_request() -> None:
         first = asyncio.create_task(desk.read_all(lasting()))
         while desk.upstream.sent < 3:
             await asyncio.sleep(0.001)
-        async with desk.dispatcher.ask(desk.client, attaching()) as messages:
-            assert statuses([await anext(messages)]) == [("denoising", 3)]
-            go.set()
-            rest = [message async for message in messages]
+        late = desk.dispatcher.ask(desk.client, attaching())
+        assert statuses([await anext(aiter(late))]) == [("denoising", 3)]
+        go.set()
+        rest = [message async for message in late]
+        late.leave()
         assert outputs(rest) == outputs(await first) == ["ASSET"] and len(desk.upstream.requests) == 1
         desk.store.close()
 
@@ -110,10 +115,11 @@ def test_a_lasting_request_that_cancels_is_stopped_when_its_last_reader_leaves()
         desk = Desk([])
         ended = answer(STATUS=status("ended", end_state="cancelled", error_type="CANCELLED", message="was cancelled"))
         desk.upstream.scripts = [[step(1), desk.upstream.a_stop, ended], [RESULT]]
-        async with desk.dispatcher.ask(desk.client, lasting("cancel")) as messages:
-            await anext(messages)
-            await desk.read_first(lasting("cancel"))  # another reader came and went
-            assert not desk.upstream.stopped
+        answers = desk.dispatcher.ask(desk.client, lasting("cancel"))
+        await anext(aiter(answers))
+        await desk.read_first(lasting("cancel"))  # another reader came and went
+        assert not desk.upstream.stopped
+        answers.leave()
         await desk.until_idle()
         assert desk.upstream.stopped
         assert outputs(await desk.read_all(lasting("cancel"))) == ["ASSET"], "what did not finish is computed anew"
@@ -183,12 +189,14 @@ def test_a_result_that_makes_room_is_still_read_to_its_end() -> None:
         recording = store.begin(("me", "mine"), b"")
         await recording.put(RESULT, passing=False)
         await recording.put(RESULT, passing=False)
-        await recording.end("finished")
-        messages = aiter(recording)
+        recording.end("finished")
+        recording.enter()
+        messages = recording.read()
         assert await anext(messages) == RESULT
         store.end(("me", "mine"))
         assert store.find(("me", "mine")) is None
-        assert [message async for message in messages] == [RESULT]
+        assert [message async for message in messages] == [RESULT] and not recording._file.closed
+        recording.leave()
         assert recording._file.closed
 
     drive(work())
@@ -201,8 +209,8 @@ def test_large_messages_come_back_as_they_were() -> None:
         large = [bytes([number]) * 3_000_000 for number in range(3)]
         for message in large:
             await recording.put(message, passing=False)
-        await recording.end("finished")
-        assert [message async for message in recording] == large and recording.size == 9_000_000
+        recording.end("finished")
+        assert [message async for message in recording.read()] == large and recording.size == 9_000_000
         store.close()
 
     drive(work())
