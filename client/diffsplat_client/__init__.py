@@ -1,9 +1,10 @@
 """Client of the DiffSplat service. Importing it needs numpy alone; the wire is imported with the first request."""
 
-from diffsplat_client.client import Client, ServerStatus
+from diffsplat_client.client import Client
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.contract import CONTRACT_VERSION
 from diffsplat_client.errors import (
+    AuthenticationError,
     ContractMismatchError,
     DiffSplatError,
     InvalidRequestError,
@@ -17,6 +18,7 @@ from diffsplat_client.formats.any_file import read_splats, write_splats
 from diffsplat_client.formats.ply import read_ply, write_ply
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import four_views, turntable
+from diffsplat_client.probes import ServerStatus
 from diffsplat_client.reconstruction import Reconstruction
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest
@@ -25,6 +27,7 @@ from diffsplat_client.viewer import write_viewer
 
 __all__ = [
     "CONTRACT_VERSION",
+    "AuthenticationError",
     "Client",
     "ContractMismatchError",
     "DiffSplatError",

@@ -18,16 +18,15 @@ import threading
 import time
 import uuid
 import weakref
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from diffsplat_client.connection import DEFAULT_URL, KEEP_ALIVE_S, Connection, FilePath, token_from_environment
 from diffsplat_client.contract import CONTRACT_VERSION, DEADLINE, ENSEMBLE, ERROR_CODES, RECONSTRUCTION
 from diffsplat_client.errors import (
     ContractMismatchError,
     DiffSplatError,
-    InvalidRequestError,
-    RequestTimeoutError,
     ServerUnavailableError,
 )
 from diffsplat_client.events import Finished
@@ -35,12 +34,13 @@ from diffsplat_client.failures import connection_error, request_error
 from diffsplat_client.formats import check_installed
 from diffsplat_client.generation import Generation
 from diffsplat_client.output_options import MAX_DEADLINE_S
-from diffsplat_client.probes import ModelStatus, probe_models
+from diffsplat_client.probes import ServerStatus, probe_models
 from diffsplat_client.reconstruction import Reconstruction, parse_reconstruction
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.status import find_early_end
 from diffsplat_client.stream import GenerationStream
+from diffsplat_client.time_limits import CONNECT_TIMEOUT_S, DEFAULT_TIMEOUT_S, check_timeout, not_sent, remaining_s
 from diffsplat_client.transport import (
     GrpcTransport,
     ResponseStream,
@@ -49,44 +49,42 @@ from diffsplat_client.transport import (
     TransportError,
 )
 
-DEFAULT_URL = "localhost:8001"
-DEFAULT_TIMEOUT_S = 600.0
-MAX_TIMEOUT_S = 30 * 24 * 3600.0
-CONNECT_TIMEOUT_S = 5.0  # for each of the small questions before a request
 # Readiness and contract are asked again after this long: gRPC reconnects by itself, perhaps to another server. No
 # server stops and starts again in less.
 RECHECK_S = 1.0
-
-
-class ServerStatus(NamedTuple):
-    """What a server says about itself."""
-
-    ready: bool  # the server takes requests and every stage answers
-    models: list[ModelStatus]
-    parameters: dict[str, str]  # the ensemble's: contract_version, bundle, ...; empty until it is loaded
-
-    @property
-    def contract_version(self) -> int | None:
-        """The server's contract version; None if it does not name one."""
-        text = self.parameters.get("contract_version", "")
-        return int(text) if text.isascii() and text.isdigit() else None
 
 
 class Client:
     """A connection to one server, made when it is first needed. Threads may share a client."""
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, timeout_s: float = DEFAULT_TIMEOUT_S, transport: Transport | None = None
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        token: str | None = None,
+        tls: bool | None = None,
+        ca_certificate: FilePath | None = None,
+        client_certificate: tuple[FilePath, FilePath] | None = None,
+        keep_alive_s: float = KEEP_ALIVE_S,
+        transport: Transport | None = None,
     ) -> None:
         """Nothing is sent yet.
 
         Args:
-            url: HOST:PORT of the server's gRPC port.
+            url: HOST:PORT of the server's gRPC port; grpcs://HOST:PORT for TLS.
             timeout_s: how long one generation may take in all, unless the call says otherwise.
+            token: by which the server knows the client; None: that of the environment's DIFFSPLAT_TOKEN, if any.
+            tls: whether the connection is encrypted; None: when a certificate is given.
+            ca_certificate: PEM file of the server's authority, if it is not one of the usual ones.
+            client_certificate: PEM files of the client's certificate and of its key.
+            keep_alive_s: seconds between pings while requests run; only an edge lets them be less than 300.
             transport: what to speak instead of gRPC, for tests and other wires.
         """
-        self.url = _check_url(url)
-        self.timeout_s = _check_timeout(timeout_s)
+        token = token_from_environment() if token is None else token
+        self.connection = Connection(url, token, tls, ca_certificate, client_certificate, keep_alive_s)
+        self.url = self.connection.url
+        self.timeout_s = check_timeout(timeout_s)
         self.server_parameters: dict[str, str] = {}  # the ensemble's, known after the first request
         self._transport = transport
         self._checked_at: float | None = None  # monotonic time of the last check of this connection
@@ -126,6 +124,7 @@ class Client:
         Raises:
             InvalidRequestError: a field is out of range; nothing was computed.
             ServerUnavailableError: no server, not ready, or gone during the request.
+            AuthenticationError: the server does not know the token, or wants one.
             ContractMismatchError: the server speaks another version of the contract.
             RequestTimeoutError: `timeout_s` passed.
             RequestCancelledError: something stopped the request.
@@ -147,7 +146,7 @@ class Client:
         """
         request = _as_request(prompt, options).validate()
         check_installed(request.format)
-        timeout_s = self.timeout_s if timeout_s is None else _check_timeout(timeout_s)
+        timeout_s = self.timeout_s if timeout_s is None else check_timeout(timeout_s)
         started = time.monotonic()
         transport = self._connect(started, timeout_s)
         request_id = uuid.uuid4().hex  # whoever knows it can stop the request: it must not be guessable
@@ -187,7 +186,7 @@ class Client:
         else:
             request = ReconstructionRequest(images, **options).validate()
         check_installed(request.format)
-        timeout_s = self.timeout_s if timeout_s is None else _check_timeout(timeout_s)
+        timeout_s = self.timeout_s if timeout_s is None else check_timeout(timeout_s)
         started = time.monotonic()
         transport = self._connect(started, timeout_s)
         if "reconstruction" not in self.server_parameters:
@@ -213,11 +212,11 @@ class Client:
         The server gets the time that is left as the request's deadline, so that it gives up a request whose client has
         died.
         """
-        remaining_s = _remaining_s(started, timeout_s)
+        left_s = remaining_s(started, timeout_s)
         asked_s = tensors[DEADLINE.name].item() if DEADLINE.name in tensors else MAX_DEADLINE_S
-        tensors = {**tensors, DEADLINE.name: np.array([min(asked_s, remaining_s, MAX_DEADLINE_S)], np.float32)}
+        tensors = {**tensors, DEADLINE.name: np.array([min(asked_s, left_s, MAX_DEADLINE_S)], np.float32)}
         try:
-            return transport.stream(model, tensors, request_id, remaining_s)
+            return transport.stream(model, tensors, request_id, left_s)
         except TransportError as error:
             raise self._request_error(error, timeout_s) from None
 
@@ -227,14 +226,14 @@ class Client:
         Raises:
             ServerUnavailableError: no server answers.
         """
-        timeout_s = _check_timeout(timeout_s)
+        timeout_s = check_timeout(timeout_s)
         transport = self._open()
         try:
             ready = transport.server_ready(timeout_s)
             parameters = self._ensemble_parameters(transport, timeout_s)
             models = probe_models(transport, timeout_s, reconstruction="reconstruction" in parameters)
         except TransportError as error:
-            raise connection_error(error, self.url, timeout_s) from None
+            raise connection_error(error, self.connection, timeout_s) from None
         return ServerStatus(ready and all(model.state == "READY" for model in models), models, parameters)
 
     def _ensemble_parameters(self, transport: Transport, timeout_s: float) -> dict[str, str]:
@@ -249,7 +248,7 @@ class Client:
     def _open(self) -> Transport:
         with self._lock:
             if self._transport is None:
-                self._transport = GrpcTransport(self.url)
+                self._transport = GrpcTransport(self.connection)
             return self._transport
 
     def _connect(self, started: float, timeout_s: float) -> Transport:
@@ -258,15 +257,15 @@ class Client:
         if self._checked_at is not None and started - self._checked_at < RECHECK_S:
             return transport
         try:
-            question_s = min(_remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
+            question_s = min(remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
             if not transport.server_ready(question_s):
                 raise ServerUnavailableError(f"the server at {self.url} is not ready: it is starting or stopping")
-            question_s = min(_remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
+            question_s = min(remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
             parameters = transport.parameters(ENSEMBLE, question_s)
         except TransportError as error:
             if error.code == "DEADLINE_EXCEEDED" and question_s < CONNECT_TIMEOUT_S:
-                raise RequestTimeoutError(_NOT_SENT.format(timeout_s)) from None
-            raise connection_error(error, self.url, timeout_s=question_s) from None
+                raise not_sent(timeout_s) from None
+            raise connection_error(error, self.connection, timeout_s=question_s) from None
         version = parameters.get("contract_version")
         if version != str(CONTRACT_VERSION):
             raise ContractMismatchError(
@@ -281,42 +280,10 @@ class Client:
         """The typed error for a failed request."""
         if error.code == "UNAVAILABLE":
             self._checked_at = None  # what comes back may be another server
-        return request_error(error, self.url, timeout_s)
+        return request_error(error, self.connection, timeout_s)
 
 
 def _as_request(prompt: str | GenerationRequest, options: dict[str, Any]) -> GenerationRequest:
     if isinstance(prompt, GenerationRequest):
         return dataclasses.replace(prompt, **options)
     return GenerationRequest(prompt, **options)
-
-
-_NOT_SENT = "timeout_s = {:g} passed before the request was sent"
-
-
-def _remaining_s(started: float, timeout_s: float) -> float:
-    """What is left of `timeout_s` seconds from `started` on; RequestTimeoutError when nothing is."""
-    remaining_s = started + timeout_s - time.monotonic()
-    if remaining_s <= 0:
-        raise RequestTimeoutError(_NOT_SENT.format(timeout_s))
-    return remaining_s
-
-
-def _check_timeout(timeout_s: float) -> float:
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
-        raise InvalidRequestError(f"timeout_s = {timeout_s!r}: must be a number of seconds")
-    if not 0 < timeout_s <= MAX_TIMEOUT_S:  # also catches NaN
-        raise InvalidRequestError(
-            f"timeout_s = {timeout_s:g}: must be more than 0 and at most {MAX_TIMEOUT_S:g}, 30 days"
-        )
-    return float(timeout_s)
-
-
-def _check_url(url: str) -> str:
-    """HOST:PORT without a scheme; `grpc://` may stand before it."""
-    address = url.removeprefix("grpc://").rstrip("/")
-    host, _, port = address.rpartition(":")
-    if "://" in address or "/" in address or not host or not port.isascii() or not port.isdigit():
-        raise InvalidRequestError(f"url = {url!r}: must be HOST:PORT of the server's gRPC port, such as {DEFAULT_URL}")
-    if not 1 <= int(port) <= 65535:
-        raise InvalidRequestError(f"url = {url!r}: the port must be in 1 .. 65535")
-    return address

@@ -2,6 +2,7 @@
 
 DiffSplatError
 ├── InvalidRequestError   (also a ValueError) an option is out of range, or the server refused the input
+├── AuthenticationError     the server does not know the token, or wants one
 ├── ServerUnavailableError  nothing listens at the address, or the connection broke
 ├── ServerError             the server failed while working on a valid request
 ├── ContractMismatchError   client and server speak different contract versions
@@ -11,15 +12,31 @@ DiffSplatError
 
 
 class DiffSplatError(Exception):
-    """Base of all errors raised by this package."""
+    """Base of all errors raised by this package.
+
+    Attributes:
+        error_type: what programs read: a key of `contract.ERROR_CODES`, UNAUTHENTICATED or CONTRACT_MISMATCH.
+    """
+
+    error_type = "INTERNAL"
 
 
 class InvalidRequestError(DiffSplatError, ValueError):
     """A field of the request is missing, of the wrong type, or out of range; the message names field, value, range."""
 
+    error_type = "INVALID_ARG"
+
+
+class AuthenticationError(DiffSplatError):
+    """The server does not know the client's token, or wants one and got none."""
+
+    error_type = "UNAUTHENTICATED"
+
 
 class ServerUnavailableError(DiffSplatError):
     """No server answers at the address, it is not ready, or it went away during the request."""
+
+    error_type = "UNAVAILABLE"
 
 
 class ServerError(DiffSplatError):
@@ -29,10 +46,16 @@ class ServerError(DiffSplatError):
 class ContractMismatchError(DiffSplatError):
     """The server speaks another contract version than this client; install matching releases."""
 
+    error_type = "CONTRACT_MISMATCH"
+
 
 class RequestCancelledError(DiffSplatError):
     """The request was cancelled before it finished."""
 
+    error_type = "CANCELLED"
+
 
 class RequestTimeoutError(DiffSplatError, TimeoutError):
     """The request did not finish within `timeout_s` seconds."""
+
+    error_type = "DEADLINE_EXCEEDED"

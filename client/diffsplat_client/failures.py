@@ -2,8 +2,10 @@
 
 import re
 
+from diffsplat_client.connection import TOKEN_VARIABLE, Connection
 from diffsplat_client.contract import ENSEMBLE
 from diffsplat_client.errors import (
+    AuthenticationError,
     DiffSplatError,
     InvalidRequestError,
     RequestCancelledError,
@@ -14,31 +16,37 @@ from diffsplat_client.errors import (
 from diffsplat_client.transport import FORKED, TransportError
 
 
-def connection_error(error: TransportError, url: str, timeout_s: float) -> DiffSplatError:
+def connection_error(error: TransportError, connection: Connection, timeout_s: float) -> DiffSplatError:
     """For one of the questions before a request, which had `timeout_s` to be answered."""
+    url, proxy = connection.url, connection.proxy()
+    through = "" if proxy is None else f" through the proxy {proxy}"
     if error.code == FORKED:
         return ServerUnavailableError(f"{error.message}: make a Client in the process that uses it")
     if error.code == "DEADLINE_EXCEEDED":
-        return ServerUnavailableError(f"no answer from {url} within {timeout_s:g} s")
+        return ServerUnavailableError(f"no answer from {url}{through} within {timeout_s:g} s")
     if error.code == "NOT_FOUND" or "unknown model" in error.message:
         return ServerUnavailableError(f"the server at {url} does not serve the model {ENSEMBLE!r}")
+    if error.code == "UNAUTHENTICATED":
+        if connection.token is None:
+            return AuthenticationError(f"the server at {url} wants a token: pass token=..., or set {TOKEN_VARIABLE}")
+        return AuthenticationError(f"the server at {url} does not know this token")
     if error.code == "CANCELLED":
         return RequestCancelledError("the client was closed before the request was sent")
     if error.code == "UNAVAILABLE":
-        return ServerUnavailableError(f"no server answers at {url} ({_first_line(error.message)})")
-    return ServerError(f"{url} answers, but not as a Triton server does ({_first_line(str(error))})")
+        return ServerUnavailableError(f"no server answers at {url}{through} ({_first_line(error.message)})")
+    return ServerError(f"{url}{through} answers, but not as a Triton server does ({_first_line(str(error))})")
 
 
-def request_error(error: TransportError, url: str, timeout_s: float) -> DiffSplatError:
+def request_error(error: TransportError, connection: Connection, timeout_s: float) -> DiffSplatError:
     """For a request, which had `timeout_s` in all."""
     match error.code:
-        case "FORKED":
-            return connection_error(error, url, timeout_s)
+        case "FORKED" | "UNAUTHENTICATED":
+            return connection_error(error, connection, timeout_s)
         case "INVALID_ARGUMENT":
             return InvalidRequestError(re.sub(r"^in ensemble '\w+', ", "", error.message))
         case "UNAVAILABLE":
             return ServerUnavailableError(
-                f"the server at {url} went away or takes no requests ({_first_line(error.message)})"
+                f"the server at {connection.url} went away or takes no requests ({_first_line(error.message)})"
             )
         case "CANCELLED":
             return RequestCancelledError("the request was stopped")

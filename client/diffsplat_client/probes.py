@@ -21,6 +21,20 @@ class ModelStatus(NamedTuple):
     reason: str
 
 
+class ServerStatus(NamedTuple):
+    """What a server says about itself."""
+
+    ready: bool  # the server takes requests and every stage answers
+    models: list[ModelStatus]
+    parameters: dict[str, str]  # the ensemble's: contract_version, bundle, ...; empty until it is loaded
+
+    @property
+    def contract_version(self) -> int | None:
+        """The server's contract version; None if it does not name one."""
+        text = self.parameters.get("contract_version", "")
+        return int(text) if text.isascii() and text.isdigit() else None
+
+
 def probe_models(transport: Transport, timeout_s: float, *, reconstruction: bool) -> list[ModelStatus]:
     """State of every model; `reconstruction`: whether the server has the models for reconstructions."""
     names = [name for name in MODELS if reconstruction or name not in (RECONSTRUCT, RECONSTRUCTION)]

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diffsplat_client.connection import Connection
 from diffsplat_client.contract import ERROR_CODES
+from diffsplat_client.tensor_bytes import DATATYPES, from_bytes, to_bytes
 
 Tensors = dict[str, np.ndarray]
 
@@ -72,39 +74,29 @@ class Transport(Protocol):
         ...
 
 
-_DATATYPES: dict[np.dtype[Any], str] = {
-    np.dtype(np.bool_): "BOOL",
-    np.dtype(np.uint8): "UINT8",
-    np.dtype(np.int32): "INT32",
-    np.dtype(np.int64): "INT64",
-    np.dtype(np.float32): "FP32",
-    np.dtype(np.object_): "BYTES",
-}
 FORKED = "FORKED"  # a code of ours, beside gRPC's
 DRAIN_TIMEOUT_S = 1.0  # how long a failed stream may take to end
 _REFUSALS = ("unexpected shape for input", "unexpected inference input", "data-type is")  # Triton's words
 _STAGE_ERROR = re.compile(rf"(?:in ensemble '[^']*', )?({'|'.join(ERROR_CODES)}): (.*)", re.DOTALL)
-_LOOPBACK = ("localhost", "127.", "[::1]", "ipv4:127.")
 
 
 class GrpcTransport:
-    """Triton's gRPC protocol. `url` is HOST:PORT, the port being the server's gRPC port."""
+    """Triton's gRPC protocol, to HOST:PORT or as a Connection says."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, connection: Connection | str) -> None:
         import grpc
         from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+        if isinstance(connection, str):
+            connection = Connection(connection)
         self._grpc, self._messages = grpc, service_pb2
         self._process = os.getpid()
-        options: list[tuple[str, int]] = [
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.use_local_subchannel_pool", 1),  # a new client tries again at once after another one failed
-            ("grpc.max_reconnect_backoff_ms", 2000),
-        ]
-        if url.startswith(_LOOPBACK):
-            options.append(("grpc.enable_http_proxy", 0))  # connections to this machine never go through http_proxy
-        self._channel = grpc.insecure_channel(url, options=options)
+        self._metadata = connection.metadata
+        credentials, options = connection.credentials(grpc), connection.channel_options()
+        if credentials is None:
+            self._channel = grpc.insecure_channel(connection.url, options)
+        else:
+            self._channel = grpc.secure_channel(connection.url, credentials, options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def server_ready(self, timeout_s: float) -> bool:
@@ -123,8 +115,8 @@ class GrpcTransport:
     ) -> "GrpcStream":
         request = self._messages.ModelInferRequest(model_name=model, model_version=version, id=request_id)
         for name, array in tensors.items():
-            request.inputs.add(name=name, datatype=_DATATYPES[array.dtype], shape=array.shape)
-            request.raw_input_contents.append(_to_wire(array))
+            request.inputs.add(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
+            request.raw_input_contents.append(to_bytes(array))
         # one request and no more: the server closes the stream after the last response
         return GrpcStream(self._call(self._stub.ModelStreamInfer, iter((request,)), timeout_s), self._grpc)
 
@@ -135,7 +127,7 @@ class GrpcTransport:
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
         _check_process(self._process)
         try:
-            return method(request, timeout=timeout_s)
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except self._grpc.RpcError as error:
             raise _transport_error(error) from None
         except ValueError:  # all that grpc says when another thread has closed the channel
@@ -171,7 +163,10 @@ class GrpcStream:
         if len(infer.outputs) != len(infer.raw_output_contents):
             raise TransportError("INTERNAL", "a response has outputs without their bytes")
         outputs = zip(infer.outputs, infer.raw_output_contents, strict=True)
-        return {output.name: _from_wire(output.datatype, output.shape, content) for output, content in outputs}
+        try:
+            return {output.name: from_bytes(output.datatype, output.shape, content) for output, content in outputs}
+        except ValueError as error:
+            raise TransportError("INTERNAL", str(error)) from None
 
     def _read_to_the_end(self) -> None:
         """Triton never lets go of a request whose stream is cancelled between an error message and its end."""
@@ -221,28 +216,3 @@ def _request_error(message: str) -> TransportError:
 
 def _transport_error(error: Any) -> TransportError:
     return TransportError(error.code().name, error.details() or "")
-
-
-def _to_wire(array: np.ndarray) -> bytes:
-    if array.dtype != np.object_:
-        return array.tobytes()
-    return b"".join(len(value).to_bytes(4, "little") + value for value in array.reshape(-1))
-
-
-def _from_wire(datatype: str, shape: Any, content: bytes) -> np.ndarray:
-    """One output; TransportError when its bytes do not fill its shape."""
-    dims = tuple(shape)
-    try:
-        if datatype != "BYTES":
-            dtype = next(dtype for dtype, name in _DATATYPES.items() if name == datatype)
-            return np.frombuffer(content, dtype).reshape(dims)
-        values, start = [], 0
-        while start < len(content):
-            end = start + 4 + int.from_bytes(content[start : start + 4], "little")
-            values.append(content[start + 4 : end])
-            start = end
-        array = np.empty(len(values), np.object_)
-        array[:] = values
-        return array.reshape(dims)
-    except (ValueError, StopIteration):
-        raise TransportError("INTERNAL", f"a {datatype} tensor {list(dims)} came in {len(content)} bytes") from None

@@ -158,7 +158,7 @@ def serve_fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeTransport], Fak
     """Make every client that gets only an address use this transport."""
 
     def serve(transport: FakeTransport) -> FakeTransport:
-        monkeypatch.setattr("diffsplat_client.client.GrpcTransport", lambda url: transport)
+        monkeypatch.setattr("diffsplat_client.client.GrpcTransport", lambda connection: transport)
         return transport
 
     return serve

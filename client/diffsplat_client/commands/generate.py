@@ -22,6 +22,7 @@ from diffsplat_client.commands.results import (
     warn_if_empty,
     with_film,
 )
+from diffsplat_client.commands.server import client_of
 from diffsplat_client.errors import DiffSplatError
 from diffsplat_client.events import Finished, Progress, Queued
 from diffsplat_client.generation import Generation
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         request = request_from(args, first.prompt, first.images()).validate()
     check_tools(args.viewer, film=args.turntable_frames != 0 and args.video.endswith("mp4"))
     args.out.mkdir(parents=True, exist_ok=True)
-    with leave_on_sigterm(), Client(args.url, timeout_s=args.timeout_s) as client:
+    with leave_on_sigterm(), client_of(args, timeout_s=args.timeout_s) as client:
         if batch:
             return make_all(args, client, jobs)
         generation, paths = make(args, client, request, first.folder)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from diffsplat_client.client import Client
 from diffsplat_client.commands.artifacts import (
     RECONSTRUCTION_FILE,
     VIEWER_FILE,
@@ -30,6 +29,7 @@ from diffsplat_client.commands.results import (
     warn_if_empty,
     with_film,
 )
+from diffsplat_client.commands.server import client_of
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.output_options import OUTPUT_OPTIONS
 from diffsplat_client.poses import poses_of
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     name = slug(args.views.stem)
     with (
         leave_on_sigterm(),
-        Client(args.url, timeout_s=args.timeout_s) as client,
+        client_of(args, timeout_s=args.timeout_s) as client,
         tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as staging,
     ):
         made = client.reconstruct(request)

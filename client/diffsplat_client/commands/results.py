@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from diffsplat_client.client import DEFAULT_TIMEOUT_S, DEFAULT_URL
 from diffsplat_client.commands.artifacts import RESULT_FILES, VIDEOS
+from diffsplat_client.commands.server import add_server_arguments
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import turntable
 from diffsplat_client.reconstruction import Reconstruction
 from diffsplat_client.request import OPTIONS
 from diffsplat_client.request_checks import MAX_FRAMES
+from diffsplat_client.time_limits import DEFAULT_TIMEOUT_S
 
 FILM_FRAMES = 48  # of one turn
 _SYNONYMS = {"frame_size": ("--render-size",)}
@@ -26,7 +27,7 @@ _SYNONYMS = {"frame_size": ("--render-size",)}
 
 def add_result_arguments(parser: Any) -> None:
     """Add options for server, folder, time limit and files."""
-    parser.add_argument("--url", default=DEFAULT_URL, help="HOST:PORT of the server's gRPC port (default: %(default)s)")
+    add_server_arguments(parser)
     parser.add_argument(
         "-o",
         "--out",

@@ -3,14 +3,15 @@
 import argparse
 from typing import Any
 
-from diffsplat_client.client import CONNECT_TIMEOUT_S, DEFAULT_URL, Client
+from diffsplat_client.commands.server import add_server_arguments, client_of
 from diffsplat_client.contract import CONTRACT_VERSION
+from diffsplat_client.time_limits import CONNECT_TIMEOUT_S
 
 
 def add_command(commands: Any) -> None:
     """Add the parser of `status`."""
     parser = commands.add_parser("status", help="probe every stage of a server; show what it serves")
-    parser.add_argument("--url", default=DEFAULT_URL, help="HOST:PORT of the server's gRPC port (default: %(default)s)")
+    add_server_arguments(parser)
     parser.add_argument(
         "--timeout",
         type=float,
@@ -23,7 +24,7 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print it; exit code 0 when the server would take a request: every stage answers, and the contract is ours."""
-    with Client(args.url) as client:
+    with client_of(args) as client:
         status = client.status(args.timeout)
     print(f"{client.url}: {'ready' if status.ready else 'not ready'}")
     match = status.contract_version == CONTRACT_VERSION
