@@ -6,12 +6,15 @@ https://chromedevtools.github.io/devtools-protocol/: JSON messages over a websoc
 import base64
 import io
 import json
+import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from websockets.sync.client import connect
 
@@ -33,6 +36,16 @@ FLAGS = (
     "--force-color-profile=srgb",
 )
 PATIENCE_S = 60.0  # for any one answer
+
+
+def find_chromium() -> str:
+    """The program; without it the test is skipped, or fails where DIFFSPLAT_REQUIRE_BROWSER is set."""
+    if executable := next(filter(None, map(shutil.which, NAMES)), None):
+        return executable
+    reason = "no Chromium on this machine: apt-get install chromium"
+    if os.environ.get("DIFFSPLAT_REQUIRE_BROWSER"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 class Chromium:

@@ -58,9 +58,9 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-def run_script(folder: Path, script: str, file: Path) -> dict[str, Any]:
+def run_script(folder: Path, script: str, file: Path, *more: str) -> dict[str, Any]:
     """What one of the scripts beside the package file says about a file."""
-    return json.loads(_run("node", HERE / script, folder, file))
+    return json.loads(_run("node", HERE / script, folder, file, *more))
 
 
 def splat_transform(folder: Path, source: Path, target: Path) -> None:

@@ -1,12 +1,14 @@
 """Our files as splat-transform, spz-loader and gltf-validator of npm read them, and splat-transform's as we do."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from diffsplat_client import SplatCloud, read_splats, write_splats
 from diffsplat_client.formats import FORMATS
-from diffsplat_client.formats.axes import OPENGL, THREEDGS
+from diffsplat_client.formats.axes import OPENGL, THREEDGS, from_frame
+from diffsplat_client.viewer import covariances
 
 from tests.client.node_readers import installed, read_csv, run_script, splat_transform
 from tests.client.test_foreign_readers import assert_same, linear
@@ -64,11 +66,16 @@ def test_what_splat_transform_writes_is_read(node: Path, tmp_path: Path, name: s
     assert all(changed <= allowed for changed, allowed in zip(loss, most, strict=True)), loss
 
 
-def test_spz_loader_reads_version_3(node: Path, tmp_path: Path) -> None:
-    """The library of Niantic as web pages use it; 0.3.1 does not know version 4, hence our default."""
+@pytest.mark.parametrize(("axes", "frame"), [("RUB", OPENGL), ("RDF", THREEDGS)])
+def test_spz_loader_reads_version_3(node: Path, tmp_path: Path, axes: str, frame: str) -> None:
+    """The library of Niantic as web pages use it, in the axes asked for; it knows in which ones files are.
+
+    0.3.1 does not know version 4, hence our default.
+    """
     cloud = make_cloud(300)
     write_splats(tmp_path / "a.spz", cloud)
-    found = {name: np.array(values) for name, values in run_script(node, "read_spz.mjs", tmp_path / "a.spz").items()}
+    found = run_script(node, "read_spz.mjs", tmp_path / "a.spz", axes)
+    found = {name: np.array(values) for name, values in found.items()}
     seen = SplatCloud(
         positions=found["positions"].reshape(-1, 3),
         rgb=found["colors"].reshape(-1, 3),
@@ -76,7 +83,10 @@ def test_spz_loader_reads_version_3(node: Path, tmp_path: Path) -> None:
         scales=found["scales"].reshape(-1, 3),
         quats_wxyz=found["rotations"].reshape(-1, 4)[:, [3, 0, 1, 2]],
     )
-    assert_same(seen, cloud, "spz")
+    turned = from_frame(seen, frame)  # by other quaternions of the same ellipsoids: it turns their axes too
+    assert_same(dataclasses.replace(turned, quats_wxyz=cloud.quats_wxyz), cloud, "spz")
+    largest = (cloud.scales.max(axis=1) ** 2)[:, None, None]
+    assert (np.abs(covariances(turned) - covariances(cloud)) < 0.08 * largest).all()
 
 
 @pytest.mark.parametrize("count", [0, 1, 300])

@@ -1,8 +1,6 @@
 """viewer.html in a real browser: it shows what the rasterizer draws, turns, zooms, and sends no requests."""
 
-import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ import pytest
 from diffsplat_client import SplatCloud, write_viewer
 from diffsplat_client.viewer import covariances, viewer_html
 
-from tests.client.chromium import NAMES, Chromium
+from tests.client.chromium import Chromium, find_chromium
 
 SIZE = 400  # the window's height; a square of it in the middle is compared, free of captions and buttons
 WIDTH = 1200
@@ -93,13 +91,7 @@ def wait_until_like(browser: Chromium, expected: np.ndarray, levels: float, seco
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chromium]:
-    executable = next(filter(None, map(shutil.which, NAMES)), None)
-    if executable is None:
-        reason = "no Chromium on this machine: apt-get install chromium"
-        if os.environ.get("DIFFSPLAT_REQUIRE_BROWSER"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with Chromium(executable, tmp_path / "profile", WIDTH, SIZE) as browser:
+    with Chromium(find_chromium(), tmp_path / "profile", WIDTH, SIZE) as browser:
         yield browser
 
 

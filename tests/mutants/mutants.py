@@ -397,6 +397,27 @@ FILES_AND_SERVICE = [
         "tests/client/test_cloud_and_ply.py::test_files_are_in_the_axes_of_3dgs_tools_unless_asked_otherwise",
     ),
     Mutant(
+        ".spz in the axes of 3DGS tools",
+        "client/diffsplat_client/formats/__init__.py",
+        'SPZ = FileFormat("spz", "splats.spz", _BYTES, OPENGL',
+        'SPZ = FileFormat("spz", "splats.spz", _BYTES, THREEDGS',
+        "tests/client/test_node_readers.py::test_frames_of_the_registry_are_those_of_the_readers",
+    ),
+    Mutant(
+        "colours of a .glb for viewers without the extension as sRGB",
+        "client/diffsplat_client/formats/glb.py",
+        "np.rint(65535 * _LINEAR)",
+        "np.rint(65535 * _LEVELS)",
+        "tests/client/test_glb.py::test_the_colours_of_the_fallback_are_linear",
+    ),
+    Mutant(
+        "a gzip stream is unpacked before its header is believed",
+        "client/diffsplat_client/formats/spz_container.py",
+        "if sum(sizes) > _DEFLATE_RATIO * len(data):",
+        "if False:",
+        "tests/client/test_hostile_files.py::test_spz_in_gzip",
+    ),
+    Mutant(
         ".ply's opacities not as logits",
         _PLY,
         "nearest_log(clamped / (1 - clamped))",
