@@ -13,8 +13,6 @@ https://developer.playcanvas.com/user-manual/gaussian-splatting/formats/sog. Nee
 
 import io
 import json
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -78,6 +76,9 @@ def encode_sog(cloud: SplatCloud, frame: str = THREEDGS) -> bytes:
 
 
 def _archive(meta: dict[str, Any], images: dict[str, tuple[np.ndarray, np.ndarray]], count: int) -> bytes:
+    import zipfile  # here, so that importing the client stays quick
+    from concurrent.futures import ThreadPoolExecutor
+
     # a multiple of four pixels each way, as other writers have it
     width = max(4, 4 * int(np.ceil(np.sqrt(count) / 4)))
     height = max(4, 4 * int(np.ceil(count / width / 4)))

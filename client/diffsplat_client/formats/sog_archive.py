@@ -3,13 +3,15 @@
 import io
 import json
 import warnings
-import zipfile
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from diffsplat_client.extras import require
 from diffsplat_client.formats.packing import MAX_SPLATS
+
+if TYPE_CHECKING:  # imported where it is used, so that importing the client stays quick
+    import zipfile
 
 META, _MAX_META_BYTES = "meta.json", 1 << 20
 _TABLE = 256  # entries of a codebook
@@ -33,6 +35,8 @@ def read_archive(data: bytes) -> tuple[Meta, dict[str, np.ndarray]]:
         ValueError: naming what is wrong with the file.
         ModuleNotFoundError: Pillow is not installed; the message says how to install it.
     """
+    import zipfile
+
     require("PIL.Image", "formats", ".sog")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -45,7 +49,7 @@ def read_archive(data: bytes) -> tuple[Meta, dict[str, np.ndarray]]:
     return meta, images
 
 
-def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+def _member(archive: "zipfile.ZipFile", name: str, limit: int) -> bytes:
     try:
         info = archive.getinfo(name)
     except KeyError:
