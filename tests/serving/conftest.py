@@ -38,7 +38,7 @@ def pipeline(pico_repository: Path) -> "Pipeline":
     """The exported graphs in this process."""
     from diffsplat.pipeline import Pipeline
 
-    return Pipeline.load(pico_repository)
+    return Pipeline.load(pico_repository, threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "reconstruction.md"
 @pytest.fixture(scope="module")
 def local(pico_repository: Path) -> ReconstructionPipeline:
     """The very graphs that are served, in this process."""
-    return ReconstructionPipeline.load(pico_repository)
+    return ReconstructionPipeline.load(pico_repository, threads=1)
 
 
 @pytest.fixture(scope="module")

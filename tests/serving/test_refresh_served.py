@@ -83,7 +83,7 @@ def test_requests_are_neither_lost_nor_mixed(
     supervisor: Supervisor, events: Events, repository: Path, other: Bundle
 ) -> None:
     """Clients ask on; one long request finishes on the old version, and a STOP reaches another one there."""
-    truths = {1: Pipeline.load(repository, "1").generate(REQUEST).gaussians}
+    truths = {1: Pipeline.load(repository, "1", threads=1).generate(REQUEST).gaussians}
     url, lines = supervisor.server.grpc_url, []
     with (
         Client(url, timeout_s=TIMEOUT_S) as client,
@@ -117,7 +117,7 @@ def test_requests_are_neither_lost_nor_mixed(
     assert after.served == (2, "pico", other.digest)
     assert f"request {streams[1].request_id}: stop asked for, 1 found" in supervisor.server.log_path.read_text()
     assert any(line.startswith("version 1 finishes ") for line in lines) and lines[-1] == "version 1 is unloaded"
-    truths[2] = Pipeline.load(repository, "2").generate(REQUEST).gaussians
+    truths[2] = Pipeline.load(repository, "2", threads=1).generate(REQUEST).gaussians
     seen = set()
     for result in [*(answer.result for answer in load.answers), after]:
         assert result.served is not None

@@ -59,7 +59,7 @@ def server(repository: Path) -> Iterator[TritonServer]:
 
 @pytest.fixture(scope="module")
 def pipeline(repository: Path) -> Pipeline:
-    return Pipeline.load(repository)
+    return Pipeline.load(repository, threads=1)
 
 
 @pytest.fixture(scope="module")
