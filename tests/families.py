@@ -146,10 +146,9 @@ def write_family_bundle(
 ) -> Bundle:
     """A bundle of `family_spec` with random weights, but ControlNets are not silent and images as loud as noise.
 
-    `gsrecon` replaces entries of `BackboneSpec.gsrecon`.
+    `gsrecon` replaces entries of `BackboneSpec.gsrecon`; the other networks do not change with it.
     """
     spec = family_spec(name, controls, images)
-    spec = dataclasses.replace(spec, gsrecon={**spec.gsrecon, **(gsrecon or {})})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         networks = {network: build() for network, build in network_builders(spec).items()}
@@ -161,5 +160,8 @@ def write_family_bundle(
             for parameter in networks[f"controlnet_{kind}"].parameters():
                 if not parameter.any():
                     torch.nn.init.normal_(parameter, std=0.1)
+        if gsrecon:
+            spec = dataclasses.replace(spec, gsrecon={**spec.gsrecon, **gsrecon})
+            networks["gsrecon"] = network_builders(spec)["gsrecon"]()
     texts = [tokenizer_json(encoder.kind) for encoder in spec.text.encoders]
     return write_bundle(folder, spec, networks, texts, {"seed": seed}, dtype=torch.float32)
