@@ -71,8 +71,8 @@ CASES = {
     "elevest": Case("nano/elevest", "--backbone pico"),
     "encode-text": Case(
         "encode-text/sd15",
-        f"--backbone pico --encoders {_BUNDLE} --data.source procedural --data.objects 4000 --batch-size 4 "
-        "--shard-objects 20 --threads 1",
+        f"--backbone pico --encoders {_BUNDLE} --data.source procedural --data.objects 3000 --batch-size 1 "
+        "--shard-objects 15 --threads 1",
         is_text=True,
     ),
 }
