@@ -1,6 +1,6 @@
 # Each recipe is a short command that you could type yourself; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-tensorrt mutants lint bench clean
+.PHONY: help demo serve test test-fast test-tensorrt mutants lint bench perf-analyzer clean
 
 PROMPT ?= a cupcake
 BUNDLE ?= bundles/nano
@@ -22,6 +22,7 @@ help:
 	@echo 'make mutants                        change one line at a time in a copy: a test must fail on each'
 	@echo 'make lint                           check style, format and types'
 	@echo 'make bench                          run all benchmarks; python -m benchmarks readme --write pastes figures'
+	@echo 'make perf-analyzer                  NVIDIA perf_analyzer against a server of $(BUNDLE); docs/benchmarks.md'
 	@echo 'make clean                          remove .venv, build and out'
 
 $(VENV)/.serve: pyproject.toml client/pyproject.toml constraints.txt
@@ -66,6 +67,9 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks
+
+perf-analyzer: $(VENV)/.test
+	$(BIN)/python -m benchmarks.load $(BUNDLE) --json $(OUT)/load.json
 
 clean:
 	rm -rf $(VENV) build out

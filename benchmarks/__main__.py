@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "quality_pico": ("quality", "bundles/pico"),
     "ensemble_overhead": ("ensemble_overhead", "bundles/pico"),
     "edge_overhead": ("edge_overhead", "bundles/pico"),
+    "load": ("load", "bundles/pico"),
     "recovery": ("recovery", "bundles/pico", "bundles/nano"),
     "refresh": ("refresh", "bundles/pico"),
     "import_memory": ("import_memory",),
