@@ -27,7 +27,7 @@ PICO = HERE.parent / "bundles" / "pico"
 LONG_ROOMS = ("golden", "training", "benchmarks", "export")
 SHARED_SERVER = {  # files whose tests use the fixture `server` of tests/serving: in one worker it starts once
     f"tests/serving/test_{name}.py"
-    for name in ("deploy", "pico", "readme_example", "reconstruct_served", "served", "served_refusals")
+    for name in ("deploy", "kubernetes", "pico", "readme_example", "reconstruct_served", "served", "served_refusals")
 }
 CAPTIONS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("cube", "sphere", "cone")]
 
