@@ -9,6 +9,7 @@ from diffsplat_client.errors import (
     DiffSplatError,
     InvalidRequestError,
     RequestCancelledError,
+    RequestNotFoundError,
     RequestTimeoutError,
     ServerError,
     ServerUnavailableError,
@@ -17,6 +18,7 @@ from diffsplat_client.events import Event, Finished, Progress, Queued
 from diffsplat_client.formats.any_file import read_splats, write_splats
 from diffsplat_client.formats.ply import read_ply, write_ply
 from diffsplat_client.generation import Generation
+from diffsplat_client.handle import GenerationHandle
 from diffsplat_client.poses import four_views, turntable
 from diffsplat_client.probes import ServerStatus
 from diffsplat_client.reconstruction import Reconstruction
@@ -34,6 +36,7 @@ __all__ = [
     "Event",
     "Finished",
     "Generation",
+    "GenerationHandle",
     "GenerationRequest",
     "GenerationStream",
     "InvalidRequestError",
@@ -42,6 +45,7 @@ __all__ = [
     "Reconstruction",
     "ReconstructionRequest",
     "RequestCancelledError",
+    "RequestNotFoundError",
     "RequestTimeoutError",
     "ServerError",
     "ServerStatus",

@@ -3,6 +3,7 @@
 DiffSplatError
 ├── InvalidRequestError   (also a ValueError) an option is out of range, or the server refused the input
 ├── AuthenticationError     the server does not know the token, or wants one
+├── RequestNotFoundError    nothing goes by the id of a submitted request, or not any more
 ├── ServerUnavailableError  nothing listens at the address, or the connection broke
 ├── ServerError             the server failed while working on a valid request
 ├── ContractMismatchError   client and server speak different contract versions
@@ -31,6 +32,12 @@ class AuthenticationError(DiffSplatError):
     """The server does not know the client's token, or wants one and got none."""
 
     error_type = "UNAUTHENTICATED"
+
+
+class RequestNotFoundError(DiffSplatError):
+    """The server has no request of this id: it never got one, it stopped or failed, or the result is no longer kept."""
+
+    error_type = "NOT_FOUND"
 
 
 class ServerUnavailableError(DiffSplatError):

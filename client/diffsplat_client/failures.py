@@ -9,6 +9,7 @@ from diffsplat_client.errors import (
     DiffSplatError,
     InvalidRequestError,
     RequestCancelledError,
+    RequestNotFoundError,
     RequestTimeoutError,
     ServerError,
     ServerUnavailableError,
@@ -48,6 +49,8 @@ def request_error(error: TransportError, connection: Connection, timeout_s: floa
             return ServerUnavailableError(
                 f"the server at {connection.url} went away or takes no requests ({_first_line(error.message)})"
             )
+        case "NOT_FOUND":
+            return RequestNotFoundError(_first_line(error.message))
         case "CANCELLED":
             return RequestCancelledError("the request was stopped")
         case "DEADLINE_EXCEEDED":

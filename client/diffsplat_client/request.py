@@ -176,3 +176,10 @@ def check_together(request: GenerationRequest) -> None:
             f"init_std = {short(request.init_std)} and image exclude each other: must be 0, the blob start is for "
             "generation from text"
         )
+
+
+def as_request(prompt: str | GenerationRequest, options: dict[str, Any]) -> GenerationRequest:
+    """A request from what `Client.generate` takes: a prompt, or a request whose fields the options replace."""
+    if isinstance(prompt, GenerationRequest):
+        return dataclasses.replace(prompt, **options)
+    return GenerationRequest(prompt, **options)

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from diffsplat_client.contract import ERROR_CODES
 from diffsplat_client.tensor_bytes import DATATYPES, from_bytes, to_bytes
 
 Tensors = dict[str, np.ndarray]
+Parameters = Mapping[str, str | bool]  # of a request, beside its tensors
 
 
 class TransportError(Exception):
@@ -64,9 +65,19 @@ class Transport(Protocol):
         ...
 
     def stream(
-        self, model: str, tensors: Tensors, request_id: str, timeout_s: float, version: str = ""
+        self,
+        model: str,
+        tensors: Tensors,
+        request_id: str,
+        timeout_s: float,
+        version: str = "",
+        parameters: Parameters | None = None,
     ) -> ResponseStream:
         """Send one inference, to the newest version unless told otherwise; its responses may be any number."""
+        ...
+
+    def keeps_requests(self, timeout_s: float) -> bool:
+        """Whether an edge is in front of the server, for which ids last."""
         ...
 
     def close(self) -> None:
@@ -110,10 +121,31 @@ class GrpcTransport:
         reply = self._call(self._stub.ModelConfig, self._messages.ModelConfigRequest(name=model), timeout_s)
         return {name: value.string_value for name, value in reply.config.parameters.items()}
 
+    def keeps_requests(self, timeout_s: float) -> bool:
+        """An edge has no methods to manage models; Triton has them, perhaps for its keeper alone."""
+        try:
+            self._call(self._stub.RepositoryIndex, self._messages.RepositoryIndexRequest(), timeout_s)
+        except TransportError as error:
+            if error.code != "UNIMPLEMENTED" and "protocol is restricted" not in error.message:
+                raise
+            return error.code == "UNIMPLEMENTED"
+        return False
+
     def stream(
-        self, model: str, tensors: Tensors, request_id: str, timeout_s: float, version: str = ""
+        self,
+        model: str,
+        tensors: Tensors,
+        request_id: str,
+        timeout_s: float,
+        version: str = "",
+        parameters: Parameters | None = None,
     ) -> "GrpcStream":
         request = self._messages.ModelInferRequest(model_name=model, model_version=version, id=request_id)
+        for name, value in (parameters or {}).items():
+            if isinstance(value, bool):
+                request.parameters[name].bool_param = value
+            else:
+                request.parameters[name].string_param = value
         for name, array in tensors.items():
             request.inputs.add(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
             request.raw_input_contents.append(to_bytes(array))

@@ -82,6 +82,8 @@ class FakeTransport:
         self.streams: list[FakeStream] = []
         self.questions = 0
         self.closed = False
+        self.edge = True
+        self.sent_parameters: list[dict[str, str | bool] | None] = []  # of every request
         self.stop_error: TransportError | None = None
         self.stage_faults: dict[str, TransportError] = {}  # answers to probes
 
@@ -102,7 +104,13 @@ class FakeTransport:
             raise self.config
         return self.config
 
-    def stream(self, model: str, tensors: Tensors, request_id: str, timeout_s: float, version: str = "") -> FakeStream:
+    def keeps_requests(self, timeout_s: float) -> bool:
+        return self.edge
+
+    def stream(
+        self, model: str, tensors: Tensors, request_id: str, timeout_s: float, version: str = "", parameters=None
+    ) -> FakeStream:
+        self.sent_parameters.append(parameters)
         if request_id == PROBE_ID:
             fault = self.stage_faults.get(model)
             return FakeStream([fault] if fault else [{}], block=False)
@@ -158,7 +166,7 @@ def serve_fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeTransport], Fak
     """Make every client that gets only an address use this transport."""
 
     def serve(transport: FakeTransport) -> FakeTransport:
-        monkeypatch.setattr("diffsplat_client.client.GrpcTransport", lambda connection: transport)
+        monkeypatch.setattr("diffsplat_client.session.GrpcTransport", lambda connection: transport)
         return transport
 
     return serve

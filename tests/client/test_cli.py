@@ -226,10 +226,10 @@ def test_ctrl_c_while_files_are_written_leaves_the_old_ones(
 
 def test_sigterm_stops_the_request(fakes, serve_fake, tmp_path) -> None:
     class Terminating(fakes.transport):  # the signal arrives while the client waits for a response
-        def stream(self, model, tensors, request_id, timeout_s):
+        def stream(self, model, tensors, request_id, timeout_s, version="", parameters=None):
             if model == "diffsplat":
                 signal.raise_signal(signal.SIGTERM)
-            return super().stream(model, tensors, request_id, timeout_s)
+            return super().stream(model, tensors, request_id, timeout_s, version, parameters)
 
     before = signal.getsignal(signal.SIGTERM)
     serve_fake(Terminating(block=True))

@@ -22,8 +22,8 @@ from diffsplat_client import (
     SplatCloud,
     four_views,
 )
-from diffsplat_client.client import RECHECK_S
 from diffsplat_client.formats.ply import encode_ply
+from diffsplat_client.session import RECHECK_S
 from diffsplat_client.transport import TransportError
 
 from tests.stream_closing import when_read

@@ -223,7 +223,7 @@ held, forked = threading.Event(), threading.Event()
 
 
 def work() -> None:  # as a thread of grpc does
-    with events._responses._call._state.condition:
+    with events._responses._stream._call._state.condition:
         held.set()
         forked.wait()
 

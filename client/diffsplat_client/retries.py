@@ -1,0 +1,82 @@
+"""Requests sent again while nothing has been answered: after UNAVAILABLE alone, and with growing pauses."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.transport import ResponseStream, Tensors, TransportError
+
+MAX_RETRIES = 100
+
+
+class RetryPolicy(NamedTuple):
+    """How often and how fast."""
+
+    retries: int = 2
+    first_pause_s: float = 0.25  # doubled with each
+    longest_pause_s: float = 8.0
+
+    def pause_s(self, attempt: int) -> float:
+        """Before attempt 1, 2, ...: between half of the pause and all of it, so that clients do not return together."""
+        return min(self.first_pause_s * 2.0 ** (attempt - 1), self.longest_pause_s) * random.uniform(0.5, 1.0)
+
+
+def check_retries(retries: int) -> int:
+    """InvalidRequestError for what is no number of retries."""
+    if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= MAX_RETRIES:
+        raise InvalidRequestError(f"retries = {retries!r}: must be in 0 .. {MAX_RETRIES}")
+    return retries
+
+
+class RetriedResponses:
+    """The responses of one request, which is sent again as long as the first of them is not here.
+
+    Args:
+        send: sends it, with the seconds that it may take; raises TransportError.
+        ends_at: monotonic time by which everything must have happened, pauses included.
+        policy: how often and how fast.
+    """
+
+    def __init__(self, send: Callable[[float], ResponseStream], ends_at: float, policy: RetryPolicy) -> None:
+        self._send, self._ends_at, self._policy = send, ends_at, policy
+        self._attempt = 0
+        self._answered = False
+        self._cancelled = threading.Event()
+        self._stream = send(ends_at - time.monotonic())
+
+    def __iter__(self) -> Iterator[Tensors]:
+        """Is its own iterator."""
+        return self
+
+    def __next__(self) -> Tensors:
+        """The next response; TransportError when the request has failed for good."""
+        while True:
+            try:
+                response = next(self._stream)
+            except TransportError as error:
+                self._send_again(error)
+            else:
+                self._answered = True
+                return response
+
+    def cancel(self) -> None:
+        """End the stream, and send nothing more."""
+        self._cancelled.set()
+        self._stream.cancel()
+
+    def _send_again(self, error: TransportError) -> None:
+        """After a pause; raises the error where another attempt is not allowed."""
+        self._attempt += 1
+        pause_s = self._policy.pause_s(self._attempt)
+        left_s = self._ends_at - time.monotonic() - pause_s
+        allowed = error.code == "UNAVAILABLE" and not self._answered and self._attempt <= self._policy.retries
+        if not allowed or left_s <= 0:
+            raise error
+        if self._cancelled.wait(pause_s):
+            raise TransportError("CANCELLED", "the request was stopped before it was sent again")
+        self._stream = self._send(left_s)
+        if self._cancelled.is_set():  # while it was sent
+            self._stream.cancel()
