@@ -11,6 +11,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "client/README.md",
+    "docs/api.md",
     "docs/architecture.md",
     "docs/data.md",
     "docs/edge.md",
