@@ -17,50 +17,21 @@ import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from benchmarks.edge_overhead import serve
 from benchmarks.ensemble_overhead import find_repository
+from benchmarks.load_levels import PERCENTILES, Level, standalone_s, summarise
 from benchmarks.load_plot import draw
 from benchmarks.machine import describe_machine
-from benchmarks.perf_analyzer import Load, RequestTimes, run, write_inputs
+from benchmarks.perf_analyzer import Load, run, write_inputs
 
 PROMPTS = ("a red cube", "a blue sphere", "a green cone", "a yellow torus")
 CONCURRENCIES = (1, 2, 4, 8, 16)
 SHARES = (0.25, 0.5, 0.8, 0.95)  # of saturation
 BARS = {0.5: 4.0, 0.8: 8.0}  # share of saturation -> p95 over the standalone time, at most
-PERCENTILES = (50, 95, 99)
 WARM_UP = 8
 TIMEOUT_S = 3600.0
-
-
-class Level(NamedTuple):
-    """One load and what came of it. Percentiles are in seconds."""
-
-    load: Load
-    requests: int
-    throughput_hz: float
-    first_s: dict[int, float]  # percentile -> time to the first progress
-    total_s: dict[int, float]  # percentile -> time to the whole object
-
-    @property
-    def name(self) -> str:
-        """As the table calls it."""
-        return f"closed {self.load.concurrency}" if self.load.rate_hz is None else f"open {self.load.rate_hz:.2f}/s"
-
-
-def summarise(load: Load, times: list[RequestTimes]) -> Level:
-    """Percentiles, and requests per second from the first that was sent to the last that was answered."""
-    first, total = (np.array([getattr(one, name) for one in times]) for name in ("first_s", "total_s"))
-    span_s = max(one.sent_s + one.total_s for one in times) - min(one.sent_s for one in times)
-    return Level(
-        load,
-        len(times),
-        len(times) / span_s,
-        *({percent: float(np.percentile(values, percent)) for percent in PERCENTILES} for values in (first, total)),
-    )
 
 
 def measure(
@@ -88,11 +59,6 @@ def measure(
             levels.append(level(Load(rate_hz=share * saturation_hz)))
             _print_level(levels)
     return levels
-
-
-def standalone_s(levels: list[Level]) -> float:
-    """Median time of a request that has the server for itself."""
-    return next(one.total_s[50] for one in levels if one.load.concurrency == 1)
 
 
 def _print_level(levels: list[Level]) -> None:

@@ -1,13 +1,11 @@
 """The figures of `benchmarks.load` as a plot: throughput against latency."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from benchmarks.load import Level
+from benchmarks.load_levels import Level
 
 
-def draw(levels: "list[Level]", path: Path) -> None:
+def draw(levels: list[Level], path: Path) -> None:
     """Time to the first progress (left) and to the object (right) over requests per second; needs matplotlib."""
     import matplotlib
 

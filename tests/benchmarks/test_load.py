@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import Level, check_bars, summarise
+from benchmarks.load import check_bars
+from benchmarks.load_levels import Level, summarise
 from benchmarks.load_plot import draw
 from benchmarks.perf_analyzer import Load, ProfileError, RequestTimes, find_program, library_folder, parse_profile
 
