@@ -139,6 +139,7 @@ def _run(train: Callable[[list[str]], int], arguments: list[str], log: Path) -> 
     file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what it runs in the background
     sys.exit(train(arguments))
 
 

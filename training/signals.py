@@ -45,7 +45,7 @@ class StopSignals:
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """Context in which SIGTERM acts like Ctrl-C, for commands that can be continued."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where a shell's & has SIGINT ignored
     try:
         yield
     finally:
