@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "import_memory": ("import_memory",),
     "fresh_clone": ("fresh_clone",),
     "stop_storm": ("stop_storm", "bundles/pico"),
+    "engine_policy": ("engine_policy", "bundles/pico"),
     "flops": ("flops",),
     "precision": ("precision",),
     "mesh_render": ("mesh_render",),

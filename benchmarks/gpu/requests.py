@@ -17,7 +17,8 @@ from diffsplat.backends.devices import find_device
 from diffsplat.denoisers.buckets import Buckets
 from diffsplat.denoisers.graph_inputs import STEP
 from diffsplat.serving.engine import Engine
-from diffsplat.serving.engine_interface import EnginePolicy, EngineProgress
+from diffsplat.serving.engine_interface import EngineProgress
+from diffsplat.serving.engine_policy import EnginePolicy
 from diffsplat.stages.decode import DecodeStage
 from diffsplat.stages.denoise import DenoiseStage, denoise_graphs, step_graphs
 from diffsplat.stages.denoise_job import DenoiseJob
@@ -127,7 +128,7 @@ class _Listener:
         """All steps are done."""
         self.ended.set()
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: Exception, end_state: str) -> None:
         """It ended early."""
         self.error = error
         self.ended.set()

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from diffsplat_client.contract import ENSEMBLE, ERROR_CODES, RECONSTRUCTION
+from diffsplat_client.contract import ENSEMBLE, RECONSTRUCTION
 from diffsplat_client.errors import ServerUnavailableError
 from diffsplat_client.events import Finished
-from diffsplat_client.failures import connection_error
+from diffsplat_client.failures import connection_error, early_end_error
 from diffsplat_client.formats import check_installed
 from diffsplat_client.generation import Generation
 from diffsplat_client.probes import ServerStatus, probe_models
@@ -31,7 +31,7 @@ from diffsplat_client.reconstruction import Reconstruction, parse_reconstruction
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest, as_request
 from diffsplat_client.status import find_early_end
-from diffsplat_client.stream import GenerationStream
+from diffsplat_client.stream import STOP_TIMEOUT_S, GenerationStream, send_stop
 from diffsplat_client.submission import Submission
 from diffsplat_client.time_limits import CONNECT_TIMEOUT_S, check_timeout
 from diffsplat_client.transport import Tensors, TransportError
@@ -87,6 +87,22 @@ class Client(Submission):
             self._streams.add(stream)
         return stream
 
+    def stop(self, request_id: str, timeout_s: float = STOP_TIMEOUT_S) -> str:
+        """Stop a generation, of this client or another one, by its id (`GenerationStream.request_id`).
+
+        Returns:
+            "requested": it ends before its next denoising step. "already_finished": it has been denoised or has ended
+            otherwise, not long ago. "not_found": the server knows no such request; one that arrives soon is stopped.
+
+        Raises:
+            ServerUnavailableError: no server answers.
+        """
+        timeout_s = check_timeout(timeout_s)
+        try:
+            return send_stop(self._open(), request_id, timeout_s)
+        except TransportError as error:
+            raise connection_error(error, self.connection, timeout_s) from None
+
     def reconstruct(
         self,
         images: np.ndarray | ReconstructionRequest,
@@ -128,7 +144,7 @@ class Client(Submission):
             for response in self._send(transport, RECONSTRUCTION, request.to_tensors(), request_id, started, timeout_s):
                 tensors |= response
             if (end := find_early_end(tensors)) is not None:
-                raise TransportError(ERROR_CODES[end.error_type], end.message)
+                raise early_end_error(end)
         except TransportError as error:
             raise self._request_error(error, timeout_s) from None
         return parse_reconstruction(tensors, request, request_id, started)

@@ -7,7 +7,7 @@ one JSON tensor (`REQUEST`) in which every default has been filled in, and which
 
 from typing import NamedTuple
 
-CONTRACT_VERSION = 3  # raised whenever an old client could not talk to a new server, or the other way round
+CONTRACT_VERSION = 4  # raised whenever an old client could not talk to a new server, or the other way round
 
 ENSEMBLE = "diffsplat"
 RECONSTRUCTION = "diffsplat_reconstruct"  # the ensemble for views of an object; there where the bundle has a GSRecon
@@ -18,11 +18,13 @@ SCHEDULERS = ("ddim", "dpmsolver++", "sde-dpmsolver++", "edm", "flow")
 CONTROL_TYPES = ("depth", "normal", "canny")
 DRAWN_SEED_LIMIT = 2**32  # of seeds that the server draws: short enough to be typed again
 
-# What an error message of a stage starts with, before a colon -> the same in gRPC's words. The code travels in the text
-# since Triton 2.51 crashes now and then when a stream asks for status codes (header `triton_grpc_error`) and fails.
+# Error types: what an error message of a stage starts with, before a colon (`error_text.py`) -> the code of gRPC. It
+# travels in the text since Triton 2.51 crashes now and then when a stream asks for status codes (header
+# `triton_grpc_error`) and fails.
 ERROR_CODES = {
     "INVALID_ARG": "INVALID_ARGUMENT",
-    "UNAVAILABLE": "UNAVAILABLE",
+    "OVERLOADED": "UNAVAILABLE",  # no room for it now; the message may end with a hint when there is some
+    "UNAVAILABLE": "UNAVAILABLE",  # the server stops, or restarts
     "CANCELLED": "CANCELLED",
     "DEADLINE_EXCEEDED": "DEADLINE_EXCEEDED",
     "INTERNAL": "INTERNAL",
@@ -35,11 +37,16 @@ ON_DISCONNECT = "diffsplat_on_disconnect"  # string: what happens when the clien
 CANCEL, KEEP = "cancel", "keep"  # its values: stop the request, or finish it and keep the result for a while
 ATTACH = "diffsplat_attach"  # bool: attach only; the request needs no tensors and is never computed
 
-# How a request ends early once `denoise` has accepted it: `denoise` sends a last STATUS of phase "ended", a later stage
-# its tensor EARLY_END_*. Both name one of these states, an error type (a key of ERROR_CODES) and a message. Neither is
-# an error response: Triton 2.51 crashes when a step of a decoupled ensemble fails while an earlier message of the same
+# How a request ends. Early, once `denoise` has accepted it: then `denoise` sends a last STATUS of phase "ended", a
+# later stage its tensor EARLY_END_*. Both name one of these states, an error type and a message. Neither is an error
+# response: Triton 2.51 crashes when a step of a decoupled ensemble fails while an earlier message of the same
 # request is still in the steps after it.
-END_STATES = ("cancelled", "expired", "failed")
+EARLY_END_STATES = ("aborted", "cancelled", "expired", "failed")  # aborted: stopped before its first step
+END_STATES = ("finished", *EARLY_END_STATES)
+
+# What `denoise` answers to a STOP: the request ends at the next step; it had ended, not long ago; or nothing is known
+# of it, and it is stopped if it arrives soon
+STOP_ANSWERS = ("requested", "already_finished", "not_found")
 
 # Columns of GAUSSIANS [N, 14]; linear scales, opacity after the sigmoid, quaternion (w, x, y, z), world units
 GAUSSIAN_COLUMNS = {
@@ -110,6 +117,7 @@ REQUEST_TENSORS = (
     TensorSpec("INIT_STD", "FP32", (1,)),
     TensorSpec("INIT_NOISE_STRENGTH", "FP32", (1,)),
     TensorSpec("INIT_BACKGROUND", "FP32", (1,)),
+    TensorSpec("PRIORITY", "INT32", (1,)),
     TensorSpec("START_DEADLINE_S", "FP32", (1,)),  # seconds from the arrival at `encode` to the first denoising step
     *OUTPUT_TENSORS,
 )
@@ -162,6 +170,7 @@ RAW_SPLATS = TensorSpec("RAW_SPLATS", "FP32", (-1, GAUSSIAN_WIDTH))
 # different stages by their order of arrival, and instances may overtake each other
 DECODED_REQUEST = TensorSpec("DECODED_REQUEST", "BYTES", (1,))
 STOP = TensorSpec("STOP", "BOOL", (1,))  # sent straight to `denoise` under the id of the request to stop
+STOP_ANSWER = TensorSpec("STOP_ANSWER", "BYTES", (1,))  # one of STOP_ANSWERS
 
 IMAGE_TENSORS = (CONDITION_LATENTS, HINT, START_MOMENTS)  # each left out by requests without it
 TEXT_TENSORS = (TEXT_EMBEDDINGS, TEXT_MASK, POOLED_TEXT)
@@ -169,7 +178,7 @@ MODELS = {
     "encode": ModelSpec(REQUEST_TENSORS, (REQUEST, *TEXT_TENSORS, *IMAGE_TENSORS)),
     "denoise": ModelSpec(
         (REQUEST, *TEXT_TENSORS, *IMAGE_TENSORS, STOP),
-        (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS),
+        (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS, STOP_ANSWER),
         decoupled=True,
     ),
     # after `denoise` every input is optional: each progress message calls these stages without tensors

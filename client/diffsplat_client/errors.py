@@ -17,9 +17,14 @@ class DiffSplatError(Exception):
 
     Attributes:
         error_type: what programs read: a key of `contract.ERROR_CODES`, UNAUTHENTICATED or CONTRACT_MISMATCH.
+            OVERLOADED: the server has no room for the request now.
+        retry_after_s: seconds after which an OVERLOADED server expects to have room; None: it does not know.
+        end_state: how a request ended that the denoiser had accepted, one of `contract.EARLY_END_STATES`; else None.
     """
 
     error_type = "INTERNAL"
+    retry_after_s: float | None = None
+    end_state: str | None = None
 
 
 class InvalidRequestError(DiffSplatError, ValueError):

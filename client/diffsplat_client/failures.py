@@ -3,7 +3,7 @@
 import re
 
 from diffsplat_client.connection import TOKEN_VARIABLE, Connection
-from diffsplat_client.contract import ENSEMBLE
+from diffsplat_client.contract import ENSEMBLE, ERROR_CODES
 from diffsplat_client.errors import (
     AuthenticationError,
     DiffSplatError,
@@ -14,6 +14,7 @@ from diffsplat_client.errors import (
     ServerError,
     ServerUnavailableError,
 )
+from diffsplat_client.status import EarlyEnd
 from diffsplat_client.transport import FORKED, TransportError
 
 
@@ -38,8 +39,26 @@ def connection_error(error: TransportError, connection: Connection, timeout_s: f
     return ServerError(f"{url}{through} answers, but not as a Triton server does ({_first_line(str(error))})")
 
 
+def early_end_error(end: EarlyEnd) -> TransportError:
+    """The failure of a request that a stage ended early."""
+    return TransportError(
+        ERROR_CODES[end.error_type], end.message, True, error_type=end.error_type, end_state=end.state
+    )
+
+
 def request_error(error: TransportError, connection: Connection, timeout_s: float) -> DiffSplatError:
-    """For a request, which had `timeout_s` in all."""
+    """For a request, which had `timeout_s` in all; with all that its stage said for programs."""
+    typed = _typed_error(error, connection, timeout_s)
+    typed.error_type = error.error_type or typed.error_type
+    typed.retry_after_s, typed.end_state = error.retry_after_s, error.end_state
+    return typed
+
+
+def _typed_error(error: TransportError, connection: Connection, timeout_s: float) -> DiffSplatError:
+    if error.error_type == "OVERLOADED":
+        hint = "" if error.retry_after_s is None else f"; it expects room in {error.retry_after_s:g} s"
+        why = f"{_first_line(error.message)}{hint}"
+        return ServerUnavailableError(f"the server at {connection.url} is overloaded ({why})")
     match error.code:
         case "FORKED" | "UNAUTHENTICATED":
             return connection_error(error, connection, timeout_s)

@@ -70,6 +70,7 @@ class GenerationRequest(OutputOptions):
     init_background: float = option(
         0.0, "with init_std: grey that is subtracted from the white around the blob", limits=(0.0, 1.0)
     )
+    priority: int = option(0, "requests of a higher priority are denoised first", limits=(-2, 2), integer=True)
     start_deadline_s: float | None = option(
         None, "seconds that the request may wait for its first denoising step", limits=(0.0, MAX_DEADLINE_S)
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffsplat_client.contract import EARLY_ENDS, END_STATES, ERROR_CODES
+from diffsplat_client.contract import EARLY_END_STATES, EARLY_ENDS, ERROR_CODES
 from diffsplat_client.errors import ServerError
 
 PHASES = ("queued", "denoising", "finished", "ended")
@@ -16,7 +16,7 @@ PHASES = ("queued", "denoising", "finished", "ended")
 class EarlyEnd:
     """Why a request ended without a result."""
 
-    state: str  # one of contract.END_STATES
+    state: str  # one of contract.EARLY_END_STATES
     error_type: str  # a key of contract.ERROR_CODES
     message: str
 
@@ -31,8 +31,9 @@ class Status:
     queue_position: int  # 1: next; 0 once it runs
     seed: int
     elevation_deg: float
-    seconds_left: float | None  # for the steps that remain
+    seconds_left: float | None  # until its last step has ended, as the server expects
     warnings: tuple[str, ...] = ()
+    seconds_to_start: float | None = None  # until its first step begins; None once it runs
     early_end: EarlyEnd | None = None  # set if and only if phase is "ended"
 
 
@@ -40,7 +41,6 @@ def parse_status(tensor: np.ndarray) -> Status:
     """Read STATUS [1]; ServerError when it is not what the contract says."""
     try:
         values: dict[str, Any] = json.loads(tensor.item())
-        seconds_left = values.get("seconds_left")
         status = Status(
             phase=str(values["phase"]),
             step=int(values.get("step", 0)),
@@ -48,7 +48,8 @@ def parse_status(tensor: np.ndarray) -> Status:
             queue_position=int(values.get("queue_position", 0)),
             seed=int(values["seed"]),
             elevation_deg=float(values["elevation_deg"]),
-            seconds_left=None if seconds_left is None else float(seconds_left),
+            seconds_left=_read_seconds(values.get("seconds_left")),
+            seconds_to_start=_read_seconds(values.get("seconds_to_start")),
             warnings=tuple(str(warning) for warning in values.get("warnings", ())),
             early_end=_read_early_end(values) if values["phase"] == "ended" else None,
         )
@@ -70,8 +71,12 @@ def find_early_end(tensors: dict[str, np.ndarray]) -> EarlyEnd | None:
     return None
 
 
+def _read_seconds(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
 def _read_early_end(values: dict[str, Any]) -> EarlyEnd:
     end = EarlyEnd(values["end_state"], values["error_type"], str(values["message"]))
-    if end.state not in END_STATES or end.error_type not in ERROR_CODES:
+    if end.state not in EARLY_END_STATES or end.error_type not in ERROR_CODES:
         raise ValueError
     return end

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from diffsplat_client.contract import ERROR_CODES, STATUS, STOP, STOP_MODEL
+from diffsplat_client.contract import STATUS, STOP, STOP_ANSWER, STOP_ANSWERS, STOP_MODEL
 from diffsplat_client.errors import DiffSplatError, RequestCancelledError, ServerError
 from diffsplat_client.events import Event, Finished, event_of
+from diffsplat_client.failures import early_end_error
 from diffsplat_client.generation import Generation, parse_generation
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.status import Status, find_early_end, parse_status
@@ -87,6 +88,17 @@ class GenerationStream:
         """Stop the request unless it is over; from any thread. A blocked reader gets RequestCancelledError."""
         self._end(stop=True)
 
+    def stop(self) -> str:
+        """The same, and what the server says to it, as in `Client.stop`; "already_finished" also once it is over here.
+
+        Raises:
+            ServerError, ServerUnavailableError: no answer; the request ends at its own deadline.
+        """
+        answer = self._end(stop=True)
+        if isinstance(answer, TransportError):
+            raise self._explain(answer)
+        return answer
+
     def _take(self, tensors: Tensors) -> Status | None:
         """Keep what belongs to the result; the status, if the response has one.
 
@@ -109,27 +121,36 @@ class GenerationStream:
             raise ServerError("the server closed the stream without a result")
         if (end := self._last.early_end or find_early_end(self._tensors)) is not None:
             self._over = True  # nothing is left to stop
-            raise self._explain(TransportError(ERROR_CODES[end.error_type], end.message))
+            raise self._explain(early_end_error(end))
         result = parse_generation(self._tensors, self.request, self.request_id, self._last, self._started)
         self._over = True
         return result
 
-    def _end(self, *, stop: bool) -> None:
+    def _end(self, *, stop: bool) -> str | TransportError:
+        """What the server says to a STOP, or why it says nothing: gone or busy, the request ends at its deadline."""
         with self._lock:
             if self._over:
-                return
+                return "already_finished"
             self._over = True
         # cancel first, so that a request that is still on its way to the denoiser does not arrive after its STOP
         self._responses.cancel()
-        if stop:
-            self._send_stop()
-
-    def _send_stop(self) -> None:
-        """To every version that is loaded: while a server changes over, the older one still works on requests."""
         try:
-            stop = {STOP.name: np.ones(1, np.bool_)}
-            for version in self._transport.versions(STOP_MODEL, STOP_TIMEOUT_S):
-                for _ in self._transport.stream(STOP_MODEL, stop, self.request_id, STOP_TIMEOUT_S, version):
-                    pass  # read to the end: an unread stream would be cancelled
-        except TransportError:
-            pass  # gone, or busy: the request ends there, or at its own deadline
+            return send_stop(self._transport, self.request_id, STOP_TIMEOUT_S) if stop else "already_finished"
+        except TransportError as error:
+            return error
+
+
+def send_stop(transport: Transport, request_id: str, timeout_s: float) -> str:
+    """One of contract.STOP_ANSWERS; TransportError when there is no answer.
+
+    To every version that is loaded: while a server changes over, the older one still works on requests.
+    """
+    answers = set()
+    for version in transport.versions(STOP_MODEL, timeout_s):
+        for tensors in transport.stream(STOP_MODEL, {STOP.name: np.ones(1, np.bool_)}, request_id, timeout_s, version):
+            if STOP_ANSWER.name in tensors:  # read to the end: an unread stream would be cancelled
+                answers.add(tensors[STOP_ANSWER.name].item().decode(errors="replace"))
+    known = [answer for answer in STOP_ANSWERS if answer in answers]  # the first one says most
+    if not known:
+        raise TransportError("INTERNAL", "the server did not say what became of the request")
+    return known[0]

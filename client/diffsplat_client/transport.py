@@ -7,7 +7,6 @@ call has a deadline and a true status code.
 
 import ctypes
 import os
-import re
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ import numpy as np
 
 from diffsplat_client.connection import Connection
 from diffsplat_client.contract import ERROR_CODES
+from diffsplat_client.error_text import StageError
 from diffsplat_client.tensor_bytes import DATATYPES, from_bytes, to_bytes
 
 Tensors = dict[str, np.ndarray]
@@ -26,11 +26,24 @@ Parameters = Mapping[str, str | bool]  # of a request, beside its tensors
 class TransportError(Exception):
     """A call failed: gRPC's status name (`INVALID_ARGUMENT`, `UNAVAILABLE`, ...) and the server's message."""
 
-    def __init__(self, code: str, message: str, by_stage: bool = False) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        by_stage: bool = False,
+        *,
+        error_type: str | None = None,
+        retry_after_s: float | None = None,
+        end_state: str | None = None,
+    ) -> None:
+        """`by_stage`: a stage said so, not Triton or the connection; the rest is what it said, see DiffSplatError."""
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
-        self.by_stage = by_stage  # a stage said so, not Triton or the connection
+        self.by_stage = by_stage
+        self.error_type = error_type
+        self.retry_after_s = retry_after_s
+        self.end_state = end_state
 
 
 class ResponseStream(Protocol):
@@ -88,7 +101,6 @@ class Transport(Protocol):
 FORKED = "FORKED"  # a code of ours, beside gRPC's
 DRAIN_TIMEOUT_S = 1.0  # how long a failed stream may take to end
 _REFUSALS = ("unexpected shape for input", "unexpected inference input", "data-type is")  # Triton's words
-_STAGE_ERROR = re.compile(rf"(?:in ensemble '[^']*', )?({'|'.join(ERROR_CODES)}): (.*)", re.DOTALL)
 
 
 class GrpcTransport:
@@ -240,8 +252,9 @@ def _check_process(process: int) -> None:
 
 def _request_error(message: str) -> TransportError:
     """A request that failed: by a stage, whose code stands in the message, or before any stage saw it."""
-    if by_stage := _STAGE_ERROR.fullmatch(message):
-        return TransportError(ERROR_CODES[by_stage[1]], by_stage[2], by_stage=True)
+    if (said := StageError.from_text(message)) is not None:
+        kind, text, retry_after_s = said
+        return TransportError(ERROR_CODES[kind], text, True, error_type=kind, retry_after_s=retry_after_s)
     refused = any(words in message for words in _REFUSALS)
     return TransportError("INVALID_ARGUMENT" if refused else "UNKNOWN", message)
 

@@ -22,6 +22,7 @@ from diffsplat_client.contract import GAUSSIAN_WIDTH
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.output_options import OutputOptions
 
+from diffsplat.serving.overload import OverloadedError
 from diffsplat.stages.envelope import OutputEnvelope
 
 # A share that no stage gives back, since its process died, is free again this long after the request's deadline, or
@@ -34,7 +35,7 @@ _Envelope = TypeVar("_Envelope", bound=OutputEnvelope)
 _log = logging.getLogger(__name__)
 
 
-class AnswersFullError(RuntimeError):
+class AnswersFullError(OverloadedError):
     """The answers that are being made leave no room for another one; the message names the numbers."""
 
 

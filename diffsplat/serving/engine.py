@@ -1,11 +1,12 @@
-"""In-flight batching: one thread owns the networks, and every step runs for all active requests together.
+"""In-flight batching: one thread owns the networks, and every step runs for all requests whose turn it is together.
 
-    execute --submit--> waiting --(step boundary, a slot is free)--> active --step--> step--> ... --> finished
-                           |                                           |
-                           +-------- stop, cancel, deadline: dropped at the next boundary, listener.failed(error)
+    execute --submit--> waiting --(first step)--> active <--> paused --(last step)--> finished
+                           |                         |           |
+                           +-- stop, cancel, deadline: dropped at the next boundary, listener.failed(error)
 
-Requests join and leave at step boundaries, so they may be at different steps of different schedules. The engine does
-not depend on diffusion or Triton: a `StepModel` starts and steps requests, a `Listener` gets the events of one request.
+Requests join, pause and leave at step boundaries, so they may be at different steps of different schedules. Whose turn
+it is says `engine_schedule`. The engine does not depend on diffusion or Triton: a `StepModel` starts and steps
+requests, a `Listener` gets the events of one request.
 """
 
 import logging
@@ -16,18 +17,23 @@ from typing import Generic
 
 from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
 
+from diffsplat.serving.engine_forecast import Forecast, Outlook, StepTimes
 from diffsplat.serving.engine_interface import (
     CANCEL_CHECK_INTERVAL_S,
     EngineClosedError,
-    EnginePolicy,
-    EngineProgress,
+    EngineLoad,
+    EngineObserver,
     Listener,
     QueueFullError,
     State,
     StepModel,
     Work,
+    early_end_state,
 )
-from diffsplat.serving.engine_jobs import EarlyStops, Job
+from diffsplat.serving.engine_jobs import EARLY_STOP_S, ENDED_KEPT_S, MAX_EARLY_STOPS, MAX_ENDED, Job, RecentIds
+from diffsplat.serving.engine_policy import EnginePolicy
+from diffsplat.serving.engine_reports import ProgressReports
+from diffsplat.serving.engine_schedule import Plan, Schedule, Task
 
 _log = logging.getLogger(__name__)
 
@@ -40,25 +46,33 @@ class Engine(Generic[Work, State]):
         model: StepModel[Work, State],
         policy: EnginePolicy,
         clock: Callable[[], float] = time.monotonic,
-        on_load: Callable[[int, int], None] = lambda active, waiting: None,
+        observer: EngineObserver | None = None,
+        times: StepTimes | None = None,
     ) -> None:
         """Start the thread.
 
         Args:
             model: what runs the requests.
-            policy: its limits.
+            policy: its limits and its order.
             clock: seconds, monotonic.
-            on_load: called from the engine's thread with the numbers of active and waiting requests when they change.
+            observer: is told what happens, for metrics.
+            times: what is known of the model's speed, from its warm-up.
         """
         self.model = model
         self.policy = policy
         self._clock = clock
-        self._on_load = on_load
-        self._reported: tuple[int, int] | None = None
-        self._early_stops = EarlyStops(clock)
+        self._observer = observer or EngineObserver()
+        self._reports = ProgressReports(policy.progress_interval_s, clock)
+        self._reported_load: EngineLoad | None = None
+        self._times = times or StepTimes()
+        self._outlook = Outlook(policy, self._times, clock)
+        self._schedule = Schedule(policy, self._times.step_s)
+        self._early_stops = RecentIds(clock, EARLY_STOP_S, MAX_EARLY_STOPS)
+        self._ended = RecentIds(clock, ENDED_KEPT_S, MAX_ENDED)
         self._changed = threading.Condition()
-        self._waiting: list[Job[Work, State]] = []
-        self._active: list[Job[Work, State]] = []
+        self._jobs: list[Job[Work, State]] = []  # in order of arrival
+        self._batch: list[Job[Work, State]] = []  # those of the present step
+        self._arrivals = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="denoise-engine", daemon=True)
         self._thread.start()
@@ -68,6 +82,8 @@ class Engine(Generic[Work, State]):
         request_id: str,
         work: Work,
         listener: Listener[State],
+        *,
+        priority: int = 0,
         start_by_s: float | None = None,
         end_by_s: float | None = None,
     ) -> None:
@@ -77,40 +93,43 @@ class Engine(Generic[Work, State]):
             request_id: what `stop` may name.
             work: for the model.
             listener: gets the events of the request.
-            start_by_s: time of the clock by which it must have been admitted, else it is given up.
+            priority: the higher goes first.
+            start_by_s: time of the clock by which it must have been started, else it is given up.
             end_by_s: time of the clock by which it must have finished, else it is given up.
 
         Raises:
             QueueFullError, EngineClosedError: it was not accepted; the listener was not called.
         """
-        job: Job[Work, State] = Job(request_id, work, listener, self._clock(), start_by_s, end_by_s)
+        size = self.model.size(work)
         with self._changed:
             if self._closing:
                 raise EngineClosedError
-            # requests that will be admitted at the next boundary do not count as waiting
-            free = max(0, self.policy.max_batch - len(self._active))
-            if len(self._waiting) >= self.policy.max_queue + free:
-                raise QueueFullError(f"{self.policy.max_queue} requests are already waiting: try again later")
+            self._check_queue()
+            task = Task(self._arrivals, priority, size.rows, size.steps)
+            self._arrivals += 1
+            job: Job[Work, State] = Job(request_id, task, work, listener, self._clock(), start_by_s, end_by_s)
             job.stopped = self._early_stops.take(request_id)
-            self._waiting.append(job)
-            position = len(self._waiting) - free
-            if position > 0:
-                self._report_position(job, position)
+            self._jobs.append(job)
+            if (position := self._queue().get(task.arrival, 0)) > 0:
+                self._reports.tell_place(job, position, self._outlook.of(self._tasks()).get(task.arrival))
             self._changed.notify()
 
-    def stop(self, request_id: str) -> int:
-        """Stop every request of this id at the next step boundary; returns how many there were.
+    def stop(self, request_id: str) -> str:
+        """Stop every request of this id at the next step boundary; one of contract.STOP_ANSWERS.
 
         If there is no such request, one that arrives within `EARLY_STOP_S` (`engine_jobs`) is stopped.
         """
         with self._changed:
-            jobs = [job for job in (*self._waiting, *self._active) if job.request_id == request_id]
+            jobs = [job for job in self._jobs if job.request_id == request_id]
             for job in jobs:
                 job.stopped = True
-            if not jobs:
-                self._early_stops.remember(request_id)
             self._changed.notify()
-        return len(jobs)
+            if jobs:
+                return "requested"
+            if self._ended.has(request_id):
+                return "already_finished"
+            self._early_stops.note(request_id)
+            return "not_found"
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Fail what is left and end the thread after the step it is in."""
@@ -125,10 +144,46 @@ class Engine(Generic[Work, State]):
         return self._closing
 
     @property
-    def load(self) -> tuple[int, int]:
-        """Requests active and waiting."""
+    def load(self) -> EngineLoad:
+        """Requests by what they do."""
         with self._changed:
-            return len(self._active), len(self._waiting)
+            started = sum(job.task.started for job in self._jobs)
+            active = len(self._batch)
+            return EngineLoad(active, started - active, len(self._jobs) - started)
+
+    # --- with the lock ---
+
+    def _check_queue(self) -> None:
+        """QueueFullError if as many requests wait as may; those that are started at the next boundary do not count."""
+        started = sum(job.task.started for job in self._jobs)
+        waiting = len(self._jobs) - started
+        if waiting >= self.policy.max_queue + max(0, self.policy.max_batch - started):
+            starts = [soon.to_start for soon in self._outlook.of(self._tasks()).values() if soon.to_start > 0]
+            hint = max(min(starts), 0.1) if starts else None
+            raise QueueFullError(f"{self.policy.max_queue} requests are already waiting: try again later", hint)
+
+    def _tasks(self) -> list[Task]:
+        return [job.task for job in self._jobs]
+
+    def _queue(self) -> dict[int, int]:
+        """Places in the queue, from 1, by arrival: of those that neither run nor will at the next boundary."""
+        tasks = self._tasks()
+        next_ones = {task.arrival for task in self._schedule.plan(tasks).batch}
+        waiting = [task for task in tasks if not task.started and task.arrival not in next_ones]
+        return {view.task.arrival: place for place, view in enumerate(self._schedule.ranked(waiting), start=1)}
+
+    def _report_idle(self) -> None:
+        """Tell those that wait their places and those that pause their time, when either has changed."""
+        idle = [job for job in self._jobs if job not in self._batch and self._reports.is_due(job)]
+        if not idle:
+            return
+        queue, soon = self._queue(), self._outlook.of(self._tasks())
+        for job in idle:
+            arrival = job.task.arrival
+            if job.task.started:
+                self._reports.tell_pause(job, soon.get(arrival))
+            elif arrival in queue and self._reports.has_news(job, queue[arrival], soon.get(arrival)):
+                self._reports.tell_place(job, queue[arrival], soon.get(arrival))
 
     # --- the engine's thread ---
 
@@ -136,37 +191,34 @@ class Engine(Generic[Work, State]):
         while True:
             self._report_load()
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._waiting or self._active)
+                self._changed.wait_for(lambda: self._closing or self._jobs)
                 if self._closing:
-                    left = [*self._active, *self._waiting]
-                    self._active, self._waiting = [], []
                     break
             self._drop_ended()
-            self._admit()
+            plan = self._begin_step()
             self._report_load()
-            self._step_all()
-        for job in left:
-            self._fail(job, EngineClosedError())
+            self._step_all(plan)
+        for job in list(self._jobs):
+            self._drop(job, EngineClosedError())
 
     def _report_load(self) -> None:
         load = self.load
-        if load != self._reported:
-            self._reported = load
-            try:
-                self._on_load(*load)
-            except Exception:  # a gauge that cannot be set must not end the requests
-                _log.exception("the load %s could not be reported", load)
+        if load != self._reported_load:
+            self._reported_load = load
+            self._tell(lambda observer: observer.load(load))
+
+    def _tell(self, event: Callable[[EngineObserver], None]) -> None:
+        try:
+            event(self._observer)
+        except Exception:  # a metric that cannot be set must not end the requests
+            _log.exception("a metric could not be reported")
 
     def _drop_ended(self) -> None:
         with self._changed:
-            jobs = [*self._waiting, *self._active]
-        gone = {id(job): error for job in jobs if (error := self._reason_to_drop(job)) is not None}
-        with self._changed:
-            self._waiting = [job for job in self._waiting if id(job) not in gone]
-            self._active = [job for job in self._active if id(job) not in gone]
+            jobs = list(self._jobs)
         for job in jobs:
-            if id(job) in gone:
-                self._fail(job, gone[id(job)])
+            if (error := self._reason_to_drop(job)) is not None:
+                self._drop(job, error)
 
     def _reason_to_drop(self, job: Job[Work, State]) -> Exception | None:
         if job.stopped or self._asked_to_cancel(job):
@@ -186,33 +238,54 @@ class Engine(Generic[Work, State]):
         job.asked_s = now
         return job.listener.is_cancelled()
 
-    def _admit(self) -> None:
+    def _begin_step(self) -> Plan:
+        """Choose the batch, start who is new in it, and tell the others where they stand."""
         with self._changed:
-            free = self.policy.max_batch - len(self._active)
-            admitted, self._waiting = self._waiting[:free], self._waiting[free:]
-            self._active += admitted
-            for position, job in enumerate(self._waiting, start=1):
-                if (
-                    position != job.reported_position
-                    and self._clock() - job.reported_s >= self.policy.progress_interval_s
-                ):
-                    self._report_position(job, position)
-        for job in admitted:
-            job.started_s = self._clock()
-            try:
-                job.state = self.model.start(job.work)
-            except Exception as error:
-                self._drop(job, error)
+            tasks = self._tasks()
+            plan = self._schedule.plan(tasks)
+            plan.begin(tasks)
+            chosen = {task.arrival for task in plan.batch}
+            self._batch = [job for job in self._jobs if job.task.arrival in chosen]
+            self._report_idle()
+        for job in self._batch:
+            if job.state is None:
+                self._start(job)
+        return plan
 
-    def _step_all(self) -> None:
-        jobs = list(self._active)
+    def _start(self, job: Job[Work, State]) -> None:
+        job.started_s = self._clock()
+        self._tell(lambda observer: observer.started(job.started_s - job.submitted_s))
+        try:
+            job.state = self.model.start(job.work)
+        except Exception as error:
+            self._drop(job, error)
+            return
+        self._times.note_start(self._clock() - job.started_s)
+        with self._changed:
+            job.task.steps = job.state.steps
+
+    def _step_all(self, plan: Plan) -> None:
+        jobs = [job for job in self._batch if job.state is not None]
         if not jobs:
             return
-        for job, error in self._step(jobs):
+        began_s = self._clock()
+        failures = self._step(jobs)
+        seconds = self._clock() - began_s
+        with self._changed:
+            if not failures:
+                self._times.note_step(sum(job.task.rows for job in jobs), seconds)
+            for job in jobs:
+                assert job.state is not None
+                job.task.step = job.state.step
+            plan.note_yielding(self._tasks(), seconds)
+        self._tell(lambda observer: observer.stepped(len(jobs), seconds))
+        for job, error in failures:
             self._drop(job, error)
-        for job in jobs:
-            if job in self._active:
-                self._after_step(job)
+        due = [job for job in jobs if job in self._batch]
+        with self._changed:
+            soon = self._outlook.of(self._tasks()) if any(map(self._reports.is_due, due)) else {}
+        for job in due:
+            self._after_step(job, soon.get(job.task.arrival))
 
     def _step(self, jobs: list[Job[Work, State]]) -> list[tuple[Job[Work, State], Exception]]:
         """One step of all jobs. If the batch fails, each job is tried alone, so that only the faulty ones fail."""
@@ -225,38 +298,33 @@ class Engine(Generic[Work, State]):
             _log.warning("a step of %d requests failed (%s): trying them one by one", len(jobs), error)
             return [failure for job in jobs for failure in self._step([job])]
 
-    def _after_step(self, job: Job[Work, State]) -> None:
+    def _after_step(self, job: Job[Work, State], soon: Forecast | None) -> None:
         state = job.state
         assert state is not None
         now = self._clock()
-        last = state.step >= state.steps
+        if state.step == 1:
+            self._tell(lambda observer: observer.progressed(now - job.submitted_s))
         try:
-            if state.step == 1 or now - job.reported_s >= self.policy.progress_interval_s:
-                job.reported_s = now
-                seconds_left = (now - job.started_s) / state.step * (state.steps - state.step)
-                job.listener.progress(EngineProgress("denoising", state.step, state.steps, 0, round(seconds_left, 3)))
-            if last:
-                with self._changed:
-                    self._active.remove(job)
+            if self._reports.is_due(job):
+                self._reports.tell_progress(job, soon)
+            if state.step >= state.steps:
+                self._forget(job)
                 job.listener.finished(state, (now - job.started_s) * 1e3, (job.started_s - job.submitted_s) * 1e3)
+                self._tell(lambda observer: observer.ended("finished", now - job.submitted_s))
         except Exception as error:
             self._drop(job, error)
 
-    def _report_position(self, job: Job[Work, State], position: int) -> None:
-        job.reported_s, job.reported_position = self._clock(), position
-        try:
-            job.listener.progress(EngineProgress("queued", queue_position=position))
-        except Exception as error:  # its failure is reported when it is dropped, at the next boundary
-            _log.warning("the queue position of request %s could not be reported: %s", job.request_id, error)
-            job.stopped = True
-
     def _drop(self, job: Job[Work, State], error: Exception) -> None:
-        with self._changed:
-            self._active = [other for other in self._active if other is not job]
-        self._fail(job, error)
-
-    def _fail(self, job: Job[Work, State], error: Exception) -> None:
+        self._forget(job)
+        end_state = early_end_state(error, started=job.state is not None)
         try:
-            job.listener.failed(error)
+            job.listener.failed(error, end_state)
         except Exception:  # the client cannot be reached; the other requests must go on
             _log.exception("the failure of request %s could not be reported (%s)", job.request_id, error)
+        self._tell(lambda observer: observer.ended(end_state, self._clock() - job.submitted_s))
+
+    def _forget(self, job: Job[Work, State]) -> None:
+        with self._changed:
+            self._jobs = [other for other in self._jobs if other is not job]
+            self._batch = [other for other in self._batch if other is not job]
+            self._ended.note(job.request_id)

@@ -1,15 +1,20 @@
-"""What the engine needs and gives: the model it steps, the listener of a request, its policy, its errors."""
+"""What the engine needs and gives: the model it steps, the listener of a request, the observer of all, its errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
+
+from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
+
+from diffsplat.serving.overload import OverloadedError
+from diffsplat.stages.work_size import WorkSize
 
 # Triton answers `is_cancelled` through another process, which costs as much as a tenth of a small network's step
 CANCEL_CHECK_INTERVAL_S = 0.05
 
 
-class QueueFullError(RuntimeError):
-    """No place left among the waiting requests; the message names the limit."""
+class QueueFullError(OverloadedError):
+    """No place left among the waiting requests."""
 
 
 class EngineClosedError(RuntimeError):
@@ -37,7 +42,10 @@ FinishedState = TypeVar("FinishedState", bound=RunState, contravariant=True)
 
 
 class StepModel(Protocol[Work, State]):
-    """The model that runs requests. All calls come from the engine's thread."""
+    """The model that runs requests. All calls but that of `size` come from the engine's thread."""
+
+    def size(self, work: Work) -> WorkSize:
+        """Of a request that has not been started; from the thread that submits it."""
 
     def start(self, work: Work) -> State:
         """Prepare one request; an exception fails this request alone."""
@@ -48,13 +56,14 @@ class StepModel(Protocol[Work, State]):
 
 @dataclass(frozen=True)
 class EngineProgress:
-    """Where a request stands."""
+    """Where a request stands. Seconds are estimates, None as long as no step has been measured."""
 
     phase: str  # "queued" or "denoising"
     step: int = 0
     steps: int = 0
-    queue_position: int = 0  # requests to be admitted before this one, plus one; 0 once it runs
-    seconds_left: float | None = None
+    queue_position: int = 0  # requests to be started before this one, plus one; 0 once it runs
+    seconds_to_start: float | None = None  # until its first step begins; None once it runs
+    seconds_left: float | None = None  # until its last step has ended
 
 
 class Listener(Protocol[FinishedState]):
@@ -70,43 +79,45 @@ class Listener(Protocol[FinishedState]):
     def finished(self, state: FinishedState, denoise_ms: float, queued_ms: float) -> None:
         """All steps are done."""
 
-    def failed(self, error: Exception) -> None:
-        """It ended early: RequestCancelledError if stopped, RequestTimeoutError if too late, or what went wrong."""
+    def failed(self, error: Exception, end_state: str) -> None:
+        """It ended early: RequestCancelledError if stopped, RequestTimeoutError if too late, or what went wrong.
+
+        `end_state` is one of contract.EARLY_END_STATES.
+        """
 
     def is_cancelled(self) -> bool:
         """Whether the client has left; called at step boundaries, at most every `CANCEL_CHECK_INTERVAL_S`."""
 
 
-@dataclass(frozen=True)
-class EnginePolicy:
-    """Deployment choices; read from the model's `config.pbtxt` parameters.
+class EngineLoad(NamedTuple):
+    """Requests by what they do."""
 
-    Attributes:
-        max_batch: requests that are denoised together.
-        max_queue: requests that may wait; more are refused at once.
-        progress_interval_s: shortest time between two progress messages of a request; the first step is always
-            reported, the last one by the result.
-    """
+    active: int = 0  # in the present step
+    paused: int = 0  # started, and not in the present step
+    waiting: int = 0  # not started
 
-    max_batch: int = 4
-    max_queue: int = 64
-    progress_interval_s: float = 0.25
 
-    def __post_init__(self) -> None:
-        """Refuse values that could never serve a request."""
-        if self.max_batch < 1 or self.max_queue < 0 or not self.progress_interval_s >= 0:
-            raise ValueError(f"{self}: max_batch must be >= 1, max_queue >= 0, progress_interval_s >= 0")
+class EngineObserver:
+    """Told of everything that is worth a metric, in the engine's thread. Does nothing with it."""
 
-    @classmethod
-    def from_parameters(cls, parameters: dict[str, str]) -> "EnginePolicy":
-        """Read the attributes above; absent ones keep their defaults. ValueError names a value that is not a number."""
-        values: dict[str, Any] = {}
-        for name, kind in (("max_batch", int), ("max_queue", int), ("progress_interval_s", float)):
-            if name in parameters:
-                try:
-                    values[name] = kind(parameters[name])
-                except ValueError:
-                    raise ValueError(
-                        f"parameter {name} = {parameters[name]!r}: must be a number ({kind.__name__})"
-                    ) from None
-        return cls(**values)
+    def load(self, load: EngineLoad) -> None:
+        """The numbers of requests have changed."""
+
+    def stepped(self, requests: int, seconds: float) -> None:
+        """A step of so many requests took so long."""
+
+    def started(self, queued_s: float) -> None:
+        """A request was started so long after it arrived."""
+
+    def progressed(self, seconds: float) -> None:
+        """A request ended its first step so long after it arrived."""
+
+    def ended(self, end_state: str, seconds: float) -> None:
+        """A request ended so long after it arrived; one of contract.END_STATES."""
+
+
+def early_end_state(error: Exception, started: bool) -> str:
+    """What contract.EARLY_END_STATES calls a request that ended with this error."""
+    if isinstance(error, RequestCancelledError):
+        return "cancelled" if started else "aborted"
+    return "expired" if isinstance(error, RequestTimeoutError) else "failed"

@@ -25,7 +25,7 @@ def busy_instances(page: str) -> set[tuple[str, str]]:
     """Version and name of the model instances that work on a request; that of `denoise` is its model's name."""
     busy = set()
     for gauge, labels, value in _gauges(page):
-        if value > 0 and labels.get("state") != "waiting":
+        if value > 0 and labels.get("state", "active") == "active":
             busy.add((labels.get("version", ""), labels["instance"] if gauge == "stage" else gauge))
     return busy
 

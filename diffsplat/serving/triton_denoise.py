@@ -9,18 +9,21 @@ import triton_python_backend_utils as pb_utils
 from diffsplat_client.contract import (
     IMAGE_TENSORS,
     POOLED_TEXT,
+    STOP_ANSWER,
     TEXT_EMBEDDINGS,
     TEXT_MASK,
 )
 from diffsplat_client.errors import InvalidRequestError
 
 from diffsplat.serving.engine import Engine
-from diffsplat.serving.engine_interface import EnginePolicy
+from diffsplat.serving.engine_policy import EnginePolicy
+from diffsplat.serving.triton_engine_metrics import EngineMetrics
 from diffsplat.serving.triton_io import (
     check_request_id,
     read_array,
     required_array,
     required_text,
+    text_tensor,
     to_torch,
 )
 from diffsplat.serving.triton_stage import StageModel
@@ -58,19 +61,8 @@ class DenoiseModel(StageModel):
         full = self.policy.max_batch
         for requests in range(1, full + 1) if self.stage.compiles_batches else {1, full}:
             self.stage.warm_up(requests)
-        family = pb_utils.MetricFamily(
-            name="diffsplat_denoise_requests",
-            description="Requests in the denoise engine by state; Triton's own counts end when a request is queued",
-            kind=pb_utils.MetricFamily.GAUGE,
-        )
-        gauges = [family.Metric(labels={"state": state, "version": self.version}) for state in ("active", "waiting")]
-        self._metrics = (family, *gauges)  # a metric goes when its family is collected
-
-        def report(*load: int) -> None:
-            for gauge, requests in zip(gauges, load, strict=True):
-                gauge.set(requests)
-
-        self.engine: Engine[DenoiseWork, DenoiseJob] = Engine(self.stage, self.policy, on_load=report)
+        metrics = EngineMetrics(self.version, self.policy.max_batch)
+        self.engine: Engine[DenoiseWork, DenoiseJob] = Engine(self.stage, self.policy, observer=metrics)
         _log.info("denoise engine: %s", self.policy)
 
     def execute(self, requests: list[Any]) -> None:
@@ -79,8 +71,9 @@ class DenoiseModel(StageModel):
             sender, request_id = request.get_response_sender(), request.request_id()
             try:
                 check_request_id(request_id)
-                if self._stop(request, request_id):
-                    sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                if (answer := self._stop(request, request_id)) is not None:
+                    response = pb_utils.InferenceResponse([text_tensor(STOP_ANSWER.name, answer)])
+                    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                     continue
                 self._submit(sender, request_id, self._read_work(request))
             except Exception as error:
@@ -91,7 +84,9 @@ class DenoiseModel(StageModel):
         assert envelope.ticket is not None
         listener = ResponseSender(sender, request_id, envelope, self.answers)
         try:
-            self.engine.submit(request_id, work, listener, *envelope.deadlines)
+            start_by_s, end_by_s = envelope.deadlines
+            priority = envelope.request.priority
+            self.engine.submit(request_id, work, listener, priority=priority, start_by_s=start_by_s, end_by_s=end_by_s)
         except Exception:
             self.answers.release(envelope.ticket)
             raise
@@ -101,15 +96,16 @@ class DenoiseModel(StageModel):
         self.engine.close()
         super().finalize()
 
-    def _stop(self, request: Any, request_id: str) -> bool:
+    def _stop(self, request: Any, request_id: str) -> str | None:
+        """The answer to a STOP; None for anything else."""
         stop = read_array(request, "STOP")
         if stop is None or not stop.reshape(-1)[0]:
-            return False
+            return None
         if not request_id:
             raise InvalidRequestError("STOP needs the id of the request to stop as its own request id")
-        count = self.engine.stop(request_id)
-        _log.info("request %s: stop asked for, %d found", request_id, count)
-        return True
+        answer = self.engine.stop(request_id)
+        _log.info("request %s: stop asked for, %s", request_id, answer)
+        return answer
 
     def _read_work(self, request: Any) -> "DenoiseWork":
         from diffsplat.stages.image_features import ImageFeatures

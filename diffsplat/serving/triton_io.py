@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from diffsplat_client.contract import ERROR_CODES, TensorSpec
+from diffsplat_client.error_text import StageError
 from diffsplat_client.errors import InvalidRequestError, RequestCancelledError, RequestTimeoutError
 from diffsplat_client.request_checks import short
 
-from diffsplat.serving.answers import AnswersFullError
 from diffsplat.serving.drain import ServerDrainingError
-from diffsplat.serving.engine_interface import EngineClosedError, QueueFullError
+from diffsplat.serving.engine_interface import EngineClosedError, early_end_state
+from diffsplat.serving.overload import OverloadedError
 from diffsplat.stages.envelope import MAX_CHARACTERS
 from diffsplat.stages.errors import NotFiniteError
 
@@ -113,13 +114,12 @@ _ERROR_CODES: dict[type[Exception], str] = {
     InvalidRequestError: "INVALID_ARG",
     RequestCancelledError: "CANCELLED",
     RequestTimeoutError: "DEADLINE_EXCEEDED",
-    QueueFullError: "UNAVAILABLE",
-    AnswersFullError: "UNAVAILABLE",
+    OverloadedError: "OVERLOADED",
     EngineClosedError: "UNAVAILABLE",
     ServerDrainingError: "UNAVAILABLE",
 }
-# TritonError has no constant for a passed deadline; the code in the message is what the client reads
-_TRITON_CODES = {"DEADLINE_EXCEEDED": "CANCELLED"}
+# TritonError has no constant for some; the type in the message is what the client reads
+_TRITON_CODES = {"DEADLINE_EXCEEDED": "CANCELLED", "OVERLOADED": "UNAVAILABLE"}
 
 
 def describe_error(error: Exception, request_id: str, stage: str) -> tuple[str, str]:
@@ -133,17 +133,19 @@ def describe_error(error: Exception, request_id: str, stage: str) -> tuple[str, 
     return "INTERNAL", f"{stage} failed; the server's log says why under this request's id"
 
 
-_END_STATES = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}  # of an error type; all others are failures
+def describe_early_end(error: Exception, request_id: str, stage: str, end_state: str | None = None) -> dict[str, str]:
+    """End state, error type and message of a request that ended without a result, as in the contract.
 
-
-def describe_early_end(error: Exception, request_id: str, stage: str) -> dict[str, str]:
-    """End state, error type and message of a request that ended without a result, as in the contract."""
+    `end_state`: None is that of a request that had been started.
+    """
     error_type, message = describe_error(error, request_id, stage)
-    return {"end_state": _END_STATES.get(error_type, "failed"), "error_type": error_type, "message": message}
+    end_state = end_state or early_end_state(error, started=True)
+    return {"end_state": end_state, "error_type": error_type, "message": message}
 
 
 def to_triton_error(error: Exception, request_id: str, stage: str) -> Any:
     """An error response. Its message starts with the error's type, as the contract says."""
-    name, text = describe_error(error, request_id, stage)
+    name, message = describe_error(error, request_id, stage)
     assert name in ERROR_CODES
-    return pb_utils.TritonError(f"{name}: {text}", getattr(pb_utils.TritonError, _TRITON_CODES.get(name, name)))
+    text = StageError(name, message, getattr(error, "retry_after_s", None)).to_text()
+    return pb_utils.TritonError(text, getattr(pb_utils.TritonError, _TRITON_CODES.get(name, name)))

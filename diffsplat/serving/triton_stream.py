@@ -1,6 +1,5 @@
 """Responses of `denoise`: a stream for each request."""
 
-import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -36,22 +35,22 @@ class ResponseSender:
         latents = state.result()
         envelope = self.envelope.with_timing("queued", queued_ms).with_timing("denoise", denoise_ms)
         tensors = [
-            self._status(EngineProgress("finished", state.step, state.steps, 0, None)),
+            self._status(EngineProgress("finished", state.step, state.steps)),
             text_tensor("TIMINGS", json.dumps(envelope.timings_ms)),
             text_tensor("RESOLVED_REQUEST", envelope.to_json()),
             torch_tensor("LATENTS", latents),
         ]
         self.sender.send(pb_utils.InferenceResponse(tensors), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: Exception, end_state: str) -> None:
         """A last STATUS with the reason, and the end of the stream.
 
         Not an error response: Triton 2.51 crashes when one overtakes a progress message in the later stages.
         """
         if self.envelope.ticket is not None:
             self.answers.release(self.envelope.ticket)
-        end = describe_early_end(error, self.request_id, "denoise")
-        last = dataclasses.replace(self.last, phase="ended", queue_position=0, seconds_left=None)
+        end = describe_early_end(error, self.request_id, "denoise", end_state)
+        last = EngineProgress("ended", self.last.step, self.last.steps)
         response = pb_utils.InferenceResponse([self._status(last, end)])
         try:
             self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
@@ -73,6 +72,7 @@ class ResponseSender:
             "seed": request.seed,
             "elevation_deg": request.elevation_deg,
             "warnings": self.envelope.warnings,
+            "seconds_to_start": progress.seconds_to_start,
             "seconds_left": progress.seconds_left,
             **(end or {}),
         }

@@ -24,7 +24,7 @@ from diffsplat.export_record import ExportRecord
 from diffsplat.geometry.cameras import generated_view_cameras, latent_plucker
 from diffsplat.graph import Graph, Precision
 from diffsplat.runtime import bundle_graphs, load_graphs
-from diffsplat.sampling.blob_start import LateStart, late_start
+from diffsplat.sampling.blob_start import LateStart, kept_steps, late_start
 from diffsplat.sampling.guidance import guidance_scales, needs_guidance
 from diffsplat.sampling.noise import NoiseSource, SeededNoise
 from diffsplat.sampling.schedulers import build_sampler
@@ -35,6 +35,7 @@ from diffsplat.stages.denoise_job import DenoiseJob, StepTables
 from diffsplat.stages.envelope import Envelope
 from diffsplat.stages.image_features import ImageFeatures
 from diffsplat.stages.work import DenoiseWork
+from diffsplat.stages.work_size import WorkSize
 from diffsplat.text.features import TextFeatures
 
 
@@ -130,6 +131,13 @@ class DenoiseStage:
         """Refuse bad input before it is queued. InvalidRequestError names tensor, value and what is allowed."""
         check_work(work, self.spec)
 
+    def size(self, work: DenoiseWork) -> WorkSize:
+        """Steps of a request that `check` accepts, and its rows in a batch."""
+        request = work.envelope.request
+        assert request.steps is not None
+        steps = kept_steps(request.steps, request.init_noise_strength) if request.has_blob_start else request.steps
+        return WorkSize(steps, 2 if needs_guidance(self._guidance(request)) else 1)
+
     def start(self, work: DenoiseWork, noise: NoiseSource | None = None) -> DenoiseJob:
         """Compute what a request needs once, draw all its noise, and move both to the device.
 
@@ -139,11 +147,9 @@ class DenoiseStage:
         """
         request, geometry = work.envelope.request, self.spec.geometry
         assert request.scheduler and request.steps and request.seed is not None and request.eta is not None
-        assert request.guidance_scale is not None and request.elevation_deg is not None and request.distance is not None
+        assert request.elevation_deg is not None and request.distance is not None
         sampler, begin = self._sampler(request)
-        guidance = guidance_scales(
-            request.guidance_scale, geometry.views, request.triangle_guidance, request.min_guidance_scale
-        )
+        guidance = self._guidance(request)
         guided = needs_guidance(guidance)
         rows = [1, 0] if guided else [0]  # (negative, prompt) or (prompt,)
         text = TextFeatures(*(values[rows] for values in work.text))
@@ -179,6 +185,13 @@ class DenoiseStage:
             latents=latents,
             x0_previous=torch.zeros_like(latents),
             finite_steps=latents.new_zeros((), dtype=torch.int64),
+        )
+
+    def _guidance(self, request: GenerationRequest) -> torch.Tensor:
+        """Of every view, [V]."""
+        assert request.guidance_scale is not None
+        return guidance_scales(
+            request.guidance_scale, self.spec.geometry.views, request.triangle_guidance, request.min_guidance_scale
         )
 
     def _sampler(self, request: GenerationRequest) -> tuple[SamplerTable, LateStart | None]:

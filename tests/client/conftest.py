@@ -85,6 +85,7 @@ class FakeTransport:
         self.edge = True
         self.sent_parameters: list[dict[str, str | bool] | None] = []  # of every request
         self.stop_error: TransportError | None = None
+        self.stop_answer = "requested"
         self.stage_faults: dict[str, TransportError] = {}  # answers to probes
 
     def server_ready(self, timeout_s: float) -> bool:
@@ -118,7 +119,7 @@ class FakeTransport:
         if model == STOP_MODEL:
             if self.stop_error:
                 raise self.stop_error
-            return FakeStream([], block=False)
+            return FakeStream([{"STOP_ANSWER": text(self.stop_answer.encode())}], block=False)
         self.streams.append(FakeStream(self.script, self.block))
         return self.streams[-1]
 

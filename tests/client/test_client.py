@@ -22,6 +22,8 @@ from diffsplat_client import (
     SplatCloud,
     four_views,
 )
+from diffsplat_client.contract import STOP_ANSWERS
+from diffsplat_client.error_text import StageError
 from diffsplat_client.formats.ply import encode_ply
 from diffsplat_client.session import RECHECK_S
 from diffsplat_client.transport import TransportError
@@ -31,7 +33,7 @@ from tests.stream_closing import when_read
 
 def test_a_generation_from_first_event_to_result(fakes) -> None:
     fake = fakes.transport(
-        fakes.status("queued", queue_position=2),
+        fakes.status("queued", queue_position=2, seconds_to_start=1.5, seconds_left=4),
         fakes.status("denoising", 1, seconds_left=0.5, warnings=["prompt cut"]),
         fakes.finished(),
     )
@@ -39,7 +41,7 @@ def test_a_generation_from_first_event_to_result(fakes) -> None:
     assert fake.questions == 0  # nothing is sent before the first request
     with client.stream("a red cube", steps=3) as events:
         queued, progress, last = list(events)
-    assert queued == Queued(position=2, seed=7)
+    assert queued == Queued(position=2, seed=7, seconds_to_start=1.5, seconds_left=4.0)
     assert progress == Progress(1, 3, 0.5, seed=7, elevation_deg=10.0, warnings=("prompt cut",))
     assert isinstance(last, Finished)
     result = last.result
@@ -135,6 +137,39 @@ def test_an_early_end_is_a_typed_error(fakes, state, error_type, message, expect
     with pytest.raises(expected, match=says), Client("host:1", transport=fake).stream("x") as events:
         list(events)
     assert list(fake.streams[0].script) == [] and not fake.streams[0].cancelled.is_set() and not fake.stopped
+
+
+@pytest.mark.parametrize("end_state", ["aborted", "cancelled"])
+def test_errors_say_for_programs_how_a_request_ended(fakes, end_state) -> None:
+    last = fakes.status("ended", end_state=end_state, error_type="CANCELLED", message="the request was cancelled")
+    with pytest.raises(RequestCancelledError) as caught:
+        Client(transport=fakes.transport(last)).generate("x")
+    assert (caught.value.error_type, caught.value.end_state) == ("CANCELLED", end_state)
+
+
+@pytest.mark.parametrize(
+    ("error", "error_type"),
+    [
+        (DiffSplatError, "INTERNAL"),
+        (InvalidRequestError, "INVALID_ARG"),
+        (ServerUnavailableError, "UNAVAILABLE"),
+        (ServerError, "INTERNAL"),
+        (ContractMismatchError, "CONTRACT_MISMATCH"),
+        (RequestCancelledError, "CANCELLED"),
+        (RequestTimeoutError, "DEADLINE_EXCEEDED"),
+    ],
+)
+def test_every_error_has_a_type(error, error_type) -> None:
+    raised = error("why")
+    assert (raised.error_type, raised.retry_after_s, raised.end_state) == (error_type, None, None)
+
+
+@pytest.mark.parametrize("hint_s", [None, 2.5])
+def test_the_text_of_a_stage_s_error_is_read_as_it_is_written(hint_s) -> None:
+    said = StageError("OVERLOADED", "64 requests are\nalready waiting [now]", hint_s)
+    for text in (said.to_text(), f"in ensemble 'diffsplat', {said.to_text()}"):
+        assert StageError.from_text(text) == said
+    assert StageError.from_text("Stub process 'decode_0_0' is not healthy.") is None
 
 
 @pytest.mark.parametrize("stage", ["DECODE", "RASTERIZE", "PACKAGE"])
@@ -246,6 +281,28 @@ class TestStopping:
         events.close()
         assert fake.stopped == [fake.request_id] and fake.streams[0].cancelled.is_set()
         assert list(events) == []
+
+    @pytest.mark.parametrize("answer", STOP_ANSWERS)
+    def test_stop_returns_what_the_server_says(self, fakes, answer) -> None:
+        fake = fakes.transport(fakes.status("denoising", 1), block=True)
+        fake.stop_answer = answer
+        with Client(transport=fake) as client, client.stream("x") as events:
+            next(events)
+            assert client.stop(events.request_id) == answer
+            assert events.stop() == answer
+            assert events.stop() == "already_finished", "nothing is left to stop"
+        assert fake.stopped == [fake.request_id] * 2
+
+    def test_stop_without_an_answer(self, fakes) -> None:
+        fake = fakes.transport(fakes.status("denoising", 1), block=True)
+        client = Client(transport=fake)
+        fake.stop_answer = "perhaps"
+        with pytest.raises(ServerError, match="did not say what became of the request"):
+            client.stream("x").stop()
+        fake.stop_error = TransportError("UNAVAILABLE", "gone")
+        for stop in (client.stream("x").stop, lambda: client.stop("id")):
+            with pytest.raises(ServerUnavailableError, match="gone"):
+                stop()
 
     def test_leaving_the_block(self, fakes) -> None:
         fake = fakes.transport(fakes.status("denoising", 1))

@@ -77,7 +77,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             self.requests.append(request)
             if request.model_name == "denoise":
                 self.stopped.set()
-                yield pb.ModelStreamInferResponse()
+                yield to_response({"STOP_ANSWER": fakes.text(b"requested")})
                 continue
             self.metadata = {key: value for key, value in context.invocation_metadata()}
             names = [tensor.name for tensor in request.inputs]
@@ -96,7 +96,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             elif prompt == "stopped":
                 yield pb.ModelStreamInferResponse(error_message="in ensemble 'diffsplat', CANCELLED: stopped")
             elif prompt == "full":
-                yield pb.ModelStreamInferResponse(error_message="UNAVAILABLE: 64 requests are already waiting")
+                yield pb.ModelStreamInferResponse(error_message="OVERLOADED: 64 wait [retry_after_s=2.5]")
             elif prompt == "short":
                 response = to_response(fakes.finished())
                 response.infer_response.raw_output_contents[1] = b"123"
@@ -168,8 +168,9 @@ def test_errors_of_the_server(client) -> None:
         client.generate("stub")
     with pytest.raises(RequestCancelledError):
         client.generate("stopped")
-    with pytest.raises(ServerUnavailableError, match="64 requests are already waiting"):
+    with pytest.raises(ServerUnavailableError, match=r"overloaded \(64 wait; it expects room in 2.5 s\)") as caught:
         client.generate("full")
+    assert (caught.value.error_type, caught.value.retry_after_s) == ("OVERLOADED", 2.5)
     with pytest.raises(ServerError, match=r"GAUSSIANS|FP32 tensor \[5, 14\] came in 3 bytes"):
         client.generate("short")
     assert len(client.generate("and works on").cloud) == 500_000

@@ -433,10 +433,24 @@ FILES_AND_SERVICE = [
     ),
     Mutant(
         "the engine admits one request too many",
-        _ENGINE,
-        "free = self.policy.max_batch - len(self._active)\n            admitted",
-        "free = self.policy.max_batch - len(self._active) + 1\n            admitted",
+        "diffsplat/serving/engine_schedule.py",
+        "if len(placed) < self._policy.max_batch:",
+        "if len(placed) <= self._policy.max_batch:",
         "tests/serving/test_engine.py::test_waiting_requests_are_admitted_in_order_and_told_their_place",
+    ),
+    Mutant(
+        "nobody who yields ever rises",
+        "diffsplat/serving/engine_schedule.py",
+        "level = task.priority + math.floor(",
+        "level = task.priority + 0 * math.floor(",
+        "tests/serving/test_engine_schedule.py::test_nobody_starves",
+    ),
+    Mutant(
+        "a forecast forgets that short requests go first",
+        "diffsplat/serving/engine_forecast.py",
+        "schedule = Schedule(policy, times.step_s)",
+        'schedule = Schedule(dataclasses.replace(policy, order="arrival"), times.step_s)',
+        "tests/serving/test_engine_fairness.py::test_the_times_told_are_within_30_percent_of_what_happens",
     ),
     Mutant(
         "a failed step fails the whole batch",

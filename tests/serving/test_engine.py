@@ -1,10 +1,9 @@
-"""The engine without Triton and without a network: batching, admission, stopping, isolation of failures, shutdown."""
+"""The engine without Triton and without a network: batching, starting, stopping, isolation of failures, shutdown."""
 
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import pytest
 from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
@@ -13,79 +12,15 @@ from diffsplat.serving.engine import Engine
 from diffsplat.serving.engine_interface import (
     CANCEL_CHECK_INTERVAL_S,
     EngineClosedError,
-    EnginePolicy,
+    EngineLoad,
+    EngineObserver,
     EngineProgress,
     QueueFullError,
 )
-from diffsplat.serving.engine_jobs import EARLY_STOP_S, MAX_EARLY_STOPS
+from diffsplat.serving.engine_jobs import EARLY_STOP_S, ENDED_KEPT_S, MAX_EARLY_STOPS, RecentIds
+from diffsplat.serving.engine_policy import EnginePolicy
+from tests.serving.engine_fakes import Clock, CountingModel, Recorder, TimedModel
 from tests.serving.processes import TIMEOUT_S
-
-
-@dataclass
-class Counter:
-    """A request whose only work is to count."""
-
-    name: str
-    steps: int
-    step: int = 0
-
-
-@dataclass
-class CountingModel:
-    """Records which requests were stepped together; can be held at a step boundary and told to fail."""
-
-    fail_start: set[str] = field(default_factory=set)
-    fail_step: dict[str, int] = field(default_factory=dict)  # name -> the step that fails
-    batches: list[list[str]] = field(default_factory=list)
-    gate: threading.Semaphore | None = None  # one release lets one step run
-    entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-
-    def start(self, work: tuple[str, int]) -> Counter:
-        if work[0] in self.fail_start:
-            raise ValueError(f"{work[0]} cannot start")
-        return Counter(*work)
-
-    def step(self, states: Sequence[Counter]) -> None:
-        self.entered.release()
-        if self.gate is not None:
-            assert self.gate.acquire(timeout=TIMEOUT_S)
-        for state in states:
-            if self.fail_step.get(state.name) == state.step:
-                raise ValueError(f"{state.name} fails at step {state.step}")
-        self.batches.append([state.name for state in states])
-        for state in states:
-            state.step += 1
-
-
-class Recorder:
-    """Listens to one request."""
-
-    def __init__(self) -> None:
-        self.progressed: list[EngineProgress] = []
-        self.result: Counter | None = None
-        self.error: Exception | None = None
-        self.over = threading.Event()
-        self.cancelled = False
-
-    def progress(self, progress: EngineProgress) -> None:
-        self.progressed.append(progress)
-
-    def finished(self, state: Counter, denoise_ms: float, queued_ms: float) -> None:
-        assert denoise_ms >= 0 and queued_ms >= 0
-        self.result = state
-        self.over.set()
-
-    def failed(self, error: Exception) -> None:
-        assert not self.over.is_set(), "told twice"
-        self.error = error
-        self.over.set()
-
-    def is_cancelled(self) -> bool:
-        return self.cancelled
-
-    def wait(self) -> "Recorder":
-        assert self.over.wait(TIMEOUT_S), "the request neither finished nor failed"
-        return self
 
 
 @pytest.fixture
@@ -97,18 +32,10 @@ def engines() -> Iterator[list[Engine]]:
         assert not engine._thread.is_alive()
 
 
-@dataclass
-class Clock:
-    """Stands still until it is moved."""
-
-    now_s: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 def start(engines: list[Engine], model: CountingModel, clock: Clock | None = None, **policy: float) -> Engine:
-    policy = {"max_batch": 2, "max_queue": 2, "progress_interval_s": 0.0, **policy}
+    """An engine that starts no more requests than run together, and pauses none, unless told otherwise."""
+    limits = {"max_batch": 2, "max_queue": 2, "early_starts": 0, "overtaking": 0, "max_stretch": 1e9}
+    policy = {**limits, "progress_interval_s": 0.0, **policy}
     engine = Engine(model, EnginePolicy(**policy), clock or time.monotonic)
     engines.append(engine)
     return engine
@@ -152,7 +79,7 @@ def test_waiting_requests_are_admitted_in_order_and_told_their_place(engines: li
     assert model.entered.acquire(timeout=TIMEOUT_S)
     recorders += [submit(engine, name, 1) for name in "bc"]
     assert [r.progressed[0].queue_position for r in recorders[1:]] == [1, 2]
-    assert engine.load == (1, 2)
+    assert engine.load == EngineLoad(active=1, paused=0, waiting=2)
     with pytest.raises(QueueFullError, match="2 requests are already waiting"):
         submit(engine, "d", 1)
     model.gate.release(100)
@@ -169,12 +96,12 @@ def test_an_ended_request_leaves_within_one_step_and_others_go_on(engines: list[
     a, b = submit(engine, "a", 100), submit(engine, "b", 3)
     assert model.entered.acquire(timeout=TIMEOUT_S)
     if by_stop:
-        assert engine.stop("a") == 1
+        assert engine.stop("a") == "requested"
     else:
         a.cancelled = True
         clock.now_s += 2 * CANCEL_CHECK_INTERVAL_S  # listeners are asked no more often
     model.gate.release(1000)
-    assert isinstance(a.wait().error, RequestCancelledError)
+    assert isinstance(a.wait().error, RequestCancelledError) and a.end_state == "cancelled"
     assert b.wait().result is not None
     assert sum("a" in batch for batch in model.batches) <= 1  # no more than the step that was running
 
@@ -184,9 +111,9 @@ def test_a_waiting_request_can_be_stopped(engines: list[Engine]) -> None:
     engine = start(engines, model, max_batch=1)
     a, b = submit(engine, "a", 2), submit(engine, "b", 2)
     assert model.entered.acquire(timeout=TIMEOUT_S)
-    assert engine.stop("b") == 1 and engine.stop("nobody") == 0
+    assert engine.stop("b") == "requested" and engine.stop("nobody") == "not_found"
     model.gate.release(100)
-    assert isinstance(b.wait().error, RequestCancelledError)
+    assert isinstance(b.wait().error, RequestCancelledError) and b.end_state == "aborted"
     assert a.wait().result is not None
     assert not any("b" in batch for batch in model.batches)
 
@@ -195,11 +122,11 @@ def test_a_stop_that_overtakes_its_request_stops_it(engines: list[Engine]) -> No
     """The request may still be in `encode` when its STOP reaches `denoise`."""
     clock = Clock()
     engine = start(engines, CountingModel(), clock)
-    assert engine.stop("early") == 0
+    assert engine.stop("early") == "not_found"
     clock.now_s += 0.9 * EARLY_STOP_S
-    assert isinstance(submit(engine, "early", 3).wait().error, RequestCancelledError)
+    assert submit(engine, "early", 3).wait().end_state == "aborted"
     assert submit(engine, "early", 3).wait().result is not None, "a STOP counts once"
-    assert engine.stop("late") == 0
+    assert engine.stop("late") == "not_found"
     clock.now_s += 1.1 * EARLY_STOP_S
     assert submit(engine, "late", 3).wait().result is not None
     for i in range(MAX_EARLY_STOPS + 1):
@@ -220,6 +147,7 @@ def test_a_request_that_is_too_late_costs_no_step(engines: list[Engine], limit: 
     clock.now_s += 2
     model.gate.release(100)
     error = late.wait().error
+    assert late.end_state == "expired"
     assert isinstance(error, RequestTimeoutError) and "passed while the request waited" in str(error)
     assert a.wait().result is not None and patient.wait().result is not None
     assert not any("late" in batch for batch in model.batches)
@@ -237,26 +165,82 @@ def test_a_running_request_ends_at_its_deadline_not_at_that_of_its_start(engines
     clock.now_s += 2
     model.gate.release(100)
     error = a.wait().error
+    assert a.end_state == "expired"
     assert isinstance(error, RequestTimeoutError) and re.search("deadline_s passed after [12] of 100 steps", str(error))
     assert b.wait().result is not None
 
 
-def test_the_load_is_reported_when_it_changes(engines: list[Engine]) -> None:
-    loads: list[tuple[int, int]] = []
-    idle = threading.Event()
+class Watcher(EngineObserver):
+    """Records what an observer is told; breaks when the engine is idle again."""
 
-    def report(active: int, waiting: int) -> None:
-        loads.append((active, waiting))
-        if len(loads) > 1 and loads[-1] == (0, 0):
-            idle.set()
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.loads: list[EngineLoad] = []
+        self.told: list[tuple[str, float]] = []
+        self.idle = threading.Event()
+
+    def load(self, load: EngineLoad) -> None:
+        self.loads.append(load)
+        if len(self.loads) > 1 and load == EngineLoad():
+            self.idle.set()
             raise RuntimeError("a gauge that cannot be set")
 
-    engine = Engine(CountingModel(), EnginePolicy(), on_load=report)
+    def stepped(self, requests: int, seconds: float) -> None:
+        self.told.append((f"step of {requests}", seconds))
+
+    def started(self, queued_s: float) -> None:
+        self.told.append(("started", queued_s))
+
+    def progressed(self, seconds: float) -> None:
+        self.told.append(("progressed", seconds))
+
+    def ended(self, end_state: str, seconds: float) -> None:
+        self.told.append((end_state, seconds))
+
+
+def test_the_observer_is_told_the_load_and_the_times(engines: list[Engine]) -> None:
+    model = TimedModel(clock=Clock(), cost_s=lambda requests: 2.0 * requests)
+    watcher = Watcher(model.clock)
+    engine = Engine(model, EnginePolicy(), model.clock, watcher)
     engines.append(engine)
-    submit(engine, "a", 5).wait()
-    assert idle.wait(TIMEOUT_S)
-    assert loads == [(0, 0), (1, 0), (0, 0)]
+    submit(engine, "a", 3).wait()
+    assert watcher.idle.wait(TIMEOUT_S)
+    assert watcher.loads == [EngineLoad(), EngineLoad(active=1), EngineLoad()]
+    assert watcher.told == [
+        *[("started", 0.0), ("step of 1", 2.0), ("progressed", 2.0)],
+        *[("step of 1", 2.0), ("step of 1", 2.0), ("finished", 6.0)],
+    ]
     assert submit(engine, "b", 1).wait().result is not None, "the thread lives on"
+
+
+def test_a_stop_is_told_what_became_of_the_request(engines: list[Engine]) -> None:
+    clock = Clock()
+    engine = start(engines, CountingModel(), clock)
+    submit(engine, "a", 1).wait()
+    assert engine.stop("a") == "already_finished"
+    assert submit(engine, "a", 1).wait().result is not None, "a late STOP stops no other request of this id"
+    clock.now_s += 1.1 * ENDED_KEPT_S
+    assert engine.stop("a") == "not_found"
+
+
+def test_ids_are_remembered_for_a_while_and_not_too_many() -> None:
+    clock = Clock()
+    ids = RecentIds(clock, kept_s=10.0, max_ids=2)
+    for name in ("a", "b", "c", ""):
+        ids.note(name)
+    assert [ids.has(name) for name in ("a", "b", "c", "")] == [False, True, True, False]
+    clock.now_s += 9
+    ids.note("b")
+    clock.now_s += 2
+    assert [ids.has(name) for name in "bc"] == [True, False]
+    assert ids.take("b") and not ids.take("b")
+
+
+def test_requests_without_an_id_cannot_be_stopped_by_one_another(engines: list[Engine]) -> None:
+    engine = start(engines, CountingModel())
+    submit(engine, "", 1).wait()
+    assert engine.stop("") == "not_found"
+    assert submit(engine, "", 1).wait().result is not None
 
 
 def test_failures_stay_with_their_request(engines: list[Engine]) -> None:
@@ -303,8 +287,15 @@ def test_close_ends_running_and_waiting_requests(engines: list[Engine]) -> None:
 
 
 def test_policy_comes_from_the_parameters_of_the_config() -> None:
-    assert EnginePolicy.from_parameters({"max_batch": "3", "threads": "0"}) == EnginePolicy(max_batch=3)
+    parameters = {"max_batch": "3", "threads": "0", "order": "arrival", "patience": "2.5"}
+    assert EnginePolicy.from_parameters(parameters) == EnginePolicy(max_batch=3, order="arrival", patience=2.5)
     with pytest.raises(ValueError, match="max_queue = 'many'"):
         EnginePolicy.from_parameters({"max_queue": "many"})
-    with pytest.raises(ValueError, match="max_batch must be >= 1"):
-        EnginePolicy.from_parameters({"max_batch": "0"})
+    for name, value, says in (
+        ("max_batch", "0", "must be >= 1"),
+        ("overtake_share", "1.5", r"must be in 0 \.\. 1"),
+        ("max_stretch", "nan", "must be >= 1"),
+        ("order", "random", "must be one of shortest, arrival"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} = .*{value}.*: {says}"):
+            EnginePolicy.from_parameters({name: value})

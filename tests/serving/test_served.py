@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from diffsplat_client.poses import turntable
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.transport import GrpcTransport, Tensors
 
+from diffsplat.serving.metrics import read_metrics
 from diffsplat.serving.server import TritonServer
 from tests.serving.processes import TIMEOUT_S
 from tests.stream_closing import when_read
@@ -110,14 +113,15 @@ class TestStreaming:
     def test_stop_ends_a_running_request(self, wire: GrpcTransport, client: Client) -> None:
         responses = wire.stream(ENSEMBLE, LONG.to_tensors(), "to-be-stopped", TIMEOUT_S)
         assert status_of(next(responses))["step"] == 1
-        assert list(wire.stream("denoise", {"STOP": np.array([True])}, "to-be-stopped", TIMEOUT_S)) == []
+        assert stop(wire, "to-be-stopped") == "requested"
         *_, last = [status_of(response) for response in responses]
         assert last["phase"] == "ended" and last["end_state"] == "cancelled" and last["error_type"] == "CANCELLED"
         assert last["step"] < LONG.steps, "it went on to its end"
+        assert stop(wire, "to-be-stopped") == "already_finished"
         client.generate("a red cube", steps=1)
 
     def test_a_stop_for_nobody_is_answered(self, wire: GrpcTransport) -> None:
-        assert list(wire.stream("denoise", {"STOP": np.array([True])}, "nobody", TIMEOUT_S)) == []
+        assert stop(wire, "nobody") == "not_found"
 
     def test_a_client_that_leaves_stops_its_request(self, client: Client, server: TritonServer) -> None:
         with client.stream(LONG) as events:
@@ -135,7 +139,7 @@ class TestStreaming:
 
     def wait_for_stop(self, server: TritonServer, request_id: str) -> None:
         deadline = time.monotonic() + TIMEOUT_S
-        while f"request {request_id}: stop asked for, 1 found" not in server.log_path.read_text():
+        while f"request {request_id}: stop asked for, requested" not in server.log_path.read_text():
             assert time.monotonic() < deadline, "no STOP reached the engine"
             time.sleep(0.05)
 
@@ -147,6 +151,42 @@ class TestStreaming:
                 while True:
                     next(events)
             closer.join(TIMEOUT_S)
+
+
+def stop(wire: GrpcTransport, request_id: str) -> str:
+    """The answer to a STOP, which is all that comes."""
+    (answer,) = wire.stream("denoise", {"STOP": np.array([True])}, request_id, TIMEOUT_S)
+    (said,) = answer.values()
+    text: bytes = said.item()
+    return text.decode()
+
+
+def test_the_metrics_page_shows_what_the_engine_does(client: Client, server: TritonServer, wire: GrpcTransport) -> None:
+    before = engine_counts(read_metrics(server.metrics_url))
+    client.generate("a red cube", steps=3, priority=1)
+    with client.stream(LONG) as events:
+        next(events)
+    request = {**LONG.to_tensors(), "DEADLINE_S": np.zeros(1, np.float32)}
+    assert list(wire.stream(ENSEMBLE, request, "late", TIMEOUT_S))
+    deadline, changes = time.monotonic() + TIMEOUT_S, Counter[str]()
+    while changes["cancelled"] + changes["aborted"] < 1:  # its STOP works at the next step
+        assert time.monotonic() < deadline, changes
+        changes = Counter(engine_counts(page := read_metrics(server.metrics_url)))
+        changes.subtract(before)
+    assert changes["finished"] == changes["expired"] == 1 and not changes["failed"]
+    assert changes["queue"] == changes["first_progress"] == 2 and changes["batch_size"] == changes["step"] >= 1
+    for state in ("active", "paused", "waiting"):
+        assert f'diffsplat_denoise_requests{{state="{state}",version="1"}} ' in page
+
+
+def engine_counts(page: str) -> dict[str, int]:
+    """Observations of each histogram; those of whole requests by end state."""
+    counts = re.findall(r"^diffsplat_denoise_(\w+?)(?:_seconds)?_count\{(.*)\} (\d+)$", page, re.MULTILINE)
+    assert {name for name, _, _ in counts} == {"batch_size", "step", "queue", "first_progress", "request"}
+    return {
+        state[1] if (state := re.search(r'end_state="(\w+)"', labels)) else name: int(count)
+        for name, labels, count in counts
+    }
 
 
 def status_of(tensors: Tensors) -> dict[str, Any]:

@@ -127,8 +127,9 @@ def follow(client: Client, request: GenerationRequest, label: str = "") -> Gener
         task = bar.add_task("sent", total=None, left="", label=label)
         for event in events:
             match event:
-                case Queued(position=position):
-                    bar.update(task, description=f"waiting, place {position}")
+                case Queued(position=position, seconds_to_start=seconds):
+                    left = "" if seconds is None else f"{seconds:.1f} s to start"
+                    bar.update(task, description=f"waiting, place {position}", left=left)
                 case Progress(step=step, steps=steps, seconds_left=seconds):
                     left = "" if seconds is None else f"{seconds:.1f} s left"
                     phase = "denoising" if step < steps else "decoding"
