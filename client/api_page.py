@@ -93,6 +93,7 @@ def _commented_fields(kind: type) -> Iterable[tuple[str, str]]:
 
 def _error_types() -> Iterable[tuple[str, str, str]]:
     raised = {kind.error_type: kind for kind in vars(errors).values() if _is_error(kind)}
+    raised["OVERLOADED"] = errors.ServerUnavailableError
     for name in dict.fromkeys((*ERROR_CODES, *raised)):
         kind = raised.get(name)
         meaning = "" if kind is None else f"`{kind.__name__}`: {(kind.__doc__ or '').splitlines()[0]}"

@@ -9,7 +9,7 @@ from diffsplat_client.formats import FORMATS
 from diffsplat_client.formats.any_file import format_of
 from diffsplat_client.generation import Generation
 from diffsplat_client.status import Status, parse_status
-from diffsplat_client.stream import GenerationStream
+from diffsplat_client.stream import STOP_TIMEOUT_S, GenerationStream, send_stop
 from diffsplat_client.transport import TransportError
 
 
@@ -40,8 +40,16 @@ class KeptStream(GenerationStream):
             self.request = dataclasses.replace(self.request, format=format_of(asset.item(), f"any{unmarked}").name)
         return dataclasses.replace(super()._result(), frames=frames)
 
-    def _end(self, *, stop: bool) -> None:
-        super()._end(stop=False)
+    def stop(self) -> str:
+        """Stop following it and the request too; the answer as in `Client.stop`."""
+        self.close()
+        try:
+            return send_stop(self._transport, self.request_id, STOP_TIMEOUT_S)
+        except TransportError as error:
+            raise self._explain(error) from None
+
+    def _end(self, *, stop: bool) -> str | TransportError:
+        return super()._end(stop=False)
 
 
 class GenerationHandle:
