@@ -18,7 +18,7 @@ def answering(fakes):
     """A transport that answers every request with an object, unless a word of the prompt says how it ends."""
 
     class Answering(fakes.transport):
-        def stream(self, model, tensors, request_id, timeout_s, version=""):
+        def stream(self, model, tensors, request_id, timeout_s, version="", parameters=None):
             if model != "diffsplat":
                 return super().stream(model, tensors, request_id, timeout_s)
             prompt = tensors["PROMPT"][0]
