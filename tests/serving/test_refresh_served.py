@@ -115,7 +115,7 @@ def test_requests_are_neither_lost_nor_mixed(
     assert not load.errors
     assert finished.served is not None and finished.served.version == 1
     assert after.served == (2, "pico", other.digest)
-    assert f"request {streams[1].request_id}: stop asked for, 1 found" in supervisor.server.log_path.read_text()
+    assert f"request {streams[1].request_id}: stop asked for, requested" in supervisor.server.log_path.read_text()
     assert any(line.startswith("version 1 finishes ") for line in lines) and lines[-1] == "version 1 is unloaded"
     truths[2] = Pipeline.load(repository, "2", threads=1).generate(REQUEST).gaussians
     seen = set()
