@@ -1,6 +1,6 @@
 # Each recipe is a short command that you could type yourself; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-tensorrt mutants lint bench perf-analyzer clean
+.PHONY: help demo serve test test-fast test-tensorrt mutants lint bench perf-analyzer soak clean
 
 PROMPT ?= a cupcake
 BUNDLE ?= bundles/nano
@@ -23,6 +23,7 @@ help:
 	@echo 'make lint                           check style, format and types'
 	@echo 'make bench                          run all benchmarks; python -m benchmarks readme --write pastes figures'
 	@echo 'make perf-analyzer                  NVIDIA perf_analyzer against a server of $(BUNDLE); docs/benchmarks.md'
+	@echo 'make soak                           10,000 mixed requests, kills and cancels against a server of $(BUNDLE): hours'
 	@echo 'make clean                          remove .venv, build and out'
 
 $(VENV)/.serve: pyproject.toml client/pyproject.toml constraints.txt
@@ -70,6 +71,9 @@ bench: $(VENV)/.test
 
 perf-analyzer: $(VENV)/.test
 	$(BIN)/python -m benchmarks.load $(BUNDLE) --json $(OUT)/load.json
+
+soak: $(VENV)/.test
+	$(BIN)/python -m benchmarks.soak $(BUNDLE) --json $(OUT)/soak.json
 
 clean:
 	rm -rf $(VENV) build out

@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "refresh": ("refresh", "bundles/pico"),
     "import_memory": ("import_memory",),
     "fresh_clone": ("fresh_clone",),
+    "soak": ("soak", "bundles/pico"),
     "stop_storm": ("stop_storm", "bundles/pico"),
     "engine_policy": ("engine_policy", "bundles/pico"),
     "flops": ("flops",),
