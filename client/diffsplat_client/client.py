@@ -31,7 +31,7 @@ from diffsplat_client.reconstruction import Reconstruction, parse_reconstruction
 from diffsplat_client.reconstruction_request import ReconstructionRequest
 from diffsplat_client.request import GenerationRequest, as_request
 from diffsplat_client.status import find_early_end
-from diffsplat_client.stream import STOP_TIMEOUT_S, GenerationStream, send_stop
+from diffsplat_client.stream import GenerationStream
 from diffsplat_client.submission import Submission
 from diffsplat_client.time_limits import CONNECT_TIMEOUT_S, check_timeout
 from diffsplat_client.transport import Tensors, TransportError
@@ -86,22 +86,6 @@ class Client(Submission):
         with self._lock:
             self._streams.add(stream)
         return stream
-
-    def stop(self, request_id: str, timeout_s: float = STOP_TIMEOUT_S) -> str:
-        """Stop a generation, of this client or another one, by its id (`GenerationStream.request_id`).
-
-        Returns:
-            "requested": it ends before its next denoising step. "already_finished": it has been denoised or has ended
-            otherwise, not long ago. "not_found": the server knows no such request; one that arrives soon is stopped.
-
-        Raises:
-            ServerUnavailableError: no server answers.
-        """
-        timeout_s = check_timeout(timeout_s)
-        try:
-            return send_stop(self._open(), request_id, timeout_s)
-        except TransportError as error:
-            raise connection_error(error, self.connection, timeout_s) from None
 
     def reconstruct(
         self,

@@ -59,7 +59,7 @@ class GenerationHandle:
     """
 
     def __init__(
-        self, request_id: str, follow: Callable[[float | None], KeptStream], stop: Callable[[float | None], None]
+        self, request_id: str, follow: Callable[[float | None], KeptStream], stop: Callable[[float], str]
     ) -> None:
         self.id = request_id
         self._follow, self._stop = follow, stop
@@ -91,6 +91,6 @@ class GenerationHandle:
                     return event.result
         raise AssertionError("a stream ends with Finished or raises")
 
-    def cancel(self, timeout_s: float | None = None) -> None:
-        """Stop the request at its next step; nothing happens to one that has ended."""
-        self._stop(timeout_s)
+    def cancel(self, timeout_s: float = STOP_TIMEOUT_S) -> str:
+        """Stop the request at its next step; the answer, and errors, as in `Client.stop`."""
+        return self._stop(timeout_s)

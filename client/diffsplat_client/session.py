@@ -13,7 +13,7 @@ from diffsplat_client.errors import ContractMismatchError, DiffSplatError, Serve
 from diffsplat_client.failures import connection_error, request_error
 from diffsplat_client.output_options import MAX_DEADLINE_S
 from diffsplat_client.retries import RetriedResponses, RetryPolicy, check_retries
-from diffsplat_client.stream import GenerationStream
+from diffsplat_client.stream import STOP_TIMEOUT_S, GenerationStream, send_stop
 from diffsplat_client.time_limits import CONNECT_TIMEOUT_S, DEFAULT_TIMEOUT_S, check_timeout, not_sent, remaining_s
 from diffsplat_client.transport import (
     GrpcTransport,
@@ -91,6 +91,22 @@ class Session:
                 self._transport.close()
                 self._transport = None
             self._checked_at = None
+
+    def stop(self, request_id: str, timeout_s: float = STOP_TIMEOUT_S) -> str:
+        """Stop a generation, of this client or another one, by its id (`GenerationStream.request_id`).
+
+        Returns:
+            "requested": it ends before its next denoising step. "already_finished": it has been denoised or has ended
+            otherwise, not long ago. "not_found": the server knows no such request; one that arrives soon is stopped.
+
+        Raises:
+            ServerUnavailableError: no server answers.
+        """
+        timeout_s = check_timeout(timeout_s)
+        try:
+            return send_stop(self._open(), request_id, timeout_s)
+        except TransportError as error:
+            raise connection_error(error, self.connection, timeout_s) from None
 
     def _send(
         self, transport: Transport, model: str, tensors: Tensors, request_id: str, started: float, timeout_s: float

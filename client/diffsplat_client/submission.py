@@ -5,9 +5,7 @@ import time
 import uuid
 from typing import Any
 
-import numpy as np
-
-from diffsplat_client.contract import ATTACH, ENSEMBLE, KEEP, ON_DISCONNECT, STOP, STOP_MODEL
+from diffsplat_client.contract import ATTACH, ENSEMBLE, KEEP, ON_DISCONNECT
 from diffsplat_client.formats import check_installed
 from diffsplat_client.handle import GenerationHandle, KeptStream
 from diffsplat_client.request import GenerationRequest, as_request
@@ -70,10 +68,7 @@ class Submission(Session):
             stream.knows_request = request is not None
             return stream
 
-        def stop(timeout_s: float | None) -> None:
-            self._read_first(request_id, {STOP.name: np.ones(1, np.bool_)}, {}, timeout_s, STOP_MODEL)
-
-        return GenerationHandle(request_id, follow, stop)
+        return GenerationHandle(request_id, follow, functools.partial(self.stop, request_id))
 
     def _read_first(
         self,
@@ -81,10 +76,9 @@ class Submission(Session):
         tensors: Tensors,
         parameters: Parameters,
         timeout_s: float | None,
-        model: str = ENSEMBLE,
     ) -> None:
         """Wait for the first response, which says that the edge has the request."""
-        responses, _, limit_s = self._ask_edge(request_id, tensors, parameters, timeout_s, model)
+        responses, _, limit_s = self._ask_edge(request_id, tensors, parameters, timeout_s)
         try:
             next(responses, None)
         except TransportError as error:
@@ -98,10 +92,9 @@ class Submission(Session):
         tensors: Tensors,
         parameters: Parameters,
         timeout_s: float | None,
-        model: str = ENSEMBLE,
     ) -> tuple[ResponseStream, float, float]:
         """Responses, the monotonic time of the call, and the seconds that it may take."""
         limit_s = self.timeout_s if timeout_s is None else check_timeout(timeout_s)
         started = time.monotonic()
         transport = self._connect_to_edge(started, limit_s)
-        return self._ask(transport, model, tensors, request_id, started, limit_s, parameters), started, limit_s
+        return self._ask(transport, ENSEMBLE, tensors, request_id, started, limit_s, parameters), started, limit_s

@@ -67,7 +67,8 @@ def test_a_handle_says_where_its_request_stands(fakes) -> None:
 def test_cancel_is_a_stop_under_its_id(fakes) -> None:
     fake = fakes.transport(fakes.status("denoising", 2))
     handle = Client(transport=fake).submit("x")
-    handle.cancel()
+    fake.stop_answer = "already_finished"
+    assert handle.cancel() == "already_finished"
     assert fake.stopped == [handle.id]
 
 

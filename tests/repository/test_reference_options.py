@@ -28,8 +28,8 @@ def test_flags_of_generate_are_those_of_the_page() -> None:
     flags = {flag for action in commands.choices["generate"]._actions for flag in action.option_strings}
     named = {flag for row in rows("Per request") for flag in re.findall(r"--[a-z-]+", " ".join(row))}
     assert named <= flags
-    not_published = {"-h", "--help", "-o", "--url", "--timeout-s", "--viewer", "--no-viewer"}
-    assert flags - named == not_published
+    connection = {"--url", "--timeout-s", "--token-file", "--tls", "--ca-certificate", "--client-certificate"}
+    assert flags - named == connection | {"-h", "--help", "-o", "--viewer", "--no-viewer"}
 
 
 def test_every_option_of_a_request_is_on_the_page() -> None:

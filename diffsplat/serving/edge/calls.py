@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+from diffsplat_client.contract import STOP_ANSWER
 from tritonclient.grpc import service_pb2 as pb
 
 from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empty_final
@@ -83,8 +84,9 @@ class Calls:
                 raise RefusedError("INVALID_ARG", "requests go through ModelStreamInfer: their answers are streams")
         except RefusedError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{error.code}: {error}")
-        self._dispatcher.stop(client, inference.client_id)
-        answer: bytes = pb.ModelInferResponse(model_name=inference.model, id=inference.client_id).SerializeToString()
+        response = _stop_response(inference, self._dispatcher.stop(client, inference.client_id))
+        response.head.raw_output_contents.extend(map(bytes, response.payload))
+        answer: bytes = response.head.SerializeToString()
         return answer
 
     async def _model_stream_infer(self, _: Any, context: Any) -> None:
@@ -123,8 +125,8 @@ class StreamCall:
         try:
             inference = self._dispatcher.admit(self._client, message)
             if inference.is_stop:
-                self._dispatcher.stop(self._client, inference.client_id)
-                await self._confirm_stop(inference)
+                answer = self._dispatcher.stop(self._client, inference.client_id)
+                await self._confirm_stop(inference, answer)
                 return
             answers = self._dispatcher.ask(self._client, inference)
         except RefusedError as error:
@@ -149,9 +151,17 @@ class StreamCall:
             except TimeoutError:
                 await self._context.abort(grpc.StatusCode.ABORTED, "the client does not read its answers")
 
-    async def _confirm_stop(self, inference: Inference) -> None:
-        """Nothing, as Triton does for a request that ends without a response, unless its end was asked for."""
+    async def _confirm_stop(self, inference: Inference, answer: str) -> None:
+        """As Triton does it: the answer, and then an empty message if the client asked for one at the end."""
+        await self._write(_stop_response(inference, answer).to_bytes())
         if wants_empty_final(inference.request.head):
             end = Response(pb.ModelInferResponse(id=inference.client_id, model_name=inference.model))
             end.head.parameters[FINAL_RESPONSE].bool_param = True
             await self._write(end.to_bytes())
+
+
+def _stop_response(inference: Inference, answer: str) -> Response:
+    head = pb.ModelInferResponse(id=inference.client_id, model_name=inference.model)
+    head.outputs.add(name=STOP_ANSWER.name, datatype=STOP_ANSWER.datatype, shape=STOP_ANSWER.dims)
+    text = answer.encode()
+    return Response(head, [memoryview(len(text).to_bytes(4, "little") + text)])

@@ -1,5 +1,6 @@
 """Starts requests, finds those that run or are kept, and stops them: for every protocol that clients speak."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 
 from diffsplat_client.contract import CANCEL
@@ -11,6 +12,7 @@ from diffsplat.serving.edge.outbox import Outbox
 from diffsplat.serving.edge.request_log import RequestLog
 from diffsplat.serving.edge.results_store import Recording, ResultStore
 from diffsplat.serving.edge.upstream import ServerRuns, Upstream
+from diffsplat.serving.engine_jobs import ENDED_KEPT_S, MAX_ENDED, RecentIds
 
 
 class Answers:
@@ -57,6 +59,7 @@ class Dispatcher:
     ) -> None:
         self.draining = False
         self._upstream, self._runs, self._clients, self._store, self._log = upstream, runs, clients, store, log
+        self._ended = RecentIds(time.monotonic, ENDED_KEPT_S, MAX_ENDED)
 
     @property
     def ready(self) -> bool:
@@ -91,17 +94,23 @@ class Dispatcher:
         """The recording of a request that runs, or that has ended not long ago."""
         return self._store.find((client.name, client_id))
 
-    def stop(self, client: Client, client_id: str) -> bool:
-        """Stop the running requests of this id; whether there are any."""
+    def stop(self, client: Client, client_id: str) -> str:
+        """Stop the running requests of this id; one of contract.STOP_ANSWERS."""
         jobs = [job for job in client.jobs if job.inference.client_id == client_id]
         for job in jobs:
             job.stop()
-        return bool(jobs)
+        if jobs:
+            return "requested"
+        return "already_finished" if self._ended.has(_own_id(client, client_id)) else "not_found"
+
+    def _note_end(self, client: Client, job: Job) -> None:
+        self._ended.note(_own_id(client, job.inference.client_id))
+        self._log.ended(client.name, job)
 
     def _ask_once(self, client: Client, inference: Inference) -> Answers:
         job, outbox = self._make_job(client, inference), Outbox(client.unread)
         job.attach(outbox)
-        self._clients.start(client, job, lambda: self._log.ended(client.name, job))
+        self._clients.start(client, job, lambda: self._note_end(client, job))
 
         def leave() -> None:
             job.detach(outbox)
@@ -126,7 +135,7 @@ class Dispatcher:
             recording.on_idle = job.stop
 
         def ended() -> None:
-            self._log.ended(client.name, job)
+            self._note_end(client, job)
             self._store.end(key)
 
         self._clients.start(client, job, ended)
@@ -142,6 +151,11 @@ class Dispatcher:
             raise RefusedError("UNAVAILABLE", "the server is shutting down and takes no new requests")
         client.check_room()
         return Job(inference, self._upstream, self._runs)
+
+
+def _own_id(client: Client, client_id: str) -> str:
+    """An id that no other client has; empty for a request without one. Ids have no line breaks."""
+    return client_id and f"{client_id}\n{client.name}"
 
 
 def read_recording(client: Client, recording: Recording) -> Answers:

@@ -16,7 +16,7 @@ import uuid
 from typing import Any
 
 from aiohttp import web
-from diffsplat_client.contract import ASSET, ENSEMBLE, KEEP, ON_DISCONNECT, REQUEST_TENSORS
+from diffsplat_client.contract import ASSET, ENSEMBLE, KEEP, ON_DISCONNECT, REQUEST_TENSORS, STOP_ANSWERS
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.formats import FORMATS, PLY
 from diffsplat_client.request import FILES, GenerationRequest
@@ -36,6 +36,7 @@ EVENTS_TYPE = "text/event-stream"
 RETRY_AFTER_S = 1
 _DATATYPES = {spec.name: spec.datatype for spec in REQUEST_TENSORS}
 _STATUS_CODES = {"INVALID_ARG": 400, "NOT_FOUND": 404, "UNAVAILABLE": 503}
+_STOP_STATUS = dict(zip(STOP_ANSWERS, (202, 200, 404), strict=True))
 
 
 class HttpFront:
@@ -123,13 +124,8 @@ class HttpFront:
 
     async def _cancel(self, request: web.Request) -> web.Response:
         """Takes effect at the next step."""
-        client, client_id = self._client_of(request), request.match_info["id"]
-        recording = self._dispatcher.find(client, client_id)
-        if self._dispatcher.stop(client, client_id):
-            return web.json_response({"status": "requested"}, status=202)
-        if recording is not None:
-            return web.json_response({"status": "already finished"})
-        return web.json_response({"status": "not found"}, status=404)
+        answer = self._dispatcher.stop(self._client_of(request), request.match_info["id"])
+        return web.json_response({"status": answer}, status=_STOP_STATUS[answer])
 
     def _recording(self, request: web.Request) -> Recording:
         recording = self._dispatcher.find(self._client_of(request), request.match_info["id"])

@@ -152,10 +152,7 @@ def test_a_stop_ends_one_request_and_leaves_the_others(
 ) -> None:
     answers = send(stub, request("one"), request("two"))
     ids_until(answers, 2)
-    if way == "stream":
-        assert list(send(stub, stop_of("one"))) == []
-    else:
-        assert stub.ModelInfer(stop_of("one")).id == "one"
+    assert stop_answers(stub, way, "one") == [("one", b"requested")]
     for message in answers:
         if message.infer_response.id == "one" and b"cancelled" in message.infer_response.raw_output_contents[0]:
             break
@@ -164,12 +161,22 @@ def test_a_stop_ends_one_request_and_leaves_the_others(
     assert left.inference.client_id == "two"
     triton[0].finish.set()
     assert {message.infer_response.id for message in answers} == {"two"}
+    wait_for(lambda: not edge.jobs)
+    assert stop_answers(stub, way, "two") == [("two", b"already_finished")]
+    assert stop_answers(stub, way, "three") == [("three", b"not_found")]
+
+
+def stop_answers(stub: Any, way: str, request_id: str) -> list[tuple[str, bytes]]:
+    """What is said to a STOP: ids and answers."""
+    stop = stop_of(request_id)
+    sent = [stub.ModelInfer(stop)] if way == "call" else [answer.infer_response for answer in send(stub, stop)]
+    return [(answer.id, answer.raw_output_contents[0][4:]) for answer in sent]
 
 
 def test_a_stop_that_asks_for_its_end_is_told(stub: Any) -> None:
     stop = stop_of("nobody")
     stop.parameters["triton_enable_empty_final_response"].bool_param = True
-    (end,) = send(stub, stop)
+    _, end = send(stub, stop)
     assert end.infer_response.id == "nobody" and end.infer_response.parameters["triton_final_response"].bool_param
 
 

@@ -133,7 +133,7 @@ def test_cancel_answers_one_of_three(end: str) -> None:
                 await asyncio.sleep(0.005)
         address = "/v1/splats/unknown" if end == "unknown" else job["status_url"]
         answered = await front.http.delete(address)
-        expected = {"stopped": (202, "requested"), "finished": (200, "already finished"), "unknown": (404, "not found")}
+        expected = {"stopped": (202, "requested"), "finished": (200, "already_finished"), "unknown": (404, "not_found")}
         assert (answered.status, (await answered.json())["status"]) == expected[end]
         standing = await front.until_ended(job)
         if end == "stopped":
