@@ -29,10 +29,10 @@ class Plan(NamedTuple):
     """How much is measured."""
 
     amounts: Amounts = FULL
-    seeds: int = 1  # every request is made with so many
     ruler: RulerSize | None = None  # the grammar's own by default
     recon_objects: int = 48
     sweep_prompts: int = 0  # asked again with every value of `SWEEPS`
+    seeds: int = 1  # every request is made with so many
 
 
 QUICK_PLAN = Plan(QUICK, recon_objects=16)

@@ -34,7 +34,7 @@ def packed() -> list[PackedViews]:
     return [packed_object(number) for number in range(COUNT)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # other rooms count what is in the table
 def tiny_families() -> Iterator[None]:
     """The shrunken backbones `tiny_NAME` and `tiny_NAME_image` are in the table."""
     specs = {spec.name: spec for name in FAMILY_NAMES for spec in (family_spec(name), family_spec(f"{name}_image"))}
@@ -57,7 +57,7 @@ def finished_parents(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
     return parents
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def diffusion_config(
     tiny_families: None, base_model: Callable[[str], Path], finished_parents: Callable[[str], Parents]
 ) -> Callable[..., DiffusionConfig]:
