@@ -118,7 +118,7 @@ class Supervisor:
         try:
             self.server.start()
         except BaseException:
-            self._workspace.close()
+            self.stop()
             raise
         self._begin_watch()
         try:

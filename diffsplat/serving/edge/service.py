@@ -68,11 +68,11 @@ class Service:
 
     def start(self) -> None:
         """Start both and wait until every model is ready. Raises ServerStartError."""
-        self.edge.start()
         try:
+            self.edge.start()
             self.supervisor.start()
         except BaseException:
-            self.edge.stop()
+            self.stop()
             raise
 
     def drain(self, give_up: threading.Event | None = None) -> bool:

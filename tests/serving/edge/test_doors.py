@@ -5,6 +5,7 @@ import json
 import shutil
 import ssl
 import subprocess
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from diffsplat.serving.edge.server import Edge, EdgeSettings
+from diffsplat.serving.edge.service import Service
 from diffsplat.serving.edge.tls import TlsFiles
 from diffsplat.serving.wheel import ServerStartError
 from tests.serving.edge.scripted import PATIENCE_S, request
@@ -197,3 +199,12 @@ def test_the_http_front_has_the_same_doors(authority: Authority, tokens: Path) -
                 urllib.request.urlopen(f"{edge.http_url}{address}", context=known, timeout=PATIENCE_S)
             assert answered.value.code == code
             answered.value.close()
+
+
+def test_a_service_whose_door_cannot_open_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    service = Service(tmp_path / "repository", settings=EdgeSettings(tokens=tmp_path / "missing"))
+    assert list(tmp_path.iterdir())
+    with pytest.raises(ServerStartError, match="missing"):
+        service.start()
+    assert not list(tmp_path.iterdir())
