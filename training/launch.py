@@ -8,6 +8,7 @@ given to accelerate.
 import datetime
 import importlib.util
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from accelerate.utils import (
 
 from training.config.common import StageConfig, to_plain
 
+_Made = TypeVar("_Made")
 _MIXED_PRECISION = {"none": "no", "bf16": "bf16", "fp16": "fp16"}
 _LONGEST_WAIT = datetime.timedelta(hours=12)  # for a process that prepares data for all
 _REPLICATED = (
@@ -91,11 +93,10 @@ def is_main_process() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def by_main_process(act: Callable[[], object]) -> None:
-    """Let the main process act while the others wait for it."""
+def by_main_process(act: Callable[[], _Made]) -> _Made | None:
+    """Let the main process act while the others wait for it; what it made, in the others None."""
     try:
-        if is_main_process():
-            act()
+        return act() if is_main_process() else None
     finally:
         PartialState().wait_for_everyone()
 

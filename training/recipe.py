@@ -80,8 +80,7 @@ def run_recipe(recipe: RecipeConfig) -> Bundle:
 
 def make_bundle(sources: Mapping[str, Path], out: Path) -> Bundle:
     """`bundle_runs` by the first of several processes; all return the bundle."""
-    by_main_process(lambda: bundle_runs(sources, out))
-    return open_bundle(out)
+    return by_main_process(lambda: bundle_runs(sources, out)) or open_bundle(out)
 
 
 def stage_lineage(config: StageConfig) -> dict[str, Any]:
