@@ -9,6 +9,7 @@ import pytest
 from diffsplat_client.client import Client
 from diffsplat_client.transport import GrpcTransport
 
+from diffsplat.serving.engine import Engine
 from diffsplat.serving.server import TritonServer
 from tests.serving import obedient
 from tests.serving.processes import TIMEOUT_S
@@ -31,6 +32,16 @@ class TritonPythonModel:
         return [pb_utils.InferenceResponse([]) for _ in requests]
 """
 FOUR_VIEWS = np.array([[10, azimuth, 1.4, 1] for azimuth in (0, 90, 180, 270)], np.float32)
+
+
+@pytest.fixture
+def engines() -> Iterator[list[Engine]]:
+    """Put engines in: they are closed at the end, and their threads must have ended."""
+    started: list[Engine] = []
+    yield started
+    for engine in started:
+        engine.close()
+        assert not engine._thread.is_alive()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import re
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
@@ -21,15 +20,6 @@ from diffsplat.serving.engine_jobs import EARLY_STOP_S, ENDED_KEPT_S, MAX_EARLY_
 from diffsplat.serving.engine_policy import EnginePolicy
 from tests.serving.engine_fakes import Clock, CountingModel, Recorder, TimedModel
 from tests.serving.processes import TIMEOUT_S
-
-
-@pytest.fixture
-def engines() -> Iterator[list[Engine]]:
-    started: list[Engine] = []
-    yield started
-    for engine in started:
-        engine.close()
-        assert not engine._thread.is_alive()
 
 
 def start(engines: list[Engine], model: CountingModel, clock: Clock | None = None, **policy: float) -> Engine:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -19,14 +18,6 @@ COSTS = {
     "gpu": lambda requests: 1.0 + 0.1 * requests,  # a batch costs hardly more than one request
 }
 Arrivals = list[tuple[float, str, int]]  # seconds, name, steps
-
-
-@pytest.fixture
-def engines() -> Iterator[list[Engine]]:
-    started: list[Engine] = []
-    yield started
-    for engine in started:
-        engine.close()
 
 
 def measured(cost: str) -> StepTimes:
