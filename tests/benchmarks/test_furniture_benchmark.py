@@ -1,5 +1,6 @@
 """The furniture benchmark: what it measures, and what its sheet may show."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from diffsplat.geometry.cameras import Cameras
 from training.data.meshes.furniture_command import HELD_OUT_IDS
 from training.data.meshes.job import Job, run_job
 from training.data.meshes.rendering import RenderSettings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Blank(nn.Module):
@@ -53,3 +56,17 @@ def test_held_out_objects_alone_are_measured_and_free_ones_alone_are_shown(data:
     assert (picture[:, 3 * 3 * 64 :] == 255).all() and (picture[: 3 * 64, : 3 * 64] < 255).any()
     with pytest.raises(ValueError, match="none of the held-out objects is in the public domain"):
         sheet(measured, frozenset(), ["before", "after"])
+
+
+def test_the_page_gives_the_measured_figures() -> None:
+    (result,) = (ROOT / "benchmarks/results").glob("*/furniture.json")
+    measured = json.loads(result.read_text())
+    told = " ".join((ROOT / "docs/meshes.md").read_text("utf-8").split())
+    every, unseen = (
+        next(figures for name, figures in measured["figures"].items() if name.startswith(start))
+        for start in ("all", "category never seen")
+    )
+    assert f"On {every['objects']} held-out objects" in told
+    assert f"from {every['before_db']:.2f} dB to {every['after_db']:.2f} dB" in told
+    assert f"in {measured['steps']:,} steps, {measured['seconds'] / 60:.0f} minutes" in told
+    assert f"never saw: {unseen['before_db']:.2f} to {unseen['after_db']:.2f}" in told

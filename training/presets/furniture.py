@@ -31,5 +31,5 @@ RECON = ReconConfig(
     colour_weight=1.0,
     alive_weight=0.02,
     start=Path("bundles/nano"),
-    run=RunOptions(out=Path("runs/furniture/recon"), threads=1),  # a step of three objects gains nothing from two
+    run=RunOptions(out=Path("runs/furniture/recon"), threads=1),
 )
