@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from training.data.procedural.source import ProceduralSource
-from training.data.record import TRAINING_MAPS, PackedViews, decode_record, encode_record, parts_of_views
+from training.data.record import TRAINING_MAPS, BrokenRecord, PackedViews, decode_record, encode_record, parts_of_views
 from training.data.storage import StorageError
 from training.data.tar_store import INDEX_SUFFIX, TarStore, write_tar
 from training.report import with_time_left
@@ -80,6 +80,17 @@ class RenderedSource:
     def views(self, index: int, view_ids: Sequence[int]) -> PackedViews:
         """Read from the object's file."""
         self.prepare()
+        try:
+            return self._read(index, view_ids)
+        except BrokenRecord as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+        with self._preparing:  # another process has replaced the file by one with a larger pool
+            self._places = {}
+        self.prepare()
+        return self._read(index, view_ids)
+
+    def _read(self, index: int, view_ids: Sequence[int]) -> PackedViews:
         store, row = self._places[self.source.uid(index)]
         return decode_record(store.read(row, parts_of_views(view_ids, TRAINING_MAPS)), view_ids)
 
