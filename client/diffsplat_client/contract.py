@@ -7,7 +7,7 @@ one JSON tensor (`REQUEST`) in which every default has been filled in, and which
 
 from typing import NamedTuple
 
-CONTRACT_VERSION = 4  # raised whenever an old client could not talk to a new server, or the other way round
+CONTRACT_VERSION = 5  # raised whenever an old client could not talk to a new server, or the other way round
 
 ENSEMBLE = "diffsplat"
 RECONSTRUCTION = "diffsplat_reconstruct"  # the ensemble for views of an object; there where the bundle has a GSRecon
@@ -84,6 +84,7 @@ DEADLINE = TensorSpec("DEADLINE_S", "FP32", (1,))  # seconds from the arrival at
 OUTPUT_TENSORS = (
     TensorSpec("OPACITY_THRESHOLD_RENDER", "FP32", (1,)),
     TensorSpec("OPACITY_THRESHOLD_ASSET", "FP32", (1,)),
+    TensorSpec("NUM_GAUSSIANS", "INT32", (1,)),
     TensorSpec("FRAME_SIZE", "INT32", (1,)),
     TensorSpec("FRAME_POSES", "FP32", (-1, 4)),
     TensorSpec("FORMAT", "BYTES", (1,)),

@@ -16,6 +16,7 @@ from diffsplat_client.request_checks import check_poses
 ELEVATION_LIMITS = (-89.0, 89.0)  # degrees above the horizon
 DISTANCE_LIMITS = (0.5, 10.0)  # of a camera from the origin, world units
 MAX_DEADLINE_S = 604_800.0  # a week
+MAX_GAUSSIANS = 4_194_304  # of an object: 16 views of 512 x 512
 POSE_LIMITS: dict[str, tuple[float, float]] = {
     "elevation_deg": ELEVATION_LIMITS,
     "azimuth_deg": (-3600.0, 3600.0),
@@ -38,6 +39,9 @@ class OutputOptions:
     )
     opacity_threshold_asset: float = option(
         0.0, "only splats more opaque than this are part of the result", limits=(0.0, 1.0)
+    )
+    num_gaussians: int | None = option(
+        None, "at most this many splats in the result: the most visible ones", limits=(1, MAX_GAUSSIANS), integer=True
     )
     frame_size: int = option(256, "width and height of every frame, pixels", limits=(16, 2048), integer=True)
     frame_poses: np.ndarray | None = None

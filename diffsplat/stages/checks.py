@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from diffsplat_client.contract import GAUSSIAN_COLUMNS, GAUSSIAN_WIDTH
 from diffsplat_client.errors import InvalidRequestError
+from diffsplat_client.output_options import MAX_GAUSSIANS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_SPLATS = 4_194_304  # 16 views of 512 x 512
 LARGEST = 1e6  # far above any real embedding, latent or splat, and far below what would overflow float32 later
 
 
@@ -39,7 +39,7 @@ def check_range(name: str, values: "np.ndarray | Tensor", low: float = -LARGEST,
 
 def check_splats(splats: "np.ndarray | Tensor", name: str = "SPLATS") -> None:
     """Refuse splats that are not [N, 14] numbers of sensible size with opacities in 0 .. 1 and scales >= 0."""
-    check_shape(name, splats, ((0, MAX_SPLATS), GAUSSIAN_WIDTH))
+    check_shape(name, splats, ((0, MAX_GAUSSIANS), GAUSSIAN_WIDTH))
     splats = _on_host(splats)
     check_range(name, splats)
     check_range(f"{name} opacity", splats[:, GAUSSIAN_COLUMNS["opacity"]], 0.0, 1.0)

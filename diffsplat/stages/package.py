@@ -14,14 +14,14 @@ from diffsplat.stages.envelope import OutputEnvelope
 
 
 class PackageResult(NamedTuple):
-    """By the request's format the raw splats, a file, or both; only splats above the request's opacity threshold."""
+    """By the request's format the raw splats, a file, or both; only splats that the request keeps."""
 
     gaussians: np.ndarray | None  # [N, 14] float32; for raw and formats `as_decoded`
     asset: bytes | None  # for all but raw
 
 
 class PackageStage:
-    """Applies the asset's opacity threshold and writes the format."""
+    """Keeps the splats that the request asks for, and writes the format."""
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "PackageStage":
@@ -34,7 +34,7 @@ class PackageStage:
 
         Args:
             splats: canonical ones.
-            envelope: holds the format and the thresholds.
+            envelope: holds the format, the thresholds and the budget.
             raw_splats: the same before canonicalisation; required by formats `as_decoded`.
 
         Raises:
@@ -42,23 +42,44 @@ class PackageStage:
         """
         check_splats(splats)
         request = envelope.request
-        threshold = request.opacity_threshold_asset
         format = file_format(request.format)
+        threshold = request.opacity_threshold_asset
+        if format is not None and format.as_decoded:
+            # the published script writes what its renderer has kept, so that both thresholds hold for its files
+            threshold = max(threshold, request.opacity_threshold_render)
+        keep = kept_rows(splats, threshold, request.num_gaussians)
+        kept = _rows(splats, keep)
         if format is None:
-            return PackageResult(_above(splats, threshold), None)
+            return PackageResult(kept, None)
         if not format.as_decoded:
-            return PackageResult(None, format.write(SplatCloud.from_array(_above(splats, threshold)), request.frame))
+            return PackageResult(None, format.write(SplatCloud.from_array(kept), request.frame))
         if raw_splats is None:
             raise InvalidRequestError(f"RAW_SPLATS is missing: format = {request.format!r} needs it")
         check_splats(raw_splats, "RAW_SPLATS")
         check_shape("RAW_SPLATS", raw_splats, splats.shape)
-        # the published script writes what its renderer has kept, so that both thresholds hold for its files
-        threshold = max(threshold, request.opacity_threshold_render)
-        file = format.write(SplatCloud.from_array(_above(raw_splats, threshold)), request.frame)
+        file = format.write(SplatCloud.from_array(_rows(raw_splats, keep)), request.frame)
         # that file shows another object wherever quaternions are normalised: the splats themselves come with it
-        return PackageResult(_above(splats, threshold), file)
+        return PackageResult(kept, file)
 
 
-def _above(splats: np.ndarray, threshold: float) -> np.ndarray:
-    keep = SplatCloud.from_array(splats).opacity > threshold
+def kept_rows(splats: np.ndarray, threshold: float, budget: int | None) -> np.ndarray:
+    """Which canonical splats [N, 14] a result keeps, as a mask [N].
+
+    Those more opaque than `threshold`, and of these the `budget` most visible ones: with the largest product of opacity
+    and of the area that the two longest axes span, which is what a splat covers where it is seen broadside. Of equal
+    ones those with the lower index.
+    """
+    cloud = SplatCloud.from_array(splats)
+    keep: np.ndarray = cloud.opacity > threshold
+    if budget is None or np.count_nonzero(keep) <= budget:
+        return keep
+    axes = np.sort(cloud.scales, axis=1)
+    visibility = np.where(keep, cloud.opacity * axes[:, 1] * axes[:, 2], -1.0)
+    least = np.partition(visibility, -budget)[-budget]
+    keep = visibility > least
+    keep[np.flatnonzero(visibility == least)[: budget - np.count_nonzero(keep)]] = True
+    return keep
+
+
+def _rows(splats: np.ndarray, keep: np.ndarray) -> np.ndarray:
     return splats if keep.all() else splats[keep]

@@ -27,6 +27,7 @@ FULL = GenerationRequest(
     min_guidance_scale=1.75,
     opacity_threshold_render=0.125,
     opacity_threshold_asset=0.25,
+    num_gaussians=1000,
     init_std=0.1,
     init_noise_strength=0.9,
     init_background=0.3,

@@ -48,7 +48,7 @@ class TestEqualsThePipeline:
             {},
             {"scheduler": "sde-dpmsolver++", "steps": 3, "negative_prompt": "a green cone"},
             {"scheduler": "ddim", "eta": 1.0, "guidance_scale": 1.0, "elevation_deg": -20.0, "distance": 2.0},
-            {"scheduler": "edm", "triangle_guidance": True, "opacity_threshold_asset": 0.5},
+            {"scheduler": "edm", "triangle_guidance": True, "opacity_threshold_asset": 0.5, "num_gaussians": 100},
         ],
         ids=["defaults", "sde", "ddim", "edm"],
     )
