@@ -49,7 +49,7 @@ def find_repository(path: Path) -> Path:
 
 def measure(client: Client, pipeline: "Pipeline", pairs: int) -> dict[str, Any]:
     """Seconds of every run, and the stages' median milliseconds on both sides."""
-    request = GenerationRequest("a red cube", seed=0, frame_poses=four_views(), format="ply")
+    request = GenerationRequest("a red cube", seed=0, frame_poses=four_views(), formats=("ply",))
     seconds: dict[str, list[float]] = {"ensemble": [], "pipeline": []}
     stages: dict[str, list[dict[str, float]]] = {"ensemble": [], "pipeline": []}
     calls: dict[str, Callable[[GenerationRequest], Generation | PipelineResult]] = {

@@ -32,7 +32,7 @@ class PipelineResult(NamedTuple):
     request: GenerationRequest  # with every default filled in
     splats: np.ndarray  # [N, 14] every decoded splat, columns of contract.GAUSSIAN_COLUMNS
     gaussians: np.ndarray | None  # [N', 14] those above the asset's opacity threshold; not beside every format
-    asset: bytes | None  # the file; for all formats but "raw"
+    assets: dict[str, bytes]  # format -> file; for all formats but "raw"
     frames: np.ndarray | None  # [F, H, W, 3] uint8; None when no poses were given
     warnings: tuple[str, ...]
     timings_ms: dict[str, float]  # stage -> milliseconds
@@ -122,7 +122,7 @@ class Pipeline:
         rasterized = perf_counter()
         raw = None if raw_splats is None else to_host(raw_splats).numpy()
         on_host = to_host(splats).numpy()
-        gaussians, asset = self.package.run(on_host, envelope, raw)
+        gaussians, assets = self.package.run(on_host, envelope, raw)
         times = {"denoise": started, "decode": denoised, "rasterize": decoded, "package": rasterized}
         ends = (denoised, decoded, rasterized, perf_counter())
         timings_ms = {
@@ -132,7 +132,7 @@ class Pipeline:
             request=envelope.request,
             splats=on_host,
             gaussians=gaussians,
-            asset=asset,
+            assets=assets,
             frames=None if frames is None else frames.numpy(),
             warnings=envelope.warnings,
             timings_ms={**envelope.timings_ms, **timings_ms},

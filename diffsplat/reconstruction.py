@@ -24,7 +24,7 @@ class ReconstructionResult(NamedTuple):
 
     splats: np.ndarray  # [N, 14]
     gaussians: np.ndarray | None  # [N', 14]
-    asset: bytes | None
+    assets: dict[str, bytes]  # format -> file; for all formats but "raw"
     frames: np.ndarray | None  # [F, H, W, 3] uint8
     timings_ms: dict[str, float]
 
@@ -67,8 +67,8 @@ class ReconstructionPipeline:
         times.append(perf_counter())
         raw = None if raw_splats is None else to_host(raw_splats).numpy()
         on_host = to_host(splats).numpy()
-        gaussians, asset = self.package.run(on_host, envelope, raw)
+        gaussians, assets = self.package.run(on_host, envelope, raw)
         times.append(perf_counter())
         stages = (RECONSTRUCT, "rasterize", "package")
         spent = {stage: 1e3 * (times[i + 1] - times[i]) for i, stage in enumerate(stages)}
-        return ReconstructionResult(on_host, gaussians, asset, None if frames is None else frames.numpy(), spent)
+        return ReconstructionResult(on_host, gaussians, assets, None if frames is None else frames.numpy(), spent)

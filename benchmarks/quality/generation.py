@@ -66,7 +66,7 @@ def seconds_per_asset(pipeline: Pipeline, prompts: Sequence[str]) -> float:
     poses = four_poses(pipeline.encode.spec)
     seconds = []
     for turn in range(-_WARM_UP, _TIMED):
-        request = GenerationRequest(prompts[turn % len(prompts)], seed=turn % 7, frame_poses=poses, format="ply")
+        request = GenerationRequest(prompts[turn % len(prompts)], seed=turn % 7, frame_poses=poses, formats=("ply",))
         started = time.perf_counter()
         pipeline.generate(request)
         if turn >= 0:

@@ -74,7 +74,7 @@ class Client(Submission):
         the server stops working on the request.
         """
         request = as_request(prompt, options).validate()
-        check_installed(request.format)
+        check_installed(request.formats)
         timeout_s = self.timeout_s if timeout_s is None else check_timeout(timeout_s)
         started = time.monotonic()
         transport = self._connect(started, timeout_s)
@@ -114,7 +114,7 @@ class Client(Submission):
             request = dataclasses.replace(images, **options).validate()
         else:
             request = ReconstructionRequest(images, **options).validate()
-        check_installed(request.format)
+        check_installed(request.formats)
         timeout_s = self.timeout_s if timeout_s is None else check_timeout(timeout_s)
         started = time.monotonic()
         transport = self._connect(started, timeout_s)

@@ -8,9 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from diffsplat_client.cloud import SplatCloud
-from diffsplat_client.contract import ASSET, FRAMES, GAUSSIANS, RECONSTRUCT_TIMINGS, SERVED, TIMING_TENSORS
+from diffsplat_client.contract import (
+    ASSET_FORMATS,
+    ASSETS,
+    FRAMES,
+    GAUSSIANS,
+    RECONSTRUCT_TIMINGS,
+    SERVED,
+    TIMING_TENSORS,
+)
 from diffsplat_client.errors import ServerError
-from diffsplat_client.formats import FileFormat, file_format
+from diffsplat_client.formats import FORMATS
 from diffsplat_client.output_options import OutputOptions
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.status import Status
@@ -32,7 +40,7 @@ class Generation:
     request_id: str
     cloud: SplatCloud
     frames: np.ndarray | None  # uint8 [F, H, W, 3], one per row of `request.frame_poses`
-    asset: bytes | None  # a complete file in `request.format`; None for "raw"
+    assets: dict[str, bytes]  # by format: complete files, those of `request.formats` but "raw"
     seed: int  # the requested one, or the one that the server drew: it reproduces the object
     elevation_deg: float  # of the four generated views
     timings_ms: dict[str, float] = field(
@@ -47,7 +55,7 @@ class Output(NamedTuple):
 
     cloud: SplatCloud
     frames: np.ndarray | None
-    asset: bytes | None
+    assets: dict[str, bytes]
     timings_ms: dict[str, float]
     served: Served | None
 
@@ -70,7 +78,7 @@ def parse_generation(
         request_id=request_id,
         cloud=output.cloud,
         frames=output.frames,
-        asset=output.asset,
+        assets=output.assets,
         seed=status.seed,
         elevation_deg=status.elevation_deg,
         timings_ms=output.timings_ms,
@@ -80,29 +88,39 @@ def parse_generation(
 
 
 def parse_output(tensors: dict[str, np.ndarray], request: OutputOptions, started: float) -> Output:
-    """The splats, frames and file of a result; errors and `started` as in `parse_generation`."""
-    format, asset = file_format(request.format), tensors.get(ASSET.name)
-    if format is not None and (asset is None or asset.size != 1):
-        raise ServerError(f"the server finished without the requested {ASSET.name} ({format.name})")
-    file = None if format is None or asset is None else bytes(asset.reshape(-1)[0])
+    """The splats, frames and files of a result; errors and `started` as in `parse_generation`."""
+    assets = read_assets(tensors)
+    for format in request.file_formats:
+        if format.name not in assets:
+            raise ServerError(f"the server finished without the requested file ({format.name})")
     frames = tensors.get(FRAMES.name)
     wanted = 0 if request.frame_poses is None else len(request.frame_poses)
     expected = (wanted, request.frame_size, request.frame_size, 3)
     if wanted and (frames is None or frames.shape != expected or frames.dtype != np.uint8):
         found = "missing" if frames is None else f"{frames.dtype} {list(frames.shape)}"
         raise ServerError(f"{FRAMES.name} is {found}: must be uint8 {list(expected)}")
-    cloud = _cloud(tensors, None if format is None or format.as_decoded else format, file, request.frame)
+    cloud = _cloud(tensors, assets, request.frame)
     timings_ms = _timings_ms(tensors) | {"total": 1e3 * (time.monotonic() - started)}
-    return Output(cloud, frames if wanted else None, file, timings_ms, _served(tensors))
+    return Output(cloud, frames if wanted else None, assets, timings_ms, _served(tensors))
 
 
-def _cloud(tensors: dict[str, np.ndarray], format: FileFormat | None, file: bytes | None, frame: str) -> SplatCloud:
-    """The splats from the raw tensor, or decoded from the file that was sent instead of it."""
+def read_assets(tensors: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """The files of a result by their formats; ServerError if one has no format, or none that this client knows."""
+    files, names = (tensors.get(spec.name, np.empty(0, np.object_)).reshape(-1) for spec in (ASSETS, ASSET_FORMATS))
+    formats = [bytes(name).decode(errors="replace") for name in names]
+    if len(files) != len(formats) or not set(formats) <= set(FORMATS):
+        raise ServerError(f"{ASSETS.name} has {len(files)} files, {ASSET_FORMATS.name} says: {', '.join(formats)}")
+    return {name: bytes(file) for name, file in zip(formats, files, strict=True)}
+
+
+def _cloud(tensors: dict[str, np.ndarray], assets: dict[str, bytes], frame: str) -> SplatCloud:
+    """The splats from the raw tensor, or decoded from the first file that was sent instead of it."""
     try:
         if GAUSSIANS.name in tensors:
             return SplatCloud.from_array(tensors[GAUSSIANS.name])
-        if format is not None and file is not None:
-            return format.read(file, frame)
+        for name, file in assets.items():
+            if not FORMATS[name].as_decoded:
+                return FORMATS[name].read(file, frame)
     except ValueError as error:
         raise ServerError(f"the server's splats cannot be read: {error}") from None
     raise ServerError(f"the server finished without {GAUSSIANS.name}")

@@ -3,11 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
-from diffsplat_client.contract import ASSET, FRAMES, STATUS
+from diffsplat_client.contract import FRAMES, STATUS
 from diffsplat_client.events import Finished
-from diffsplat_client.formats import FORMATS
-from diffsplat_client.formats.any_file import format_of
-from diffsplat_client.generation import Generation
+from diffsplat_client.formats import RAW
+from diffsplat_client.generation import Generation, read_assets
 from diffsplat_client.status import Status, parse_status
 from diffsplat_client.stream import STOP_TIMEOUT_S, GenerationStream, send_stop
 from diffsplat_client.transport import TransportError
@@ -34,11 +33,9 @@ class KeptStream(GenerationStream):
     def _result(self) -> Generation:
         if self.knows_request:
             return super()._result()
-        asset, frames = self._tensors.get(ASSET.name), self._tensors.get(FRAMES.name)
-        if asset is not None and asset.size == 1:
-            unmarked = next(format.extension for format in FORMATS.values() if not format.magic)
-            self.request = dataclasses.replace(self.request, format=format_of(asset.item(), f"any{unmarked}").name)
-        return dataclasses.replace(super()._result(), frames=frames)
+        formats = tuple(read_assets(self._tensors)) or (RAW,)
+        self.request = dataclasses.replace(self.request, formats=formats)
+        return dataclasses.replace(super()._result(), frames=self._tensors.get(FRAMES.name))
 
     def stop(self) -> str:
         """Stop following it and the request too; the answer as in `Client.stop`."""

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from diffsplat_client.request_checks import check_choice, check_file, check_flag, check_number
+from diffsplat_client.request_checks import check_choice, check_file, check_flag, check_list, check_number
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -16,10 +16,21 @@ def option(
     limits: tuple[float, float] | None = None,
     integer: bool = False,
     choices: tuple[str, ...] | None = None,
+    several: bool = False,
     file: bool = False,
 ) -> Any:
-    """A dataclass field with the metadata that `check_options` and the command line read; limits are inclusive."""
-    metadata = {"help": help, "limits": limits, "integer": integer, "choices": choices, "file": file}
+    """A dataclass field with the metadata that `check_options` and the command line read; limits are inclusive.
+
+    `several`: the value is a list of `choices`.
+    """
+    metadata = {
+        "help": help,
+        "limits": limits,
+        "integer": integer,
+        "choices": choices,
+        "several": several,
+        "file": file,
+    }
     return dataclasses.field(default=default, repr=not file, metadata=metadata)
 
 
@@ -29,7 +40,9 @@ def check_options(request: "DataclassInstance") -> None:
         value, about = getattr(request, field.name), field.metadata
         if value is None and field.default is None:
             continue
-        if about.get("choices"):
+        if about.get("several"):
+            check_list(field.name, value, about["choices"])
+        elif about.get("choices"):
             check_choice(field.name, value, about["choices"])
         elif about.get("limits"):
             check_number(field.name, value, *about["limits"], integer=about["integer"])

@@ -9,6 +9,7 @@ from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request_checks import MAX_PROMPT_CHARACTERS
 
 MAX_TEXT_BYTES = 4 * MAX_PROMPT_CHARACTERS  # no character of UTF-8 is longer
+MAX_TEXTS = 64  # of a list
 _NUMPY: dict[str, Any] = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}
 
 
@@ -20,8 +21,9 @@ def encode_options(request: object, specs: tuple[TensorSpec, ...]) -> dict[str, 
         if value is None:
             continue
         if spec.datatype == "BYTES":
-            data = value if isinstance(value, bytes) else value.encode()
-            tensors[spec.name] = np.array([data], dtype=np.object_)
+            texts = value if spec.dims == (-1,) else [value]
+            data = [text if isinstance(text, bytes) else text.encode() for text in texts]
+            tensors[spec.name] = np.array(data, dtype=np.object_)
         else:
             array = np.asarray(value, dtype=_NUMPY[spec.datatype])
             tensors[spec.name] = array.reshape(1) if spec.dims == (1,) else array
@@ -47,7 +49,9 @@ def decode_options(
         if tensor is None:
             continue
         name = spec.name.lower()
-        if spec.dims != (1,):
+        if spec.datatype == "BYTES" and spec.dims == (-1,):
+            values[name] = _decode_texts(name, tensor)
+        elif spec.dims != (1,):
             values[name] = tensor
         elif tensor.size != 1:
             raise InvalidRequestError(f"{name} has shape {list(tensor.shape)}: must be [1]")
@@ -58,6 +62,12 @@ def decode_options(
         else:
             values[name] = _decode_number(tensor.reshape(-1)[0])
     return values
+
+
+def _decode_texts(name: str, tensor: np.ndarray) -> tuple[str, ...]:
+    if tensor.size > MAX_TEXTS:
+        raise InvalidRequestError(f"{name} has {tensor.size} elements: at most {MAX_TEXTS} are allowed")
+    return tuple(_decode_text(name, raw) for raw in tensor.reshape(-1))
 
 
 def _decode_text(name: str, raw: Any) -> str:

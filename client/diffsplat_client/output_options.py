@@ -1,6 +1,7 @@
 """OutputOptions: file format, thresholds and frames, which every kind of request has."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from diffsplat_client.contract import OUTPUT_TENSORS, POSE_COLUMNS
 from diffsplat_client.errors import InvalidRequestError
-from diffsplat_client.formats import FORMAT_CHOICES, RAW
+from diffsplat_client.formats import FORMAT_CHOICES, FORMATS, RAW, FileFormat
 from diffsplat_client.formats.axes import FRAME_CHOICES
 from diffsplat_client.option_table import check_options, option
 from diffsplat_client.request_checks import check_poses
@@ -45,11 +46,16 @@ class OutputOptions:
     )
     frame_size: int = option(256, "width and height of every frame, pixels", limits=(16, 2048), integer=True)
     frame_poses: np.ndarray | None = None
-    format: str = option(
-        RAW, "file that the server makes; ply_compat is the published script's own", choices=FORMAT_CHOICES
+    formats: Sequence[str] = option(
+        (RAW,),
+        "files that the server makes; raw is the splats themselves, ply_compat the published script's own file",
+        choices=FORMAT_CHOICES,
+        several=True,
     )
     frame: str = option(
-        "", "axes of the file: opengl has y up; without it the format's own, which tools expect", choices=FRAME_CHOICES
+        "",
+        "axes of the files: opengl has y up; without it each format's own, which tools expect",
+        choices=FRAME_CHOICES,
     )
 
     deadline_s: float | None = option(
@@ -61,6 +67,11 @@ class OutputOptions:
         check_options(self)
         if self.frame_poses is not None:
             check_poses(self.frame_poses, self.frame_size, POSE_LIMITS)
+
+    @property
+    def file_formats(self) -> list[FileFormat]:
+        """Of the files asked for."""
+        return [FORMATS[name] for name in self.formats if name != RAW]
 
     def output_options(self) -> "OutputOptions":
         """These options alone, without the rest of the request."""
@@ -85,6 +96,8 @@ class OutputOptions:
         """
         try:
             values = {**values}  # TypeError unless it is a mapping
+            if isinstance(values.get("formats"), list):  # all that JSON has
+                values["formats"] = tuple(values["formats"])
             if values.get("frame_poses") is not None:
                 poses = np.asarray(values["frame_poses"], np.float32)
                 values["frame_poses"] = poses.reshape(0, len(POSE_COLUMNS)) if poses.shape == (0,) else poses

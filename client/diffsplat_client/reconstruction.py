@@ -17,7 +17,7 @@ class Reconstruction:
     request_id: str
     cloud: SplatCloud
     frames: np.ndarray | None  # uint8 [F, H, W, 3], one per row of `request.frame_poses`
-    asset: bytes | None  # a complete file in `request.format`; None for "raw"
+    assets: dict[str, bytes]  # by format: complete files, those of `request.formats` but "raw"
     timings_ms: dict[str, float] = field(default_factory=dict)  # milliseconds by stage; "total": as this client saw it
     served: Served | None = None  # None from a server of an older release
 

@@ -55,6 +55,16 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise InvalidRequestError(f"{name} = {short(value)}: must be one of {allowed}")
 
 
+def check_list(name: str, values: Any, choices: tuple[str, ...]) -> None:
+    """Refuse anything but a list of different words of these, at least one."""
+    if not isinstance(values, list | tuple) or not values:
+        raise InvalidRequestError(f"{name} = {short(values)}: must be a list of {', '.join(choices)}")
+    for value in values:
+        check_choice(name, value, choices)
+        if values.count(value) > 1:
+            raise InvalidRequestError(f"{name} names {value!r} {values.count(value)} times: must name it once")
+
+
 def check_flag(name: str, value: Any) -> None:
     """Refuse anything but true or false."""
     if not isinstance(value, bool | np.bool_):

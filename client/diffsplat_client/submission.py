@@ -40,7 +40,7 @@ class Submission(Session):
             AuthenticationError, ContractMismatchError, RequestTimeoutError: as in `generate`.
         """
         request = as_request(prompt, options).validate()
-        check_installed(request.format)
+        check_installed(request.formats)
         request_id = uuid.uuid4().hex if request_id is None else request_id
         self._read_first(request_id, request.to_tensors(), {ON_DISCONNECT: KEEP}, timeout_s)
         return self._handle(request_id, request)
@@ -50,7 +50,7 @@ class Submission(Session):
     ) -> GenerationHandle:
         """Find a submitted request again, running or finished; arguments as in `submit`.
 
-        Without the `request`, results have one that says only what they show: the file's format.
+        Without the `request`, results have one that says only what they show: the files' formats.
 
         Raises:
             RequestNotFoundError: nothing goes by this id, or not any more.

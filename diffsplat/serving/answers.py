@@ -49,7 +49,7 @@ class AnswerBytes(NamedTuple):
 def answer_bytes(request: OutputOptions, splats: int) -> AnswerBytes:
     """An upper bound for an object of `splats` splats."""
     frames = 0 if request.frame_poses is None else len(request.frame_poses)
-    per_splat = 4 * GAUSSIAN_WIDTH + (ASSET_BYTES if request.format != "raw" else 0)
+    per_splat = 4 * GAUSSIAN_WIDTH + ASSET_BYTES * len(request.file_formats)
     kept = splats if request.num_gaussians is None else min(splats, request.num_gaussians)
     return AnswerBytes(frames * request.frame_size**2 * 3, kept * per_splat)
 

@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 from diffsplat_client.contract import (
     IMAGE_TENSORS,
     RECONSTRUCTION_TENSORS,
@@ -24,6 +23,7 @@ from diffsplat_client.request import GenerationRequest
 from diffsplat.serving.drain import refuse_while_draining
 from diffsplat.serving.triton_io import (
     array_tensor,
+    bytes_tensor,
     read_arrays,
     read_tensor,
     text_tensor,
@@ -153,7 +153,7 @@ class RasterizeModel(LaterStage):
 
 
 class PackageModel(LaterStage):
-    """SPLATS -> GAUSSIANS, ASSET, or both; and SERVED, which version of what made them."""
+    """SPLATS -> GAUSSIANS, ASSETS, or both; and SERVED, which version of what made them."""
 
     name, source, request_tensor = "package", "SPLATS", "DECODED_REQUEST"
     also = ("RAW_SPLATS",)
@@ -170,9 +170,11 @@ class PackageModel(LaterStage):
 
     def work(self, source: np.ndarray, envelope: OutputEnvelope, *also: np.ndarray | None) -> list[Any]:
         """Package one object."""
-        gaussians, asset = self.stage.run(source, envelope, *also)
+        gaussians, assets = self.stage.run(source, envelope, *also)
         tensors = [self.served] if gaussians is None else [self.served, array_tensor("GAUSSIANS", gaussians)]
-        return tensors if asset is None else [*tensors, pb_utils.Tensor("ASSET", np.array([asset], dtype=np.object_))]
+        if assets:
+            tensors += [bytes_tensor("ASSETS", assets.values()), bytes_tensor("ASSET_FORMATS", map(str.encode, assets))]
+        return tensors
 
 
 def _decoded_tensors(decoded: "DecodeResult", envelope: OutputEnvelope) -> list[Any]:

@@ -107,7 +107,12 @@ def torch_tensor(name: str, tensor: Any) -> Any:
 
 def text_tensor(name: str, text: str) -> Any:
     """A BYTES [1] output tensor."""
-    return pb_utils.Tensor(name, np.array([text.encode()], dtype=np.object_))
+    return bytes_tensor(name, [text.encode()])
+
+
+def bytes_tensor(name: str, values: Iterable[bytes]) -> Any:
+    """A BYTES [N] output tensor."""
+    return pb_utils.Tensor(name, np.array(list(values), dtype=np.object_))
 
 
 _ERROR_CODES: dict[type[Exception], str] = {

@@ -4,7 +4,7 @@ import os
 from typing import NamedTuple
 
 import torch
-from diffsplat_client.formats import file_format
+from diffsplat_client.output_options import OutputOptions
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec, SplatGeometry
@@ -65,17 +65,17 @@ class DecodeStage:
                 f"{self.decoder.precision}): a bundle exported in a precision with a larger range may help"
             )
         cameras = generated_view_cameras(request.elevation_deg, request.distance, spec.geometry.views)
-        return splats_of(grid, cameras, spec.geometry, request.format)
+        return splats_of(grid, cameras, spec.geometry, request)
 
 
 @torch.no_grad()
-def splats_of(grid: Tensor, cameras: Cameras, geometry: SplatGeometry, format_name: str) -> DecodeResult:
-    """Lift one object's grid [1, V, 12, H, W] into the world; `format` decides whether raw splats are kept.
+def splats_of(grid: Tensor, cameras: Cameras, geometry: SplatGeometry, request: OutputOptions) -> DecodeResult:
+    """Lift one object's grid [1, V, 12, H, W] into the world; raw splats are kept where the formats need them.
 
     In float32, whatever the precision of the graph that made the grid, and on its device. `cameras` lie on the host.
     """
     cameras = Cameras(*(to_device(values, grid.device) for values in cameras))
     gaussians = grid_to_gaussians(grid.float(), cameras, geometry)
     splats = to_array(canonicalize(gaussians, geometry))
-    format = file_format(format_name)
-    return DecodeResult(splats, to_array(gaussians) if format is not None and format.as_decoded else None)
+    as_decoded = any(format.as_decoded for format in request.file_formats)
+    return DecodeResult(splats, to_array(gaussians) if as_decoded else None)

@@ -1,4 +1,4 @@
-"""`package`: splats -> the raw tensor or a file, as the request says. Needs numpy only, so that it starts at once."""
+"""`package`: splats -> the raw tensor and files, as the request says. Needs numpy only, so that it starts at once."""
 
 import os
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.errors import InvalidRequestError
-from diffsplat_client.formats import file_format
+from diffsplat_client.formats import RAW
 
 from diffsplat.export_record import ExportRecord
 from diffsplat.stages.checks import check_shape, check_splats
@@ -14,14 +14,14 @@ from diffsplat.stages.envelope import OutputEnvelope
 
 
 class PackageResult(NamedTuple):
-    """By the request's format the raw splats, a file, or both; only splats that the request keeps."""
+    """What the request's formats ask for; only splats that the request keeps."""
 
     gaussians: np.ndarray | None  # [N, 14] float32; for raw and formats `as_decoded`
-    asset: bytes | None  # for all but raw
+    assets: dict[str, bytes]  # format -> file
 
 
 class PackageStage:
-    """Keeps the splats that the request asks for, and writes the format."""
+    """Keeps the splats that the request asks for, and writes the formats."""
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "PackageStage":
@@ -34,7 +34,7 @@ class PackageStage:
 
         Args:
             splats: canonical ones.
-            envelope: holds the format, the thresholds and the budget.
+            envelope: holds the formats, the thresholds and the budget.
             raw_splats: the same before canonicalisation; required by formats `as_decoded`.
 
         Raises:
@@ -42,24 +42,23 @@ class PackageStage:
         """
         check_splats(splats)
         request = envelope.request
-        format = file_format(request.format)
+        as_decoded = [format for format in request.file_formats if format.as_decoded]
         threshold = request.opacity_threshold_asset
-        if format is not None and format.as_decoded:
+        if as_decoded:
             # the published script writes what its renderer has kept, so that both thresholds hold for its files
             threshold = max(threshold, request.opacity_threshold_render)
         keep = kept_rows(splats, threshold, request.num_gaussians)
         kept = _rows(splats, keep)
-        if format is None:
-            return PackageResult(kept, None)
-        if not format.as_decoded:
-            return PackageResult(None, format.write(SplatCloud.from_array(kept), request.frame))
-        if raw_splats is None:
-            raise InvalidRequestError(f"RAW_SPLATS is missing: format = {request.format!r} needs it")
-        check_splats(raw_splats, "RAW_SPLATS")
-        check_shape("RAW_SPLATS", raw_splats, splats.shape)
-        file = format.write(SplatCloud.from_array(_rows(raw_splats, keep)), request.frame)
-        # that file shows another object wherever quaternions are normalised: the splats themselves come with it
-        return PackageResult(kept, file)
+        clouds = {False: SplatCloud.from_array(kept)}
+        if as_decoded:
+            if raw_splats is None:
+                raise InvalidRequestError(f"RAW_SPLATS is missing: format {as_decoded[0].name!r} needs it")
+            check_splats(raw_splats, "RAW_SPLATS")
+            check_shape("RAW_SPLATS", raw_splats, splats.shape)
+            clouds[True] = SplatCloud.from_array(_rows(raw_splats, keep))
+        files = {format.name: format.write(clouds[format.as_decoded], request.frame) for format in request.file_formats}
+        # those files show another object wherever quaternions are normalised: the splats themselves come with them
+        return PackageResult(kept if as_decoded or RAW in request.formats else None, files)
 
 
 def kept_rows(splats: np.ndarray, threshold: float, budget: int | None) -> np.ndarray:

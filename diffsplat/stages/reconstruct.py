@@ -62,7 +62,7 @@ class ReconstructStage:
         rays = plucker_rays(*cameras, side, side, self.config.ray_pixel_rule)[None]  # [1, V, 6, H, W]
         device = self.gsrecon.device
         grid = self.gsrecon(to_device(images, device), to_device(rays, device))  # [1, V, 12, H, W]
-        decoded = splats_of(grid, cameras, self.spec.geometry, request.format)
+        decoded = splats_of(grid, cameras, self.spec.geometry, request)
         return ReconstructResult(decoded, OutputEnvelope(request.output_options(), deadlines=deadlines))
 
     def warm_up(self) -> None:

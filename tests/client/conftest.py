@@ -28,6 +28,18 @@ def status(phase: str, step: int = 0, **more: object) -> Tensors:
     return {"STATUS": text({**values, "warnings": [], "seconds_left": None, **more})}
 
 
+def texts(*values: bytes) -> np.ndarray:
+    """A BYTES [N] tensor."""
+    array = np.empty(len(values), np.object_)
+    array[:] = values
+    return array
+
+
+def files(**assets: bytes) -> Tensors:
+    """Files of a result, by their formats."""
+    return {"ASSETS": texts(*assets.values()), "ASSET_FORMATS": texts(*map(str.encode, assets))}
+
+
 def splats(count: int = 5) -> np.ndarray:
     return np.random.default_rng(0).random((count, 14), dtype=np.float32)
 
@@ -147,6 +159,7 @@ class Fakes:
     finished = staticmethod(finished)
     splats = staticmethod(splats)
     text = staticmethod(text)
+    files = staticmethod(files)
 
 
 @pytest.fixture

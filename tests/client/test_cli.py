@@ -116,16 +116,20 @@ def test_a_result_without_splats_is_a_warning_and_a_failure(fakes, serve_fake, l
 
 def test_no_film_no_viewer_and_the_servers_own_file(fakes, serve_fake, last, tmp_path) -> None:
     last["FRAMES"] = last["FRAMES"][:4]
-    last["ASSET"] = fakes.text(b"ply of the server")
+    last |= fakes.files(ply=b"ply of the server", spz=b"spz", splat=b"splat")
     serve_fake(fakes.transport(last))
-    assert generate(tmp_path, "--turntable-frames=0", "--no-viewer", "--format=ply") == 0
+    assert generate(tmp_path, "--turntable-frames=0", "--no-viewer", "--format=ply,spz", "--formats=splat") == 0
     folder = tmp_path / "a-red-cube"
-    assert sorted(path.name for path in folder.iterdir()) == ["generation.json", "splats.ply", "views.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "generation.json",
+        *("splats.ply", "splats.splat", "splats.spz", "views.png"),
+    ]
     assert (folder / "splats.ply").read_bytes() == b"ply of the server"
+    assert (folder / "splats.spz").read_bytes() == b"spz"
 
 
 def test_the_published_file_lies_beside_the_one_that_viewers_show(fakes, serve_fake, last, tmp_path) -> None:
-    last["ASSET"] = fakes.text(b"the published bytes")
+    last |= fakes.files(ply_compat=b"the published bytes")
     serve_fake(fakes.transport(last))
     assert generate(tmp_path, "--no-viewer", "--format=ply_compat") == 0
     folder = tmp_path / "a-red-cube"

@@ -25,6 +25,7 @@ from diffsplat_client import (
 from diffsplat_client.contract import STOP_ANSWERS
 from diffsplat_client.error_text import StageError
 from diffsplat_client.formats.ply import encode_ply
+from diffsplat_client.formats.splat import encode_splat
 from diffsplat_client.session import RECHECK_S
 from diffsplat_client.transport import TransportError
 
@@ -47,7 +48,7 @@ def test_a_generation_from_first_event_to_result(fakes) -> None:
     result = last.result
     np.testing.assert_array_equal(result.cloud.to_array(), fakes.splats())
     assert result.seed == 7 and result.elevation_deg == 10.0 and result.warnings == ("prompt cut",)
-    assert result.frames is None and result.asset is None
+    assert result.frames is None and result.assets == {}
     total = result.timings_ms.pop("total")
     assert total >= 0
     assert result.timings_ms == {"encode": 1.5, "denoise": 30.0, "decode": 4.0, "package": 0.5}
@@ -78,10 +79,10 @@ def test_frames_and_assets_come_along(fakes) -> None:
     assert result.frames is not None and result.frames.shape == (4, 16, 16, 3)
     last = fakes.finished()
     cloud = Client(transport=fakes.transport(fakes.finished())).generate("x").cloud
-    last["ASSET"] = fakes.text(encode_ply(cloud))
+    last |= fakes.files(ply=encode_ply(cloud))
     del last["GAUSSIANS"]  # the file comes in its place
-    result = Client(transport=fakes.transport(last)).generate("x", format="ply")
-    assert result.asset == encode_ply(cloud)
+    result = Client(transport=fakes.transport(last)).generate("x", formats=("ply",))
+    assert result.assets == {"ply": encode_ply(cloud)}
     np.testing.assert_allclose(result.cloud.positions, cloud.positions)
 
 
@@ -428,27 +429,46 @@ def test_missing_or_wrong_frames_are_the_servers_error(fakes, frames) -> None:
 
 
 def test_a_missing_file_or_a_damaged_one_is_the_servers_error(fakes) -> None:
-    with pytest.raises(ServerError, match="without the requested ASSET"):
-        Client(transport=fakes.transport(fakes.finished())).generate("x", format="ply")
-    last = fakes.finished(ASSET=fakes.text(b"ply\nnonsense"))
+    with pytest.raises(ServerError, match=r"without the requested file \(ply\)"):
+        Client(transport=fakes.transport(fakes.finished())).generate("x", formats=("ply",))
+    last = fakes.finished(**fakes.files(ply=b"ply\nnonsense"))
     del last["GAUSSIANS"]
     with pytest.raises(ServerError, match="cannot be read"):
-        Client(transport=fakes.transport(last)).generate("x", format="ply")
+        Client(transport=fakes.transport(last)).generate("x", formats=("ply",))
+
+
+def test_several_files_come_by_their_formats(fakes) -> None:
+    last = fakes.finished()
+    cloud = SplatCloud.from_array(last.pop("GAUSSIANS"))
+    made = {"splat": encode_splat(cloud, "opengl"), "ply": encode_ply(cloud)}
+    last |= fakes.files(**made)
+    result = Client(transport=fakes.transport(last)).generate("x", formats=["splat", "ply"])
+    assert result.assets == made and list(result.assets) == ["splat", "ply"]
+    with pytest.raises(ServerError, match=r"without the requested file \(glb\)"):
+        Client(transport=fakes.transport(last)).generate("x", formats=["splat", "glb"])
+
+
+@pytest.mark.parametrize("names", [[b"ply"], [b"ply", b"obj"], [b"ply", b"spz", b"glb"], [b"ply", b"\xff"]])
+def test_files_without_a_known_format_are_the_servers_error(fakes, names: list[bytes]) -> None:
+    last = fakes.finished(**fakes.files(ply=b"a", spz=b"b"))
+    last["ASSET_FORMATS"] = np.array(names, np.object_)
+    with pytest.raises(ServerError, match="ASSETS has 2 files, ASSET_FORMATS says: ply"):
+        Client(transport=fakes.transport(last)).generate("x")
 
 
 def test_the_published_file_does_not_stand_for_the_splats(fakes) -> None:
     """Its quaternions are not normalised, so the server sends the splats too."""
     last = fakes.finished()
     file = encode_ply(SplatCloud.from_array(2 * last["GAUSSIANS"]))
-    last["ASSET"] = fakes.text(file)
-    result = Client(transport=fakes.transport(last)).generate("x", format="ply_compat")
-    assert result.asset == file
+    last |= fakes.files(ply_compat=file)
+    result = Client(transport=fakes.transport(last)).generate("x", formats=("ply_compat",))
+    assert result.assets["ply_compat"] == file
     np.testing.assert_array_equal(result.cloud.to_array(), last["GAUSSIANS"])
-    with pytest.raises(ServerError, match="without the requested ASSET"):
-        Client(transport=fakes.transport(fakes.finished())).generate("x", format="ply_compat")
+    with pytest.raises(ServerError, match=r"without the requested file \(ply_compat\)"):
+        Client(transport=fakes.transport(fakes.finished())).generate("x", formats=("ply_compat",))
     del last["GAUSSIANS"]
     with pytest.raises(ServerError, match="without GAUSSIANS"):
-        Client(transport=fakes.transport(last)).generate("x", format="ply_compat")
+        Client(transport=fakes.transport(last)).generate("x", formats=("ply_compat",))
 
 
 def test_a_stream_that_just_ends_is_the_servers_error(fakes) -> None:

@@ -59,10 +59,10 @@ def changed(name: str, where: Any, value: float) -> dict[str, Any]:
 def test_views_survive_the_wire() -> None:
     """Floats as float32, bytes divided by 255; fields that are None are not sent."""
     poses = four_views()
-    sent = ReconstructionRequest(**views(), format="ply", frame_size=64, frame_poses=poses).validate()
+    sent = ReconstructionRequest(**views(), formats=("ply",), frame_size=64, frame_poses=poses).validate()
     tensors = sent.to_tensors()
     specs = {spec.name: spec for spec in RECONSTRUCTION_TENSORS}
-    assert set(specs) - set(tensors) == {"METALLIC_ROUGHNESS", "DEADLINE_S"}
+    assert set(specs) - set(tensors) == {"METALLIC_ROUGHNESS", "NUM_GAUSSIANS", "DEADLINE_S"}
     for name, array in tensors.items():
         assert len(array.shape) == len(specs[name].dims)
         assert array.dtype == {"FP32": np.float32, "INT32": np.int32, "BYTES": np.object_}[specs[name].datatype]
@@ -70,7 +70,7 @@ def test_views_survive_the_wire() -> None:
     np.testing.assert_array_equal(got.images, sent.images.astype(np.float32) / 255)
     for name in ("normals", "coords", "camera_to_world", "intrinsics", "frame_poses"):
         np.testing.assert_array_equal(getattr(got, name), np.asarray(getattr(sent, name), np.float32))
-    assert (got.format, got.frame_size, got.opacity_threshold_asset) == ("ply", 64, 0.0)
+    assert (got.formats, got.frame_size, got.opacity_threshold_asset) == (("ply",), 64, 0.0)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -99,7 +99,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "centre": (changed("intrinsics", (3, 2), np.nan), r"intrinsics\[3\] cx, .* = nan: must be in 0 \.\. 1"),
     "one camera": ({"intrinsics": np.ones(4)}, r"intrinsics has shape \[4\]: must be \[4, 4\]"),
     "frame size": ({"frame_size": 8}, r"frame_size = 8: must be in 16 \.\. 2048"),
-    "format": ({"format": "obj"}, "format = 'obj': must be one of raw, ply"),
+    "formats": ({"formats": ("obj",)}, "formats = 'obj': must be one of raw, ply"),
     "open elevation": ({"frame_poses": four_views(np.nan)}, "frame_poses leaves an elevation open"),
 }  # fmt: skip
 
@@ -130,7 +130,7 @@ def test_the_client_sends_views_and_gets_splats(fakes) -> None:
     made = Client(transport=fake).reconstruct(**views(), frame_poses=four_views(), frame_size=16, timeout_s=9)
     assert isinstance(made, Reconstruction)
     np.testing.assert_array_equal(made.cloud.to_array(), fakes.splats())
-    assert made.frames is not None and made.frames.shape == frames.shape and made.asset is None
+    assert made.frames is not None and made.frames.shape == frames.shape and made.assets == {}
     assert made.timings_ms.pop("total") >= 0 and made.timings_ms == {"reconstruct": 2.0, "package": 2.0}
     ((model, tensors, request_id, timeout_s),) = fake.calls
     assert model == RECONSTRUCTION and made.request_id == request_id and 0 < timeout_s <= 9

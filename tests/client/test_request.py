@@ -36,7 +36,7 @@ FULL = GenerationRequest(
     start_deadline_s=20.5,
     frame_size=64,
     frame_poses=np.array([[10, 0, 1.5, 1], [20, 350, 2, 0.5]], np.float32),
-    format="ply",
+    formats=("ply", "spz"),
     frame="opengl",
 )
 
@@ -111,7 +111,7 @@ def test_json_has_no_images_and_takes_none() -> None:
 
 def test_the_output_options_of_a_request_stand_alone() -> None:
     alone = FULL.output_options()
-    assert type(alone) is OutputOptions and alone.format == "ply" and alone.frame_size == 64
+    assert type(alone) is OutputOptions and alone.formats == ("ply", "spz") and alone.frame_size == 64
     assert plain(OutputOptions.from_dict(plain(alone))) == plain(alone)
     assert plain(alone).items() <= plain(FULL).items()
 
@@ -194,9 +194,14 @@ def test_limits_are_inclusive(name: str) -> None:
         ({"negative_prompt": 3}, "negative_prompt = 3: must be text"),
         ({"scheduler": "euler"}, "scheduler = 'euler': must be one of ddim, dpmsolver"),
         ({"scheduler": ["ddim"]}, "scheduler = .*must be one of"),
-        ({"format": "stl"}, "format = 'stl': must be one of raw, ply"),
+        ({"formats": ("stl",)}, "formats = 'stl': must be one of raw, ply"),
+        ({"formats": ["ply", "stl"]}, "formats = 'stl': must be one of raw, ply"),
+        ({"formats": "ply"}, "formats = 'ply': must be a list of raw, ply"),
+        ({"formats": []}, r"formats = \[\]: must be a list of raw, ply"),
+        ({"formats": ["ply", "spz", "ply"]}, "formats names 'ply' 2 times: must name it once"),
+        ({"formats": [["ply"]]}, r"formats = \['ply'\]: must be one of raw, ply"),
         ({"frame": "3dgs"}, "frame = '3dgs': must be one of '', opengl"),
-        ({"format": None}, "format = None: must be one of"),
+        ({"formats": None}, "formats = None: must be a list of"),
         ({"frame_size": None}, "frame_size = None: must be an integer"),
         ({"steps": 2.5}, "steps = 2.5: must be an integer"),
         ({"triangle_guidance": 1}, "triangle_guidance = 1: must be true or false"),

@@ -82,14 +82,14 @@ def test_a_request_that_nobody_knows_is_not_found(fakes) -> None:
 def test_attach_reads_results_without_knowing_the_request(fakes) -> None:
     last = fakes.finished(FRAMES=np.zeros((2, 8, 8, 3), np.uint8))
     cloud = Client(transport=fakes.transport(fakes.finished())).generate("x").cloud
-    last["ASSET"] = fakes.text(encode_ply(cloud))
+    last |= fakes.files(ply=encode_ply(cloud))
     del last["GAUSSIANS"]
     client = Client(transport=fakes.transport(last))
     result = client.attach("mine").result()
-    assert result.asset == encode_ply(cloud) and result.request.format == "ply"
+    assert result.assets == {"ply": encode_ply(cloud)} and result.request.formats == ("ply",)
     assert result.frames is not None and result.frames.shape == (2, 8, 8, 3)
     np.testing.assert_allclose(result.cloud.positions, cloud.positions)
-    request = GenerationRequest("a red cube", format="ply")
+    request = GenerationRequest("a red cube", formats=("ply",))
     assert client.attach("mine", request).result().request == request
 
 

@@ -39,7 +39,7 @@ def test_the_service_writes_the_references_bytes(ply, cloud) -> None:
         if not options["compatible"]:
             continue
         threshold = options["opacity_threshold"]
-        request = GenerationRequest("x", format="ply_compat", opacity_threshold_asset=threshold)
+        request = GenerationRequest("x", formats=("ply_compat",), opacity_threshold_asset=threshold)
         gaussians, file = PackageStage().run(splats, Envelope(request), raw)
         assert file is not None
         assert_same_file(file, ply.out(case)["file"].numpy().tobytes(), compatible=True)

@@ -65,18 +65,16 @@ def test_splats_without_any_area_can_be_kept(splats: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_files_and_raw_splats_have_the_same_splats(splats: np.ndarray, name: str) -> None:
-    asset = packaged(splats, num_gaussians=20, format=name).asset
-    assert asset is not None
-    cloud = FORMATS[name].read(asset)
+    cloud = FORMATS[name].read(packaged(splats, num_gaussians=20, formats=(name,)).assets[name])
     expected = packaged(splats, num_gaussians=20).gaussians
     assert expected is not None and len(cloud) == len(expected) == 20
     assert np.abs(np.sort(cloud.positions, axis=0) - np.sort(expected[:, :3], axis=0)).max() < 1e-3
 
 
 def test_the_published_file_keeps_its_own_threshold(splats: np.ndarray) -> None:
-    result = packaged(splats, num_gaussians=150, format="ply_compat", opacity_threshold_render=0.5)
-    assert result.asset is not None and result.gaussians is not None
-    in_file = FORMATS["ply_compat"].read(result.asset)
+    result = packaged(splats, num_gaussians=150, formats=("ply_compat",), opacity_threshold_render=0.5)
+    assert result.gaussians is not None
+    in_file = FORMATS["ply_compat"].read(result.assets["ply_compat"])
     assert len(in_file) == len(result.gaussians) < 150 and in_file.opacity.min() > 0.5
 
 

@@ -32,7 +32,7 @@ def wait_for(ledger: AnswerLedger, total_bytes: int) -> None:
 
 def test_an_answer_has_frames_splats_and_a_file() -> None:
     poses = np.tile(np.float32([10, 0, 1.4, 1]), (23, 1))
-    request = GenerationRequest("x", frame_poses=poses, frame_size=2048, format="ply")
+    request = GenerationRequest("x", frame_poses=poses, frame_size=2048, formats=("ply",))
     assert answer_bytes(request, 1000) == (23 * 2048 * 2048 * 3, 1000 * (56 + 80))
     assert answer_bytes(GenerationRequest("x"), 1000) == (0, 56_000)
 

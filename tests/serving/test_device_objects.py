@@ -60,7 +60,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def envelope_of(spec: BackboneSpec, poses: np.ndarray | None = None) -> Envelope:
-    request = GenerationRequest("a red cube", frame_poses=poses, frame_size=SIZE, format="ply_compat")
+    request = GenerationRequest("a red cube", frame_poses=poses, frame_size=SIZE, formats=("ply_compat",))
     return Envelope(request.with_defaults(**{**spec.request_defaults, "elevation_deg": 10.0, "seed": 1}))
 
 

@@ -68,7 +68,7 @@ def test_splats_are_those_of_gsrecon_in_the_bundle_s_geometry(
     with torch.no_grad():
         gaussians = grid_to_gaussians(gsrecon(images, cameras), cameras, geometry)
     hwc = images[0].permute(0, 2, 3, 1).numpy()
-    fields: dict[str, Any] = {"images": hwc[..., :3], "format": format}
+    fields: dict[str, Any] = {"images": hwc[..., :3], "formats": (format,)}
     if not maps:
         fields |= {"normals": hwc[..., 3:6], "coords": hwc[..., 6:9]}
     views = ReconstructionRequest(camera_to_world=cameras[0].numpy(), intrinsics=cameras[1].numpy(), **fields)
@@ -79,7 +79,7 @@ def test_splats_are_those_of_gsrecon_in_the_bundle_s_geometry(
     else:
         assert raw_splats is None
     again = OutputEnvelope.from_json(envelope.to_json())
-    assert again.request.format == format
+    assert again.request.formats == (format,)
     with pytest.raises(InvalidRequestError, match="leaves elevation_deg open"):
         Envelope.from_json(envelope.to_json())  # nothing that generates may take it
 
@@ -96,11 +96,11 @@ def test_what_is_wanted_of_the_splats(recon_pipeline: ReconstructionPipeline, pi
     (sample,) = unseen_samples(pico_bundle.spec.geometry, EVALUATION_SEED, 1)
     raw = recon_pipeline.run(sample_request(sample, opacity_threshold_asset=0.5))
     assert raw.gaussians is not None and 0 < len(raw.gaussians) < len(raw.splats) == 4 * 32 * 32
-    assert (raw.gaussians[:, 6] > 0.5).all() and raw.asset is None and raw.frames is None
-    ply = recon_pipeline.run(sample_request(sample, format="ply", frame_poses=four_views(), frame_size=16))
-    assert ply.gaussians is None and ply.asset is not None and ply.frames is not None
+    assert (raw.gaussians[:, 6] > 0.5).all() and not raw.assets and raw.frames is None
+    ply = recon_pipeline.run(sample_request(sample, formats=("ply",), frame_poses=four_views(), frame_size=16))
+    assert ply.gaussians is None and ply.frames is not None
     assert ply.frames.shape == (4, 16, 16, 3) and (ply.frames != 255).any()
-    np.testing.assert_array_equal(decode_ply(ply.asset).positions, ply.splats[:, :3])
+    np.testing.assert_array_equal(decode_ply(ply.assets["ply"]).positions, ply.splats[:, :3])
     assert set(ply.timings_ms) == {RECONSTRUCT, "rasterize", "package"}
 
 

@@ -59,10 +59,10 @@ def test_all_at_once_beside_a_generation(
 def test_files_without_frames(
     client: Client, local: ReconstructionPipeline, requests: list[ReconstructionRequest], format: str
 ) -> None:
-    request = dataclasses.replace(requests[0], format=format, frame_poses=None, opacity_threshold_asset=0.3)
+    request = dataclasses.replace(requests[0], formats=(format,), frame_poses=None, opacity_threshold_asset=0.3)
     served, right = client.reconstruct(request), local.run(request)
-    assert served.frames is None and served.asset is not None and right.asset is not None
-    assert len(served.asset) == len(right.asset) and 0 < len(served.cloud) < 4 * 32 * 32
+    assert served.frames is None
+    assert len(served.assets[format]) == len(right.assets[format]) and 0 < len(served.cloud) < 4 * 32 * 32
     np.testing.assert_allclose(served.cloud.opacity.min(), 0.3, atol=0.2)
 
 
@@ -82,7 +82,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({"COORDS": np.full((4, 32, 32, 3), np.nan, np.float32)}, "coords\\[0, 0, 0, 0\\] = nan: must be in -10"),
     "not rigid": ({"CAMERA_TO_WORLD": np.ones((4, 4, 4), np.float32)}, "camera_to_world\\[0\\] is not a rigid pose"),
     "pixels": ({"INTRINSICS": np.full((4, 4), 512, np.float32)}, "intrinsics\\[0\\] fx, .* = 512: must be in 0.1"),
-    "format": ({"FORMAT": np.array([b"obj"], np.object_)}, "format = 'obj': must be one of raw, ply"),
+    "formats": ({"FORMATS": np.array([b"obj"], np.object_)}, "formats = 'obj': must be one of raw, ply"),
     "open pose": ({"FRAME_POSES": np.full((1, 4), np.nan, np.float32)}, "frame_poses\\[0\\] azimuth_deg = nan"),
     "two sizes": ({"FRAME_SIZE": np.array([16, 16], np.int32)}, "unexpected shape for input 'FRAME_SIZE'"),
 }

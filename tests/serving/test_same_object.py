@@ -48,7 +48,7 @@ def decoded(spec: BackboneSpec, envelope: Envelope) -> DecodeResult:
     latents = torch.zeros(4, spec.latent_channels, spec.latent_size, spec.latent_size)
     stage = DecodeStage(spec, TorchGraph("decoder", Constant(grid)))
     assert stage.run(latents, envelope).raw_splats is None
-    return stage.run(latents, asking(envelope, format="ply_compat"))
+    return stage.run(latents, asking(envelope, formats=("ply_compat",)))
 
 
 class Constant(nn.Module):
@@ -73,10 +73,9 @@ def packaged(decoded: DecodeResult, envelope: Envelope) -> PackageResult:
 def splats_in(result: PackageResult, format: str) -> Gaussians:
     """What the format asked for holds, read back."""
     if format == "raw":
-        assert result.gaussians is not None and result.asset is None
+        assert result.gaussians is not None and not result.assets
         return from_array(torch.from_numpy(result.gaussians))
-    assert result.asset is not None
-    return from_array(torch.from_numpy(FORMATS[format].read(result.asset).to_array()))
+    return from_array(torch.from_numpy(FORMATS[format].read(result.assets[format]).to_array()))
 
 
 def raw_array(decoded: DecodeResult) -> np.ndarray:
@@ -103,7 +102,7 @@ def test_the_written_asset_is_the_object_of_the_frames(
     spec: BackboneSpec, envelope: Envelope, decoded: DecodeResult, frames: np.ndarray, format: str
 ) -> None:
     """Drawn from the same cameras by the rules of the bundle; a new format states its bounds above."""
-    splats = splats_in(packaged(decoded, asking(envelope, format=format)), format)
+    splats = splats_in(packaged(decoded, asking(envelope, formats=(format,))), format)
     error = difference(draw(splats, spec.geometry), frames)
     largest, mean = BOUNDS[format]
     assert error.max() <= largest and error.mean() <= mean
@@ -113,7 +112,7 @@ def test_what_viewers_do_otherwise(
     spec: BackboneSpec, envelope: Envelope, decoded: DecodeResult, frames: np.ndarray
 ) -> None:
     """What the docs say about viewers: 0.3 px more blur shows, the opacity factor does not."""
-    splats = splats_in(packaged(decoded, asking(envelope, format="ply")), "ply")
+    splats = splats_in(packaged(decoded, asking(envelope, formats=("ply",))), "ply")
     blurred = draw(splats, dataclasses.replace(spec.geometry, eps2d=0.3))
     assert difference(blurred, frames).max() > 50
     without_factor = draw(splats, dataclasses.replace(spec.geometry, opacity_compensation=False))
@@ -124,7 +123,7 @@ def test_ply_compat_is_another_object_where_quaternions_are_normalised(
     spec: BackboneSpec, envelope: Envelope, decoded: DecodeResult, frames: np.ndarray
 ) -> None:
     """As every viewer does: so the canonical splats come with that file."""
-    result = packaged(decoded, asking(envelope, format="ply_compat"))
+    result = packaged(decoded, asking(envelope, formats=("ply_compat",)))
     in_file = splats_in(result, "ply_compat")
     assert (in_file.quats_wxyz.norm(dim=-1) - 1).abs().max() > 0.5
     seen = in_file._replace(quats_wxyz=torch.nn.functional.normalize(in_file.quats_wxyz, dim=-1))
@@ -141,7 +140,7 @@ class TestThresholds:
     def test_an_asset_follows_its_own(self, envelope: Envelope, decoded: DecodeResult, format: str) -> None:
         opacity = decoded.splats[:, 6]
         limit = float(opacity[(opacity > 0.4) & (opacity < 0.6)][0])  # that splat is not above it
-        asked = asking(envelope, format=format, opacity_threshold_asset=limit, opacity_threshold_render=0.9)
+        asked = asking(envelope, formats=(format,), opacity_threshold_asset=limit, opacity_threshold_render=0.9)
         kept = splats_in(packaged(decoded, asked), format)
         assert 0 < kept.means.shape[1] < len(opacity)
         assert torch.equal(kept.means[0], decoded.splats[opacity > limit, :3])
@@ -150,7 +149,9 @@ class TestThresholds:
     def test_ply_compat_follows_both(
         self, envelope: Envelope, decoded: DecodeResult, render: float, asset: float
     ) -> None:
-        asked = asking(envelope, format="ply_compat", opacity_threshold_render=render, opacity_threshold_asset=asset)
+        asked = asking(
+            envelope, formats=("ply_compat",), opacity_threshold_render=render, opacity_threshold_asset=asset
+        )
         result = packaged(decoded, asked)
         keep = decoded.splats[:, 6] > max(render, asset)
         assert torch.equal(splats_in(result, "ply_compat").means[0], decoded.splats[keep, :3])
@@ -159,7 +160,7 @@ class TestThresholds:
     def test_frames_of_a_threshold_show_the_asset_of_the_same(
         self, spec: BackboneSpec, envelope: Envelope, decoded: DecodeResult
     ) -> None:
-        asked = asking(envelope, format="ply", opacity_threshold_render=0.5, opacity_threshold_asset=0.5)
+        asked = asking(envelope, formats=("ply",), opacity_threshold_render=0.5, opacity_threshold_asset=0.5)
         drawn = RasterizeStage(spec, threads=1).run(decoded.splats, asked).frames
         assert drawn is not None
         assert difference(draw(splats_in(packaged(decoded, asked), "ply"), spec.geometry), drawn.numpy()).max() <= 1
@@ -168,4 +169,4 @@ class TestThresholds:
 @pytest.mark.parametrize("raw", [None, np.zeros((3, 14), np.float32), np.full((9216, 14), np.nan, np.float32)])
 def test_raw_splats_that_are_none(envelope: Envelope, decoded: DecodeResult, raw: np.ndarray | None) -> None:
     with pytest.raises(InvalidRequestError, match="RAW_SPLATS"):
-        PackageStage().run(decoded.splats.numpy(), asking(envelope, format="ply_compat"), raw)
+        PackageStage().run(decoded.splats.numpy(), asking(envelope, formats=("ply_compat",)), raw)

@@ -65,7 +65,7 @@ def pipeline(repository: Path) -> Pipeline:
 @pytest.fixture(scope="module")
 def results(server: TritonServer) -> dict[str, Generation]:
     with Client(server.grpc_url, timeout_s=TIMEOUT_S) as client:
-        return {format: client.generate(REQUEST, format=format) for format in FORMAT_CHOICES}
+        return {format: client.generate(REQUEST, formats=(format,)) for format in FORMAT_CHOICES}
 
 
 def package(wire: GrpcTransport, request: GenerationRequest, **tensors: np.ndarray) -> Tensors:
@@ -83,20 +83,22 @@ def test_the_asset_is_the_object_of_the_frames(results: dict[str, Generation], p
     in_client = result.cloud.to_array()
     error = difference(draw(from_array(torch.from_numpy(in_client)), geometry), result.frames)
     assert error.max() <= largest and error.mean() <= mean
-    in_file = in_client if result.asset is None else FORMATS[result.request.format].read(result.asset).to_array()
+    in_file = in_client
+    for name, file in result.assets.items():
+        in_file = FORMATS[name].read(file).to_array()
     error = difference(draw(from_array(torch.from_numpy(in_file)), geometry), result.frames)
     assert error.max() <= largest and error.mean() <= mean
 
 
 def test_files_hold_the_bytes_of_the_pipeline(results: dict[str, Generation], pipeline: Pipeline) -> None:
     for format in ("ply", "ply_compat"):
-        expected = pipeline.generate(dataclasses.replace(REQUEST, frame_poses=None, format=format))
-        assert results[format].asset == expected.asset, format
+        expected = pipeline.generate(dataclasses.replace(REQUEST, frame_poses=None, formats=(format,)))
+        assert results[format].assets == expected.assets, format
 
 
 def test_ply_compat_is_what_the_network_said(results: dict[str, Generation], pipeline: Pipeline) -> None:
     """Its quaternions are not of unit length; canonicalised it is what the other formats hold."""
-    in_file = FORMATS["ply_compat"].read(results["ply_compat"].asset or b"")
+    in_file = FORMATS["ply_compat"].read(results["ply_compat"].assets["ply_compat"])
     lengths = np.linalg.norm(in_file.quats_wxyz, axis=1)
     assert np.abs(lengths - 1).max() > 0.1
     np.testing.assert_allclose(np.linalg.norm(results["ply"].cloud.quats_wxyz, axis=1), 1, atol=1e-5)
@@ -120,15 +122,15 @@ def test_the_published_file_of_the_same_splats(wire: GrpcTransport, pipeline: Pi
     assert len(compatible) >= 2
     for case, options in compatible.items():
         threshold = options["opacity_threshold"]
-        asked = dataclasses.replace(request, format="ply_compat", opacity_threshold_asset=threshold)
+        asked = dataclasses.replace(request, formats=("ply_compat",), opacity_threshold_asset=threshold)
         answer = package(wire, asked, SPLATS=splats.numpy(), RAW_SPLATS=raw.numpy())
-        assert_same_file(bytes(answer["ASSET"].reshape(-1)[0]), files[case], compatible=True)
+        assert_same_file(bytes(answer["ASSETS"].reshape(-1)[0]), files[case], compatible=True)
         assert np.array_equal(answer["GAUSSIANS"], splats[raw[:, 6] > threshold].numpy())
 
 
 def test_package_needs_the_raw_splats(wire: GrpcTransport, pipeline: Pipeline) -> None:
     request = REQUEST.with_defaults(**pipeline.decode.spec.request_defaults)
-    asked = dataclasses.replace(request, format="ply_compat")
+    asked = dataclasses.replace(request, formats=("ply_compat",))
     end = find_early_end(package(wire, asked, SPLATS=np.full((2, 14), 0.5, np.float32)))
     assert end is not None and end.error_type == "INVALID_ARG" and "RAW_SPLATS is missing" in end.message
 

@@ -14,6 +14,7 @@ from diffsplat_client.client import Client
 from diffsplat_client.contract import ENSEMBLE
 from diffsplat_client.errors import RequestCancelledError
 from diffsplat_client.events import Finished, Progress, Queued
+from diffsplat_client.formats import FORMATS
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import turntable
 from diffsplat_client.request import GenerationRequest
@@ -61,10 +62,11 @@ class TestEqualsThePipeline:
         assert served.seed == 42 and served.elevation_deg == (options.get("elevation_deg", 10.0))
 
     def test_file_drawn_seed_warnings_and_timings(self, client: Client, pipeline: "Pipeline") -> None:
-        served = client.generate("a red dragon", format="ply")
+        served = client.generate("a red dragon", formats=("ply", "spz"))
         request = GenerationRequest("a red dragon", seed=served.seed)
-        local = pipeline.generate(dataclasses.replace(request, format="ply"))
-        assert served.asset is not None and local.asset is not None and len(served.asset) == len(local.asset)
+        local = pipeline.generate(dataclasses.replace(request, formats=("ply", "spz")))
+        assert len(served.assets["ply"]) == len(local.assets["ply"]) and set(served.assets) == {"ply", "spz"}
+        assert len(FORMATS["spz"].read(served.assets["spz"])) == len(served.cloud)
         assert_same_object(served, pipeline.generate(request), 1e-4)  # logits and logarithms lie between
         assert served.frames is None
         assert served.warnings == ("prompt: the text encoder does not know 'dragon'",)
@@ -87,12 +89,12 @@ class TestEqualsThePipeline:
             GenerationRequest("a blue cone", seed=2, steps=25, scheduler="ddim"),
             GenerationRequest("a green sphere", seed=3, steps=30, scheduler="sde-dpmsolver++", guidance_scale=1.0),
             GenerationRequest("a red cone", seed=4, steps=10, scheduler="edm"),
-            GenerationRequest("a green cube", seed=5, steps=20, format="ply"),
+            GenerationRequest("a green cube", seed=5, steps=20, formats=("ply",)),
         ]
         with ThreadPoolExecutor(len(requests)) as pool:
             results = list(pool.map(client.generate, requests))
         for request, served in zip(requests, results, strict=True):
-            local = pipeline.generate(dataclasses.replace(request, format="raw"))
+            local = pipeline.generate(dataclasses.replace(request, formats=("raw",)))
             assert_same_object(served, local, 1e-3)
 
 

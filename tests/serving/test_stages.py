@@ -183,13 +183,13 @@ def test_the_pipeline_gives_the_same_object_for_a_seed(pipeline: Pipeline, four_
     steps = []
     request = GenerationRequest("a red cube", seed=7, frame_poses=four_views, frame_size=32)
     first = pipeline.generate(request, lambda step, of: steps.append((step, of)))
-    again = pipeline.generate(dataclasses.replace(request, format="ply"))
+    again = pipeline.generate(dataclasses.replace(request, formats=("ply",)))
     assert steps == [(k, 16) for k in range(1, 17)]
     assert first.seed == 7 and first.frames is not None and first.frames.shape == (4, 32, 32, 3)
     assert np.array_equal(first.splats, again.splats) and np.array_equal(first.frames, again.frames)
     assert set(first.timings_ms) == {"encode", "denoise", "decode", "rasterize", "package"}
-    assert first.gaussians is not None and first.asset is None and again.gaussians is None and again.asset is not None
-    cloud = decode_ply(again.asset)
+    assert first.gaussians is not None and not first.assets and again.gaussians is None
+    cloud = decode_ply(again.assets["ply"])
     np.testing.assert_array_equal(cloud.positions, first.gaussians[:, GAUSSIAN_COLUMNS["xyz"]])
     other = pipeline.generate(dataclasses.replace(request, seed=8))
     assert not np.allclose(other.splats, first.splats)

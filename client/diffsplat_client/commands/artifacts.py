@@ -10,7 +10,7 @@ import numpy as np
 
 from diffsplat_client.commands.films import write_gif, write_video
 from diffsplat_client.contract import CONTRACT_VERSION
-from diffsplat_client.formats import FORMATS, PLY, file_format
+from diffsplat_client.formats import FORMATS, PLY
 from diffsplat_client.generation import Generation, Served
 from diffsplat_client.poses import DEFAULT_DISTANCE
 from diffsplat_client.reconstruction import Reconstruction
@@ -55,9 +55,7 @@ def write_artifacts(
 
 def write_object(made: Generation | Reconstruction, folder: Path, views: int, video: str) -> list[str]:
     """Write splats, the first `views` frames as one image, and the others as a film; returns the files' names."""
-    files = {}
-    if (format := file_format(made.request.format)) is not None and made.asset is not None:
-        files[format.file_name] = made.asset
+    files = {FORMATS[name].file_name: file for name, file in made.assets.items()}
     if PLY.file_name not in files:  # always written: every viewer shows it as the frames do
         files = {PLY.file_name: PLY.write(made.cloud, made.request.frame), **files}
     for name, data in files.items():

@@ -22,7 +22,7 @@ from diffsplat_client.request_checks import MAX_FRAMES
 from diffsplat_client.time_limits import DEFAULT_TIMEOUT_S
 
 FILM_FRAMES = 48  # of one turn
-_SYNONYMS = {"frame_size": ("--render-size",)}
+_SYNONYMS = {"frame_size": ("--render-size",), "formats": ("--format",)}
 
 
 def add_result_arguments(parser: Any) -> None:
@@ -75,8 +75,18 @@ def add_options(parser: Any, names: Iterable[str]) -> None:
             text += f" ({limits[0]:g} .. {limits[1]:g})"
         if choices := field.metadata["choices"]:
             text += f" ({', '.join(filter(None, choices))})"
+        if field.metadata["several"]:
+            text += "; separated by commas, or the option repeated"
+            parser.add_argument(
+                *flags, type=_words, action="extend", default=argparse.SUPPRESS, metavar="NAME[,NAME]", help=text
+            )
+            continue
         kind = int if field.metadata["integer"] else float if limits else str
         parser.add_argument(*flags, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=text)
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
 
 
 def with_film(args: argparse.Namespace, views: np.ndarray, elevation_deg: float, distance: float) -> np.ndarray:

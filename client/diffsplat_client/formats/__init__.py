@@ -3,7 +3,7 @@
 Importing them needs numpy alone; a format that needs another package imports it when a file is written or read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
@@ -24,7 +24,7 @@ from diffsplat_client.formats.spz_container import GZIP_MAGIC, MAGIC
 class FileFormat:
     """One format of files."""
 
-    name: str  # value of the request option `format`
+    name: str  # value of the request option `formats`
     file_name: str  # in a folder of results; unique to the format
     media_type: str
     frame: str  # its own axes, one of `axes.FRAMES`
@@ -78,12 +78,8 @@ RAW = "raw"  # no file: the splats alone
 FORMAT_CHOICES = (RAW, *FORMATS)
 
 
-def file_format(name: str) -> FileFormat | None:
-    """The file format with this name; None for `raw`."""
-    return FORMATS.get(name)
-
-
-def check_installed(name: str) -> None:
-    """ModuleNotFoundError if a package that this format needs is missing; the message says how to install it."""
-    if (format := file_format(name)) is not None and format.module:
-        require(format.module, "formats", f"format = {name!r}")
+def check_installed(names: Iterable[str]) -> None:
+    """ModuleNotFoundError if a package that a format needs is missing; the message says how to install it."""
+    for name in names:
+        if name != RAW and FORMATS[name].module:
+            require(FORMATS[name].module, "formats", f"format {name!r}")

@@ -3,7 +3,7 @@
 POST   /v1/splats               -> 202, its id and addresses
 GET    /v1/splats/{id}          where it stands
 GET    /v1/splats/{id}/events   the same as server-sent events, to the end
-GET    /v1/splats/{id}/result   the file
+GET    /v1/splats/{id}/result   a file: the first one, or that of ?format=NAME
 DELETE /v1/splats/{id}          stop it
 GET    /healthz
 """
@@ -16,7 +16,15 @@ import uuid
 from typing import Any
 
 from aiohttp import web
-from diffsplat_client.contract import ASSET, ENSEMBLE, KEEP, ON_DISCONNECT, REQUEST_TENSORS, STOP_ANSWERS
+from diffsplat_client.contract import (
+    ASSET_FORMATS,
+    ASSETS,
+    ENSEMBLE,
+    KEEP,
+    ON_DISCONNECT,
+    REQUEST_TENSORS,
+    STOP_ANSWERS,
+)
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.formats import FORMATS, PLY
 from diffsplat_client.request import FILES, GenerationRequest
@@ -73,8 +81,7 @@ class HttpFront:
         wanted = _read_request(await request.read())
         client_id = request.headers.get("Idempotency-Key") or uuid.uuid4().hex
         inference = self._dispatcher.admit(client, _to_message(wanted, client_id).SerializeToString())
-        recording = self._dispatcher.record(client, inference)
-        recording.file_format = wanted.format
+        self._dispatcher.record(client, inference)
         here = f"{PREFIX}/{client_id}"
         addresses = {"status_url": here, "events_url": f"{here}/events", "result_url": f"{here}/result"}
         return web.json_response({"id": client_id, **addresses}, status=202, headers={"Location": here})
@@ -103,7 +110,7 @@ class HttpFront:
         return stream
 
     async def _result(self, request: web.Request) -> web.StreamResponse:
-        """The file, once it is there; 409 and `Retry-After` before."""
+        """The file of `?format`, by default the first one, once it is there; 409 and `Retry-After` before."""
         recording = self._recording(request)
         standing = standing_of(recording)
         if standing.state == RUNNING:
@@ -115,12 +122,15 @@ class HttpFront:
         try:
             async for message in answers:
                 response = Response.parse(message)
-                if ASSET.name in response.names:
-                    content = response.payload[response.names.index(ASSET.name)][4:]
-                    return _file_answer(recording.file_format or PLY.name, bytes(content))
+                names = [name.decode() for name in response.strings(ASSET_FORMATS.name)]
+                if names:
+                    wanted = request.query.get("format", names[0])
+                    if wanted not in names:
+                        raise RefusedError("NOT_FOUND", f"format = {short(wanted)}: the result has {', '.join(names)}")
+                    return _file_answer(wanted, response.strings(ASSETS.name)[names.index(wanted)])
         finally:
             answers.leave()
-        raise RefusedError("NOT_FOUND", "the result of this request has no file: it was sent as format = 'raw'")
+        raise RefusedError("NOT_FOUND", "the result of this request has no file: its formats were raw alone")
 
     async def _cancel(self, request: web.Request) -> web.Response:
         """Takes effect at the next step."""
@@ -146,7 +156,7 @@ class HttpFront:
 
 
 def _read_request(body: bytes) -> GenerationRequest:
-    """Fields of GenerationRequest as JSON, image files in base64; without a format it is .ply."""
+    """Fields of GenerationRequest as JSON, image files in base64; without formats it is .ply."""
     try:
         values = json.loads(body)
         if not isinstance(values, dict):
@@ -154,7 +164,7 @@ def _read_request(body: bytes) -> GenerationRequest:
         if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(GenerationRequest)}):
             raise InvalidRequestError(f"{short(unknown[0])}: no option of a request has this name")
         files = {name: values.pop(name) for name in FILES if name in values}
-        request = GenerationRequest.from_dict({"format": PLY.name, **values})
+        request = GenerationRequest.from_dict({"formats": [PLY.name], **values})
         decoded = {name: base64.b64decode(data, validate=True) for name, data in files.items()}
         return GenerationRequest(**{**request.__dict__, **decoded}).validate()
     except InvalidRequestError as error:

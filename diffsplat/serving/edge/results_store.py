@@ -42,7 +42,6 @@ class Recording:
         size: bytes of the result.
         status: content of the newest STATUS, empty before the first.
         end_state, error_type, error: as of the job that it records.
-        file_format: that was asked for, where that is known.
     """
 
     def __init__(self, digest: bytes, file: IO[bytes]) -> None:
@@ -52,7 +51,6 @@ class Recording:
         self.size = 0
         self.status: dict[str, Any] = {}
         self.end_state, self.error_type, self.error = RUNNING, "", ""
-        self.file_format = ""
         self._file = file
         self._spans: list[tuple[int, int]] = []  # of the messages in the file: offset and length
         self._passing, self._passed = b"", 0  # the newest message that is not kept, and how many there were

@@ -79,13 +79,22 @@ class Response:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Content of a BYTES [1] output; None if it is not there or no JSON object."""
-        if name not in self.names:
-            return None
         try:
-            values = json.loads(bytes(self.payload[self.names.index(name)][4:]))
+            (text,) = self.strings(name)
+            values = json.loads(text)
         except ValueError:
             return None
         return values if isinstance(values, dict) else None
+
+    def strings(self, name: str) -> list[bytes]:
+        """Elements of a BYTES output; none if it is not there."""
+        found: list[bytes] = []
+        content = self.payload[self.names.index(name)] if name in self.names else memoryview(b"")
+        while content:
+            end = 4 + int.from_bytes(content[:4], "little")
+            found.append(bytes(content[4:end]))
+            content = content[end:]
+        return found
 
     def without(self, names: set[str]) -> "Response":
         """A copy that lacks these outputs."""

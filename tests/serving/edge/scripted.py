@@ -27,13 +27,16 @@ def admitted(message: pb.ModelInferRequest | None = None) -> Inference:
 
 
 def answer(**outputs: object) -> bytes:
-    """A response as Triton sends it: JSON, or bytes as they are."""
+    """A response as Triton sends it: JSON, or bytes as they are, or several of these."""
     message = pb.ModelStreamInferResponse()
     message.infer_response.model_name = "diffsplat"
     for name, value in outputs.items():
-        content = value if isinstance(value, bytes) else json.dumps(value).encode()
-        message.infer_response.outputs.add(name=name, datatype="BYTES", shape=[1])
-        message.infer_response.raw_output_contents.append(len(content).to_bytes(4, "little") + content)
+        values = value if isinstance(value, list) else [value]
+        contents = [value if isinstance(value, bytes) else json.dumps(value).encode() for value in values]
+        message.infer_response.outputs.add(name=name, datatype="BYTES", shape=[len(contents)])
+        message.infer_response.raw_output_contents.append(
+            b"".join(len(content).to_bytes(4, "little") + content for content in contents)
+        )
     return message.SerializeToString()
 
 

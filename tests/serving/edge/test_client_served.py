@@ -27,7 +27,7 @@ def client_of(service: Service) -> Client:
 
 
 def test_a_request_outlives_its_client(service: Service) -> None:
-    options = {"seed": 3, "steps": 8, "format": "ply"}
+    options = {"seed": 3, "steps": 8, "formats": ("ply", "spz")}
     with client_of(service) as client:
         handle = client.submit("a red cube", request_id="outlives", **options)
         assert client.submit("a red cube", request_id="outlives", **options).id == handle.id
@@ -36,7 +36,7 @@ def test_a_request_outlives_its_client(service: Service) -> None:
         expected = client.generate("a red cube", **options)
         again = client.attach("outlives")
         result = again.result()
-        assert result.asset == expected.asset and result.seed == 3
+        assert result.assets == expected.assets and result.seed == 3
         status = again.status()
         assert status is not None and status.phase == "finished"
         assert np.array_equal(again.result().cloud.to_array(), result.cloud.to_array())

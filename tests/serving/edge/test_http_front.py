@@ -22,7 +22,7 @@ from tests.serving.edge.scripted import ScriptedUpstream, answer, failure, statu
 from tests.serving.processes import TIMEOUT_S
 
 CUBE = {"prompt": "a red cube", "steps": 4}
-RESULT = answer(STATUS=status("finished", 20), ASSET=b"ply\nfile")
+RESULT = answer(STATUS=status("finished", 20), ASSETS=[b"ply\nfile", b"spz file"], ASSET_FORMATS=[b"ply", b"spz"])
 TOKEN = "correct-horse-battery-staple"
 
 
@@ -82,6 +82,11 @@ def test_a_request_is_sent_watched_and_fetched() -> None:
         result = await front.http.get(job["result_url"])
         assert result.status == 200 and await result.read() == b"ply\nfile"
         assert result.headers["Content-Disposition"] == 'attachment; filename="splats.ply"'
+        other = await front.http.get(job["result_url"] + "?format=spz")
+        assert await other.read() == b"spz file"
+        assert other.headers["Content-Disposition"] == 'attachment; filename="splats.spz"'
+        missing, said = await front.get(job["result_url"] + "?format=glb")
+        assert missing.status == 404 and said["error"] == "format = 'glb': the result has ply, spz"
         answered, again = await front.post(**{"Idempotency-Key": "my-cube"})
         assert answered.status == 202 and again == job and len(front.upstream.requests) == 1
 
@@ -97,7 +102,7 @@ def test_the_request_that_triton_gets_is_the_one_that_was_sent() -> None:
         (asked,) = front.upstream.requests
         sent = {tensor.name: raw for tensor, raw in zip(asked.inputs, asked.raw_input_contents, strict=True)}
         assert sent["PROMPT"] == b"\2\0\0\0" + "ü".encode() and sent["IMAGE"][4:] == image
-        assert sent["SEED"] == (7).to_bytes(8, "little") and sent["FORMAT"][4:] == b"ply"
+        assert sent["SEED"] == (7).to_bytes(8, "little") and sent["FORMATS"][4:] == b"ply"
         assert isinstance(asked, pb.ModelInferRequest) and not asked.parameters and asked.id != job["id"]
 
     drive(work, [RESULT])

@@ -57,10 +57,10 @@ def wait_until_idle(service: Service) -> None:
 
 def test_results_are_those_of_triton(service: Service, client: Client, four_views: np.ndarray) -> None:
     with Client(service.supervisor.server.grpc_url) as direct:
-        options = {"seed": 3, "steps": 4, "format": "ply", "frame_poses": four_views, "frame_size": 64}
+        options = {"seed": 3, "steps": 4, "formats": ("ply",), "frame_poses": four_views, "frame_size": 64}
         expected, got = (one.generate("a red cube", **options) for one in (direct, client))
     assert got.cloud is None or np.array_equal(got.cloud.to_array(), expected.cloud.to_array())
-    assert got.asset == expected.asset and np.array_equal(got.frames, expected.frames)
+    assert got.assets == expected.assets and np.array_equal(got.frames, expected.frames)
     assert got.warnings == expected.warnings and got.served == expected.served
 
 
