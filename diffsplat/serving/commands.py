@@ -101,6 +101,12 @@ def _add_edge_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help=f"of one message, images included (default: {DEFAULT_MAX_REQUEST_BYTES // 2**20}M)",
     )
+    add(
+        "--edge-metrics-port",
+        type=int,
+        metavar="PORT",
+        help="of the edge's own metrics (default: one above --metrics-port; 0 takes a free one)",
+    )
     add("--log-prompts", action="store_true", help="write prompts to the log of requests, requests.jsonl")
 
 
@@ -123,10 +129,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         with _make_service(arguments, options) as service:
             supervisor = service if isinstance(service, Supervisor) else service.supervisor
+            edge = "" if isinstance(service, Supervisor) else f"   edge's metrics {service.edge.metrics_url}"
             http = f"   HTTP {service.http_url}" if service.http_url else ""
             if arguments.address == EVERY_ADDRESS:
                 print("listening on every address; on this machine:")
-            print(f"gRPC {service.grpc_url}{http}   metrics {supervisor.server.metrics_url}")
+            print(f"gRPC {service.grpc_url}{http}   metrics {supervisor.server.metrics_url}{edge}")
             print(f"logs {folder}\nCtrl-C stops the server", flush=True)
             stop.wait()
             print("finishing the requests in flight; Ctrl-C again stops at once", flush=True)
@@ -145,7 +152,11 @@ def _make_service(arguments: argparse.Namespace, options: dict[str, Any]) -> "Se
         return Supervisor(arguments.repository, **options)
     from diffsplat.serving.edge.service import Service  # loads grpc
 
-    return Service(arguments.repository, settings=_edge_settings(arguments, options["log_folder"]), **options)
+    port = arguments.edge_metrics_port
+    if port is None:
+        port = arguments.metrics_port and arguments.metrics_port + 1
+    settings = _edge_settings(arguments, options["log_folder"])
+    return Service(arguments.repository, edge_metrics_port=port, settings=settings, **options)
 
 
 def _edge_settings(arguments: argparse.Namespace, log_folder: Path) -> "EdgeSettings":

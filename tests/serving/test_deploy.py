@@ -238,11 +238,12 @@ class TestCompose:
     def test_ports_are_those_of_the_command_and_of_the_image(self, services: dict[str, Any]) -> None:
         default = serve_defaults()
         assert default.http_port is None
-        ports = [str(default.grpc_port), str(default.metrics_port)]
+        ports = [str(default.grpc_port), str(default.metrics_port), str(default.metrics_port + 1)]
         assert instructions("EXPOSE") == [" ".join(ports)]
         published = [port.split(":")[-2:] for port in services["diffsplat"]["ports"]]
         assert published == [[port, port] for port in ports]
-        assert services["diffsplat"]["ports"][1].startswith("127.0.0.1:"), "metrics are not for clients"
+        for metrics in services["diffsplat"]["ports"][1:]:
+            assert metrics.startswith("127.0.0.1:"), "metrics are not for clients"
 
     def test_a_stop_leaves_time_to_drain(self, services: dict[str, Any]) -> None:
         grace_s = float(services["diffsplat"]["stop_grace_period"].removesuffix("s"))

@@ -1,6 +1,7 @@
 """deploy/kubernetes and deploy/monitoring: they fit the code, the command line and each other. No cluster is asked."""
 
 import argparse
+import copy
 import json
 import re
 import shutil
@@ -8,19 +9,23 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import promql_parser
 import pytest
 import yaml
 from diffsplat_client import cli
 
+from diffsplat.serving.edge.server import Edge
 from diffsplat.serving.metrics import read_metrics
 from diffsplat.serving.server import KILL_AFTER_S, TritonServer
 from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from tests.serving.edge.scripted import Away
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 KUBERNETES, MONITORING = DEPLOY / "kubernetes", DEPLOY / "monitoring"
 DENOISE = (DEPLOY.parent / "model_repository" / "denoise" / "config.pbtxt").read_text()
 OF_THE_COLLECTOR = {"up"}  # Prometheus makes it itself
+OF_PROMQL = set("sum avg max by rate resets increase histogram_quantile unless and or".split())
 OF_A_GPU = re.compile(r"nv_gpu_")  # not on the page of a server without one
 
 
@@ -66,7 +71,7 @@ def names_of(expression: str) -> set[str]:
     promql_parser.parse(expression)
     without = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(?:by|without|on|ignoring) \([^)]*\)", "", expression)
     words = set(re.findall(r"[a-z_][a-z0-9_]*(?!\s*\()\b", without))
-    return words - {"sum", "avg", "max", "by", "rate", "resets", "unless", "and", "or"}
+    return {re.sub(r"(_seconds|_size)_(?:bucket|sum|count)$", r"\1", name) for name in words - OF_PROMQL}
 
 
 def expressions() -> dict[str, str]:
@@ -96,6 +101,17 @@ def test_kustomize_renders_every_file(rendered: dict[str, Any]) -> None:
     assert {one["metadata"]["namespace"] for kind, one in rendered.items() if kind != "Namespace"} == {"diffsplat"}
 
 
+@pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
+def test_what_is_rendered_fits_the_schemas_of_kubernetes(rendered: dict[str, Any], version: str) -> None:
+    """From the oldest release that it is for to the newest whose schemas are installed; no unknown fields."""
+    for document in rendered.values():
+        kubernetes_validate.validate(document, version, strict=True)
+    misspelt = copy.deepcopy(rendered["Service"])
+    misspelt["spec"]["sessionAfinity"] = misspelt["spec"].pop("sessionAffinity")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(misspelt, version, strict=True)
+
+
 def test_a_stop_leaves_time_to_drain(pod: dict[str, Any], container: dict[str, Any]) -> None:
     command, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
@@ -106,7 +122,9 @@ def test_a_stop_leaves_time_to_drain(pod: dict[str, Any], container: dict[str, A
 def test_arguments_and_ports_are_those_of_the_command(container: dict[str, Any]) -> None:
     served = defaults(*container["args"])
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"grpc": served.grpc_port, "metrics": served.metrics_port}
+    assert served.edge_metrics_port is None, "one above --metrics-port"
+    metrics = served.metrics_port
+    assert ports == {"grpc": served.grpc_port, "metrics": metrics, "edge-metrics": metrics + 1}
     assert container["startupProbe"]["grpc"]["port"] == container["readinessProbe"]["grpc"]["port"] == ports["grpc"]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert Path(mounts["tokens"]) == served.tokens.parent
@@ -181,9 +199,11 @@ def test_the_boards_panels_do_not_overlap() -> None:
 
 @pytest.mark.triton
 def test_every_metric_is_on_the_page_of_a_server(server: TritonServer) -> None:
-    page = read_metrics(server.metrics_url)
+    with Edge(Away(), server.grpc_url, metrics_port=0) as edge:
+        assert edge.metrics_url is not None
+        page = read_metrics(server.metrics_url) + read_metrics(edge.metrics_url)
     known = set(re.findall(r"^# TYPE (\w+)", page, re.M))
-    assert "diffsplat_denoise_requests" in known
+    assert {"diffsplat_denoise_requests", "diffsplat_edge_running"} <= known
     for what, expression in expressions().items():
         names = {name for name in names_of(expression) - OF_THE_COLLECTOR if not OF_A_GPU.match(name)}
         assert names <= known, f"{what}: {sorted(names - known)}"

@@ -61,6 +61,16 @@ class Clients:
         return [job for client in list(self._clients.values()) for job in client.jobs]
 
     @property
+    def active(self) -> int:
+        """Clients with a request that has not ended."""
+        return sum(bool(client.jobs) for client in self._clients.values())
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes that wait for their readers."""
+        return sum(client.unread.used for client in self._clients.values())
+
+    @property
     def busy(self) -> bool:
         """Whether a request is running, or an answer has not been read to its end."""
         return bool(self._tasks) or any(client.unread_answers for client in self._clients.values())

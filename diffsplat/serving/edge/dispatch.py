@@ -1,7 +1,8 @@
 """Starts requests, finds those that run or are kept, and stops them: for every protocol that clients speak."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
 
 from diffsplat_client.contract import CANCEL
 
@@ -9,7 +10,6 @@ from diffsplat.serving.edge.admission import Inference, RefusedError, admit
 from diffsplat.serving.edge.clients import Client, Clients
 from diffsplat.serving.edge.jobs import Job
 from diffsplat.serving.edge.outbox import Outbox
-from diffsplat.serving.edge.request_log import RequestLog
 from diffsplat.serving.edge.results_store import Recording, ResultStore
 from diffsplat.serving.edge.upstream import ServerRuns, Upstream
 from diffsplat.serving.engine_jobs import ENDED_KEPT_S, MAX_ENDED, RecentIds
@@ -41,6 +41,16 @@ class Answers:
             self._leave()
 
 
+class RequestObserver(Protocol):
+    """Told of every request, when it ends or is refused."""
+
+    def ended(self, client: str, job: Job) -> None:
+        """A request has ended."""
+
+    def refused(self, client: str, error: RefusedError) -> None:
+        """A request was not taken."""
+
+
 class Dispatcher:
     """Requests of all clients.
 
@@ -48,17 +58,23 @@ class Dispatcher:
         upstream, runs: the Triton behind the edge.
         clients: what is running for whom.
         store: answers that outlive their readers.
-        log: of requests.
+        observers: of requests.
 
     Attributes:
         draining: no new requests are taken.
     """
 
     def __init__(
-        self, upstream: Upstream, runs: ServerRuns, clients: Clients, store: ResultStore, log: RequestLog
+        self,
+        upstream: Upstream,
+        runs: ServerRuns,
+        clients: Clients,
+        store: ResultStore,
+        observers: Sequence[RequestObserver],
     ) -> None:
         self.draining = False
-        self._upstream, self._runs, self._clients, self._store, self._log = upstream, runs, clients, store, log
+        self._upstream, self._runs, self._clients, self._store = upstream, runs, clients, store
+        self._observers = observers
         self._ended = RecentIds(time.monotonic, ENDED_KEPT_S, MAX_ENDED)
 
     @property
@@ -71,7 +87,7 @@ class Dispatcher:
         try:
             return admit(message)
         except RefusedError as error:
-            self._log.refused(client.name, error)
+            self._note_refusal(client, error)
             raise
 
     def ask(self, client: Client, inference: Inference) -> Answers:
@@ -105,7 +121,12 @@ class Dispatcher:
 
     def _note_end(self, client: Client, job: Job) -> None:
         self._ended.note(_own_id(client, job.inference.client_id))
-        self._log.ended(client.name, job)
+        for observer in self._observers:
+            observer.ended(client.name, job)
+
+    def _note_refusal(self, client: Client, error: RefusedError) -> None:
+        for observer in self._observers:
+            observer.refused(client.name, error)
 
     def _ask_once(self, client: Client, inference: Inference) -> Answers:
         job, outbox = self._make_job(client, inference), Outbox(client.unread)
@@ -143,7 +164,7 @@ class Dispatcher:
 
     def _refused(self, client: Client, inference: Inference, error: RefusedError) -> RefusedError:
         error.head = inference.request.head
-        self._log.refused(client.name, error)
+        self._note_refusal(client, error)
         return error
 
     def _make_job(self, client: Client, inference: Inference) -> Job:

@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from diffsplat_client.contract import EARLY_ENDS, ERROR_CODES, STATUS
+from diffsplat_client.contract import EARLY_ENDS, ERROR_CODES, RECONSTRUCT_TIMINGS, STATUS, TIMING_TENSORS
 
 from diffsplat.serving.drain import DRAINING
 from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empty_final
@@ -31,6 +31,7 @@ FAULT_PATIENCE_S = 10.0  # a supervisor that has not begun a restart by then has
 STOP_LIMIT_S = 5.0  # for one STOP
 STOP_AGAIN_S = 1.0  # a STOP that comes before its request is forgotten after a while
 _POLL_S = 0.05
+_TIMINGS = (*TIMING_TENSORS, RECONSTRUCT_TIMINGS)
 _log = logging.getLogger(__name__)
 _END_STATES = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}  # of an error type; all others are failures
 _MAY_RUN_ON = ("INTERNAL", "DEADLINE_EXCEEDED")  # errors of one stage of an ensemble, which do not end the denoiser
@@ -54,6 +55,7 @@ class Job:
         error_type, error: why it did not finish: a key of contract.ERROR_CODES, and the message.
         first_answer_s, seconds: from its arrival to its first answer (None: there was none), and to its end or now.
         answer_bytes: of all answers.
+        stages_ms: milliseconds by stage, and of the waits before them, as far as the answers tell.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Job:
         self.end_state, self.error_type, self.error = RUNNING, "", ""
         self.first_answer_s: float | None = None
         self.answer_bytes = 0
+        self.stages_ms: dict[str, float] = {}
         self._ended_s: float | None = None
         self._upstream, self._runs, self._clock = upstream, runs, clock
         self.arrived_s = clock()
@@ -189,6 +192,8 @@ class Job:
             self.error_type, self.error = found[1] if found else "INTERNAL", response.error
             self.end_state = _END_STATES.get(self.error_type, "failed")
             return
+        for spec in _TIMINGS:
+            self.stages_ms |= response.read_json(spec.name) or {}
         for name in (STATUS.name, *(spec.name for spec in EARLY_ENDS)):
             end = response.read_json(name)
             if end is not None and "end_state" in end:

@@ -151,7 +151,7 @@ class ResultStore:
         recording = self._recordings[key]
         self._ended[key] = recording
         asyncio.get_running_loop().call_later(self.policy.keep_s, self._drop, key, recording)
-        while len(self._ended) > self.policy.max_results or self._kept_bytes > self.policy.max_bytes:
+        while len(self._ended) > self.policy.max_results or self.kept_bytes > self.policy.max_bytes:
             self._drop(*next(iter(self._ended.items())))
 
     def close(self) -> None:
@@ -160,7 +160,13 @@ class ResultStore:
             self._drop(key, recording)
 
     @property
-    def _kept_bytes(self) -> int:
+    def kept(self) -> int:
+        """Results that are kept."""
+        return len(self._ended)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of these."""
         return sum(recording.size for recording in self._ended.values())
 
     def _drop(self, key: Key, recording: Recording) -> None:

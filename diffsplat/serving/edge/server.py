@@ -19,6 +19,7 @@ from diffsplat.serving.edge.clients import ClientLimits, Clients
 from diffsplat.serving.edge.dispatch import Dispatcher
 from diffsplat.serving.edge.identity import Doorman, TokenFile
 from diffsplat.serving.edge.jobs import Job
+from diffsplat.serving.edge.metrics import EdgeMetrics, EdgeState, MetricsPage
 from diffsplat.serving.edge.request_log import RequestLog
 from diffsplat.serving.edge.results_store import KeepPolicy, ResultStore
 from diffsplat.serving.edge.tls import TlsFiles
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 1000, 3500  # a client that vanished is noticed within their sum
 _CLIENT_PINGS_MS = 1000  # clients may ping this often
 _IDLE_CHECK_S = 0.05
+_METRICS = "the edge's metrics"
 _Result = TypeVar("_Result")
 
 
@@ -67,10 +69,11 @@ class Edge:
         upstream_url: HOST:PORT of Triton's gRPC port.
         address, port: IPv4 address and port to listen on; port 0 takes a free one.
         http_port: of the HTTP front; None: there is none.
+        metrics_port: of its own metrics; None: there is no page.
         settings: how it treats its clients.
 
     Attributes:
-        grpc_url, http_url: where this machine reaches it; http_url is None without the HTTP front.
+        grpc_url, http_url, metrics_url: where this machine reaches it; None for what it has not.
     """
 
     def __init__(
@@ -81,14 +84,17 @@ class Edge:
         address: str = LOOPBACK,
         port: int = 0,
         http_port: int | None = None,
+        metrics_port: int | None = None,
         settings: EdgeSettings | None = None,
     ) -> None:
         self._runs, self._upstream_url = runs, upstream_url
         self._address = address
-        self._asked_ports = {"gRPC": port, **({} if http_port is None else {"HTTP": http_port})}
+        asked = {"gRPC": port, "HTTP": http_port, _METRICS: metrics_port}
+        self._asked_ports = {name: number for name, number in asked.items() if number is not None}
         self._settings = settings or EdgeSettings()
         self._thread: threading.Thread | None = None
         self._http: web.AppRunner | None = None
+        self._page: MetricsPage | None = None
 
     def __enter__(self) -> "Edge":
         self.start()
@@ -108,15 +114,20 @@ class Edge:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="edge", daemon=True)
         self._thread.start()
+        metrics = EdgeMetrics()
         try:
-            self._call(self._listen(ports))
+            if _METRICS in ports:
+                self._page = MetricsPage(metrics, self._loop, self._state, self._address, ports[_METRICS])
+            self._call(self._listen(ports, metrics))
         except BaseException:
+            self._close_page()
             self._end_loop()
             raise
         host = reached_at(self._address)
         self.grpc_url = f"{host}:{ports['gRPC']}"
         scheme = "http" if self._settings.tls is None else "https"
         self.http_url = f"{scheme}://{host}:{ports['HTTP']}" if "HTTP" in ports else None
+        self.metrics_url = f"http://{host}:{ports[_METRICS]}/metrics" if _METRICS in ports else None
 
     @property
     def jobs(self) -> list[Job]:
@@ -139,9 +150,15 @@ class Edge:
 
     def stop(self) -> None:
         """Close every connection; requests that still run are lost. May be called twice."""
+        self._close_page()
         if self._thread is not None:
             self._call(self._close())
             self._end_loop()
+
+    def _close_page(self) -> None:
+        if self._page is not None:
+            self._page.close()
+            self._page = None
 
     def _call(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -153,14 +170,19 @@ class Edge:
         self._thread = None
         self._loop.close()
 
-    async def _listen(self, ports: dict[str, int]) -> None:
+    def _state(self) -> EdgeState:
+        clients, store = self._clients, self._store
+        ready, running = int(self._dispatcher.ready), len(clients.jobs)
+        return EdgeState(ready, running, clients.active, clients.unread_bytes, store.kept, store.kept_bytes)
+
+    async def _listen(self, ports: dict[str, int], metrics: EdgeMetrics) -> None:
         settings = self._settings
         where = f"{self._address}:{ports['gRPC']}"
         self._clients = Clients(settings.limits)
         self._upstream = TritonUpstream(self._upstream_url)
         self._store = ResultStore(settings.keep)
         self._log = RequestLog(settings.request_log, settings.log_prompts)
-        self._dispatcher = Dispatcher(self._upstream, self._runs, self._clients, self._store, self._log)
+        self._dispatcher = Dispatcher(self._upstream, self._runs, self._clients, self._store, (self._log, metrics))
         calls = Calls(self._upstream, self._dispatcher, self._clients, self._doorman)
         self._server = grpc.aio.server(options=_server_options(settings.limits))
         self._server.add_generic_rpc_handlers(tuple(calls.handlers()))

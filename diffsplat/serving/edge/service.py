@@ -17,7 +17,7 @@ class Service:
 
     Args:
         repository, options: as for Supervisor.
-        grpc_port, http_port: the edge's; 0 takes a free one, and None as http_port leaves HTTP off.
+        grpc_port, http_port, edge_metrics_port: the edge's; 0 takes a free one, None leaves the last two off.
         address: IPv4 address of the edge and of the metrics.
         settings: how the edge treats clients.
 
@@ -32,6 +32,7 @@ class Service:
         *,
         grpc_port: int = 0,
         http_port: int | None = None,
+        edge_metrics_port: int | None = None,
         address: str = LOOPBACK,
         settings: EdgeSettings | None = None,
         **options: Any,
@@ -46,6 +47,7 @@ class Service:
             address=address,
             port=ports["gRPC"],
             http_port=http_port,
+            metrics_port=edge_metrics_port,
             settings=settings,
         )
 

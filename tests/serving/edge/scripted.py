@@ -73,6 +73,12 @@ def is_final(message: bytes) -> bool:
     return read(message).infer_response.parameters[FINAL_RESPONSE].bool_param
 
 
+class Away:
+    """No server behind the edge."""
+
+    run: int | None = None
+
+
 class ScriptedUpstream:
     """Every request takes the next script: bytes are sent, an exception is raised, an event is waited for.
 

@@ -21,18 +21,12 @@ from diffsplat.serving.edge.server import Edge, EdgeSettings
 from diffsplat.serving.edge.service import Service
 from diffsplat.serving.edge.tls import TlsFiles
 from diffsplat.serving.wheel import ServerStartError
-from tests.serving.edge.scripted import PATIENCE_S, request
+from tests.serving.edge.scripted import PATIENCE_S, Away, request
 from tests.serving.processes import wait_for
 
 TOKEN = "correct-horse-battery-staple"
 READY = pb.ServerReadyRequest()
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
-
-
-class Away:
-    """No server behind the edge."""
-
-    run: int | None = None
 
 
 def stub_of(channel: grpc.Channel) -> Any:

@@ -36,7 +36,7 @@ class Front:
     def __init__(self, upstream: ScriptedUpstream, doorman: Doorman) -> None:
         clients, store = Clients(ClientLimits(max_requests=2)), ResultStore(KeepPolicy())
         self.upstream, self.clients, self.store = upstream, clients, store
-        self.dispatcher = Dispatcher(upstream, upstream, clients, store, RequestLog(None))
+        self.dispatcher = Dispatcher(upstream, upstream, clients, store, (RequestLog(None),))
         front = HttpFront(self.dispatcher, clients, doorman, max_request_bytes=100_000)
         self.http: Any = TestClient(TestServer(front.app))
 

@@ -50,7 +50,7 @@ class Desk:
         self.upstream = ScriptedUpstream(*scripts)
         self.clients = Clients(ClientLimits())
         self.store = ResultStore(KeepPolicy(**keep))
-        self.dispatcher = Dispatcher(self.upstream, self.upstream, self.clients, self.store, RequestLog(None))
+        self.dispatcher = Dispatcher(self.upstream, self.upstream, self.clients, self.store, (RequestLog(None),))
         self.client = self.clients.get("me")
 
     async def read_all(self, inference: Inference) -> list[bytes]:
