@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 from diffsplat_client.client import Client
 from diffsplat_client.errors import RequestTimeoutError, ServerUnavailableError
+from diffsplat_client.grpc_transport import GrpcTransport
 from diffsplat_client.request import GenerationRequest
-from diffsplat_client.transport import GrpcTransport, TransportError
+from diffsplat_client.transport import TransportError
 
 from benchmarks.edge_overhead import kill_clients, serve
 from benchmarks.ensemble_overhead import find_repository

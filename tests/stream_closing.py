@@ -1,25 +1,22 @@
 """Close a stream from another thread at the moment its reader waits for the next response."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from diffsplat_client.stream import GenerationStream
-from diffsplat_client.transport import ResponseStream, Tensors
+from diffsplat_client.transport import AsyncResponseStream, Tensors
 
 
 class _Watched:
     """Responses that say when they are waited for."""
 
-    def __init__(self, responses: ResponseStream, waiting: threading.Event) -> None:
+    def __init__(self, responses: AsyncResponseStream, waiting: threading.Event) -> None:
         self.responses = responses
         self.waiting = waiting
 
-    def __iter__(self) -> Iterator[Tensors]:
-        return self
-
-    def __next__(self) -> Tensors:
+    async def read(self) -> Tensors | None:
         self.waiting.set()
-        return next(self.responses)
+        return await self.responses.read()
 
     def cancel(self) -> None:
         self.responses.cancel()
@@ -28,7 +25,8 @@ class _Watched:
 def when_read(events: GenerationStream, act: Callable[[], object]) -> threading.Thread:
     """Call `act` in a thread once somebody waits for the next event. The thread is to be joined."""
     waiting = threading.Event()
-    events._responses = _Watched(events._responses, waiting)
+    reader = events._reader
+    reader._responses = _Watched(reader._responses, waiting)
 
     def run() -> None:
         if waiting.wait(60):

@@ -10,35 +10,49 @@
                 case Progress(step=step, steps=steps): print(step, "of", steps)
                 case Finished(result=generation): ...
 
-Whoever stops reading stops the request.
+Whoever stops reading stops the request. `AsyncClient` is its twin for asyncio.
 """
 
-import dataclasses
-import time
-import uuid
-from typing import Any
+import functools
+from typing import Any, TypeVar
 
 import numpy as np
 
-from diffsplat_client.contract import ENSEMBLE, RECONSTRUCTION
-from diffsplat_client.errors import ServerUnavailableError
-from diffsplat_client.events import Finished
-from diffsplat_client.failures import connection_error, early_end_error
-from diffsplat_client.formats import check_installed
+from diffsplat_client.event_reader import STOP_TIMEOUT_S
 from diffsplat_client.generation import Generation
-from diffsplat_client.probes import ServerStatus, probe_models
-from diffsplat_client.reconstruction import Reconstruction, parse_reconstruction
+from diffsplat_client.handle import GenerationHandle
+from diffsplat_client.operations import Operations, checked_generation, checked_reconstruction, new_id
+from diffsplat_client.probes import ServerStatus
+from diffsplat_client.reconstruction import Reconstruction
 from diffsplat_client.reconstruction_request import ReconstructionRequest
-from diffsplat_client.request import GenerationRequest, as_request
-from diffsplat_client.status import find_early_end
+from diffsplat_client.request import GenerationRequest
+from diffsplat_client.runtime import BlockingRuntime, BlockingTransport, Runtime, run
 from diffsplat_client.stream import GenerationStream
-from diffsplat_client.submission import Submission
-from diffsplat_client.time_limits import CONNECT_TIMEOUT_S, check_timeout
-from diffsplat_client.transport import Tensors, TransportError
+from diffsplat_client.time_limits import CONNECT_TIMEOUT_S
+from diffsplat_client.transport import AsyncTransport, Transport
+
+_Client = TypeVar("_Client", bound="Client")
 
 
-class Client(Submission):
+class Client(Operations[Transport]):
     """A connection to one server, made when it is first needed. Threads may share a client."""
+
+    _runtime: Runtime = BlockingRuntime()
+
+    def _adapt(self, transport: Transport) -> AsyncTransport:
+        return BlockingTransport(transport)
+
+    def __enter__(self: _Client) -> _Client:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop what still runs and let go of the connection; a later call makes a new one."""
+        run(self._close())
 
     def generate(
         self, prompt: str | GenerationRequest = "", *, timeout_s: float | None = None, **options: Any
@@ -59,11 +73,7 @@ class Client(Submission):
             RequestCancelledError: something stopped the request.
             ServerError: the server failed.
         """
-        with self.stream(prompt, timeout_s=timeout_s, **options) as events:
-            for event in events:
-                if isinstance(event, Finished):
-                    return event.result
-        raise AssertionError("a stream ends with Finished or raises")
+        return run(self._follow_new(prompt, options, timeout_s).result())
 
     def stream(
         self, prompt: str | GenerationRequest = "", *, timeout_s: float | None = None, **options: Any
@@ -73,19 +83,54 @@ class Client(Submission):
         The request is sent before this returns. Whoever stops reading early closes the stream (`with` does it), and
         the server stops working on the request.
         """
-        request = as_request(prompt, options).validate()
-        check_installed(request.formats)
-        timeout_s = self.timeout_s if timeout_s is None else check_timeout(timeout_s)
-        started = time.monotonic()
-        transport = self._connect(started, timeout_s)
-        request_id = uuid.uuid4().hex  # whoever knows it can stop the request: it must not be guessable
-        responses = self._send(transport, ENSEMBLE, request.to_tensors(), request_id, started, timeout_s)
-        stream = GenerationStream(
-            transport, responses, request, request_id, started, lambda error: self._request_error(error, timeout_s)
-        )
-        with self._lock:
-            self._streams.add(stream)
-        return stream
+        reader = self._follow_new(prompt, options, timeout_s)
+        run(reader.open())
+        return GenerationStream(reader)
+
+    def submit(
+        self,
+        prompt: str | GenerationRequest = "",
+        *,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> GenerationHandle:
+        """Hand a request over to an edge, which finishes it and keeps its result, whoever leaves.
+
+        Args:
+            prompt: as in `generate`.
+            request_id: an id of the caller's, unguessable, at most 128 printable ASCII characters. The same request may
+                be submitted again under it, and is computed once; None: a new one.
+            timeout_s: until the server's first word about it.
+            options: as in `generate`; `deadline_s` bounds the time that the server spends on it.
+
+        Raises:
+            InvalidRequestError: also for an id that another request has.
+            ServerUnavailableError: also for Triton without an edge.
+            AuthenticationError, ContractMismatchError, RequestTimeoutError: as in `generate`.
+        """
+        request = checked_generation(prompt, options)
+        request_id = new_id() if request_id is None else request_id
+        run(self._submit(request, request_id, timeout_s))
+        return self._handle(request_id, request)
+
+    def attach(
+        self, request_id: str, request: GenerationRequest | None = None, *, timeout_s: float | None = None
+    ) -> GenerationHandle:
+        """Find a submitted request again, running or finished; arguments as in `submit`.
+
+        Without the `request`, results have one that says only what they show: the files' formats.
+
+        Raises:
+            RequestNotFoundError: nothing goes by this id, or not any more.
+            ServerUnavailableError: also for Triton without an edge.
+        """
+        run(self._attach(request_id, timeout_s))
+        return self._handle(request_id, request)
+
+    def _handle(self, request_id: str, request: GenerationRequest | None) -> GenerationHandle:
+        follow = functools.partial(self._follow_kept, request_id, request)
+        return GenerationHandle(request_id, follow, functools.partial(self._stop, request_id))
 
     def reconstruct(
         self,
@@ -108,30 +153,19 @@ class Client(Submission):
             ServerUnavailableError: also when the served bundle has no GSRecon.
             ContractMismatchError, RequestTimeoutError, ServerError: as in `generate`.
         """
-        if camera_to_world is not None:
-            options["camera_to_world"] = camera_to_world
-        if isinstance(images, ReconstructionRequest):
-            request = dataclasses.replace(images, **options).validate()
-        else:
-            request = ReconstructionRequest(images, **options).validate()
-        check_installed(request.formats)
-        timeout_s = self.timeout_s if timeout_s is None else check_timeout(timeout_s)
-        started = time.monotonic()
-        transport = self._connect(started, timeout_s)
-        if "reconstruction" not in self.server_parameters:
-            raise ServerUnavailableError(
-                f"the server at {self.url} makes no reconstructions: its bundle has no GSRecon, or it is older"
-            )
-        request_id = uuid.uuid4().hex
-        tensors: Tensors = {}
-        try:
-            for response in self._send(transport, RECONSTRUCTION, request.to_tensors(), request_id, started, timeout_s):
-                tensors |= response
-            if (end := find_early_end(tensors)) is not None:
-                raise early_end_error(end)
-        except TransportError as error:
-            raise self._request_error(error, timeout_s) from None
-        return parse_reconstruction(tensors, request, request_id, started)
+        return run(self._reconstruct(checked_reconstruction(images, camera_to_world, options), timeout_s))
+
+    def stop(self, request_id: str, timeout_s: float = STOP_TIMEOUT_S) -> str:
+        """Stop a generation, of this client or another one, by its id.
+
+        Returns:
+            "requested": it ends before its next denoising step. "already_finished": it has been denoised or has ended
+            otherwise, not long ago. "not_found": the server knows no such request; one that arrives soon is stopped.
+
+        Raises:
+            ServerUnavailableError, ServerError: no answer; the request ends at its own deadline.
+        """
+        return run(self._stop(request_id, timeout_s))
 
     def status(self, timeout_s: float = CONNECT_TIMEOUT_S) -> ServerStatus:
         """Ask the server and each of its stages for a sign of life; a stage has `timeout_s` to answer.
@@ -139,12 +173,4 @@ class Client(Submission):
         Raises:
             ServerUnavailableError: no server answers.
         """
-        timeout_s = check_timeout(timeout_s)
-        transport = self._open()
-        try:
-            ready = transport.server_ready(timeout_s)
-            parameters = self._ensemble_parameters(transport, timeout_s)
-            models = probe_models(transport, timeout_s, reconstruction="reconstruction" in parameters)
-        except TransportError as error:
-            raise connection_error(error, self.connection, timeout_s) from None
-        return ServerStatus(ready and all(model.state == "READY" for model in models), models, parameters)
+        return run(self._status(timeout_s))

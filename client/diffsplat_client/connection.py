@@ -98,10 +98,12 @@ class Connection:
             options.append(("grpc.enable_http_proxy", 0))  # connections to this machine never go through http_proxy
         return options
 
-    def credentials(self, grpc: Any) -> Any:
-        """Channel credentials, by the module `grpc`; None without TLS. InvalidRequestError for files of no use."""
+    def credentials(self) -> Any:
+        """GRPC's channel credentials; None without TLS. InvalidRequestError for files of no use."""
         if not self.tls:
             return None
+        import grpc
+
         roots = None if self.ca_certificate is None else _read_pem("ca_certificate", self.ca_certificate)
         key = certificate = None
         if self.client_certificate is not None:

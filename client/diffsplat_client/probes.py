@@ -7,7 +7,8 @@ message; the others refuse it, and a refusal is a sign of life as well.
 from typing import NamedTuple
 
 from diffsplat_client.contract import ENSEMBLES, MODELS, RECONSTRUCT, RECONSTRUCTION
-from diffsplat_client.transport import ResponseStream, Transport, TransportError
+from diffsplat_client.runtime import BlockingTransport, run
+from diffsplat_client.transport import AsyncResponseStream, AsyncTransport, Transport, TransportError
 
 PROBE_ID = "probe"
 
@@ -35,41 +36,46 @@ class ServerStatus(NamedTuple):
         return int(text) if text.isascii() and text.isdigit() else None
 
 
-def probe_models(transport: Transport, timeout_s: float, *, reconstruction: bool) -> list[ModelStatus]:
+async def probe_models(transport: AsyncTransport, timeout_s: float, *, reconstruction: bool) -> list[ModelStatus]:
     """State of every model; `reconstruction`: whether the server has the models for reconstructions."""
     names = [name for name in MODELS if reconstruction or name not in (RECONSTRUCT, RECONSTRUCTION)]
     # all at once: a dead stage takes a second to say so
     probes = {name: Probe(transport, name, timeout_s) for name in names if name not in ENSEMBLES}
-    return [_model_status(transport, name, probes.get(name), timeout_s) for name in names]
+    return [await _model_status(transport, name, probes.get(name), timeout_s) for name in names]
 
 
-def _model_status(transport: Transport, name: str, probe: "Probe | None", timeout_s: float) -> ModelStatus:
+async def _model_status(transport: AsyncTransport, name: str, probe: "Probe | None", timeout_s: float) -> ModelStatus:
     try:
-        versions = transport.versions(name, timeout_s)
+        versions = await transport.versions(name, timeout_s)
     except TransportError as error:
         if error.code == "UNAVAILABLE" and probe is None:
             raise
         return ModelStatus(name, "", "UNAVAILABLE", error.message)
-    fault = "" if probe is None else probe.wait()
+    fault = "" if probe is None else await probe.wait()
     return ModelStatus(name, ",".join(versions), "UNAVAILABLE" if fault else "READY", fault)
+
+
+def probe_stage(transport: Transport, model: str, timeout_s: float, version: str = "") -> str:
+    """Ask one stage; why it is down, empty when it lives."""
+    return run(Probe(BlockingTransport(transport), model, timeout_s, version).wait())
 
 
 class Probe:
     """One call without inputs, on its way; to the newest version unless told otherwise."""
 
-    def __init__(self, transport: Transport, model: str, timeout_s: float, version: str = "") -> None:
+    def __init__(self, transport: AsyncTransport, model: str, timeout_s: float, version: str = "") -> None:
         self._timeout_s = timeout_s
-        self._answer: ResponseStream | None = None
+        self._answer: AsyncResponseStream | None = None
         self._fault = ""
         try:
             self._answer = transport.stream(model, {}, PROBE_ID, timeout_s, version)
         except TransportError as error:
             self._fault = self._read(error)
 
-    def wait(self) -> str:
+    async def wait(self) -> str:
         """Wait for the answer; why the stage is down, empty when it lives."""
         try:
-            for _ in self._answer or ():
+            while self._answer is not None and await self._answer.read() is not None:
                 pass
         except TransportError as error:
             self._fault = self._read(error)

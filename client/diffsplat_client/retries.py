@@ -1,13 +1,13 @@
 """Requests sent again while nothing has been answered: after UNAVAILABLE alone, and with growing pauses."""
 
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from diffsplat_client.errors import InvalidRequestError
-from diffsplat_client.transport import ResponseStream, Tensors, TransportError
+from diffsplat_client.runtime import Pause
+from diffsplat_client.transport import AsyncResponseStream, Tensors, TransportError
 
 MAX_RETRIES = 100
 
@@ -38,36 +38,35 @@ class RetriedResponses:
         send: sends it, with the seconds that it may take; raises TransportError.
         ends_at: monotonic time by which everything must have happened, pauses included.
         policy: how often and how fast.
+        pause: between attempts.
     """
 
-    def __init__(self, send: Callable[[float], ResponseStream], ends_at: float, policy: RetryPolicy) -> None:
-        self._send, self._ends_at, self._policy = send, ends_at, policy
+    def __init__(
+        self, send: Callable[[float], AsyncResponseStream], ends_at: float, policy: RetryPolicy, pause: Pause
+    ) -> None:
+        self._send, self._ends_at, self._policy, self._pause = send, ends_at, policy, pause
         self._attempt = 0
-        self._answered = False
-        self._cancelled = threading.Event()
+        self._answered = self._cancelled = False
         self._stream = send(ends_at - time.monotonic())
 
-    def __iter__(self) -> Iterator[Tensors]:
-        """Is its own iterator."""
-        return self
-
-    def __next__(self) -> Tensors:
-        """The next response; TransportError when the request has failed for good."""
+    async def read(self) -> Tensors | None:
+        """The next response, None after the last one; TransportError when the request has failed for good."""
         while True:
             try:
-                response = next(self._stream)
+                response = await self._stream.read()
             except TransportError as error:
-                self._send_again(error)
+                await self._send_again(error)
             else:
                 self._answered = True
                 return response
 
     def cancel(self) -> None:
         """End the stream, and send nothing more."""
-        self._cancelled.set()
+        self._cancelled = True
+        self._pause.cut()
         self._stream.cancel()
 
-    def _send_again(self, error: TransportError) -> None:
+    async def _send_again(self, error: TransportError) -> None:
         """After a pause; raises the error where another attempt is not allowed."""
         self._attempt += 1
         pause_s = self._policy.pause_s(self._attempt)
@@ -75,8 +74,8 @@ class RetriedResponses:
         allowed = error.code == "UNAVAILABLE" and not self._answered and self._attempt <= self._policy.retries
         if not allowed or left_s <= 0:
             raise error
-        if self._cancelled.wait(pause_s):
+        if await self._pause.wait(pause_s):
             raise TransportError("CANCELLED", "the request was stopped before it was sent again")
         self._stream = self._send(left_s)
-        if self._cancelled.is_set():  # while it was sent
+        if self._cancelled:  # while it was sent
             self._stream.cancel()

@@ -3,36 +3,38 @@
 import threading
 import time
 import weakref
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from diffsplat_client.connection import DEFAULT_URL, KEEP_ALIVE_S, Connection, FilePath, token_from_environment
-from diffsplat_client.contract import CONTRACT_VERSION, DEADLINE, ENSEMBLE
+from diffsplat_client.contract import (
+    CONTRACT_VERSION,
+    DEADLINE,
+    ENSEMBLE,
+    STOP,
+    STOP_ANSWER,
+    STOP_ANSWERS,
+    STOP_MODEL,
+)
 from diffsplat_client.errors import ContractMismatchError, DiffSplatError, ServerUnavailableError
+from diffsplat_client.event_reader import EventReader
 from diffsplat_client.failures import connection_error, request_error
 from diffsplat_client.output_options import MAX_DEADLINE_S
 from diffsplat_client.retries import RetriedResponses, RetryPolicy, check_retries
-from diffsplat_client.stream import STOP_TIMEOUT_S, GenerationStream, send_stop
+from diffsplat_client.runtime import Runtime
 from diffsplat_client.time_limits import CONNECT_TIMEOUT_S, DEFAULT_TIMEOUT_S, check_timeout, not_sent, remaining_s
-from diffsplat_client.transport import (
-    GrpcTransport,
-    Parameters,
-    ResponseStream,
-    Tensors,
-    Transport,
-    TransportError,
-)
+from diffsplat_client.transport import AsyncResponseStream, AsyncTransport, Parameters, Tensors, TransportError
 
 # Readiness and contract are asked again after this long: gRPC reconnects by itself, perhaps to another server. No
 # server stops and starts again in less.
 RECHECK_S = 1.0
 
-_Session = TypeVar("_Session", bound="Session")
+_Transport = TypeVar("_Transport")
 
 
-class Session:
-    """What `Client` stands on."""
+class Session(Generic[_Transport]):
+    """What both clients stand on. `_Transport`: what they may be given to speak instead of gRPC."""
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class Session:
         client_certificate: tuple[FilePath, FilePath] | None = None,
         keep_alive_s: float = KEEP_ALIVE_S,
         retries: int = RetryPolicy().retries,
-        transport: Transport | None = None,
+        transport: _Transport | None = None,
     ) -> None:
         """Nothing is sent yet.
 
@@ -66,51 +68,59 @@ class Session:
         self.timeout_s = check_timeout(timeout_s)
         self._retry_policy = RetryPolicy(check_retries(retries))
         self.server_parameters: dict[str, str] = {}  # the ensemble's, known after the first request
-        self._transport = transport
+        self._transport = None if transport is None else self._adapt(transport)
         self._checked_at: float | None = None  # monotonic time of the last check of this connection
-        self._streams: weakref.WeakSet[GenerationStream] = weakref.WeakSet()  # of the present connection
+        self._readers: weakref.WeakSet[EventReader] = weakref.WeakSet()  # of the present connection
         self._keeps_requests: bool | None = None  # whether an edge does; None: not asked yet
         self._lock = threading.Lock()
 
-    def __enter__(self: _Session) -> _Session:
-        """Close at the end of the block."""
-        return self
+    @property
+    def _runtime(self) -> Runtime:
+        raise NotImplementedError
 
-    def __exit__(self, *_: object) -> None:
-        """Let go of the connection."""
-        self.close()
+    def _adapt(self, transport: _Transport) -> AsyncTransport:
+        """A transport that was given, in the form that the core sees."""
+        raise NotImplementedError
 
-    def close(self) -> None:
-        """Stop what still runs and let go of the connection; a later call makes a new one."""
+    async def _close(self) -> None:
+        """Stop what still runs and let go of the connection."""
+        if self._runtime.has_moved():
+            self._forget_connection()
         with self._lock:
-            streams = list(self._streams)
-        for stream in streams:  # while their STOP can still be sent
-            stream.close()
+            readers = list(self._readers)
+        for reader in readers:  # while their STOP can still be sent
+            await reader.close()
         with self._lock:
-            if self._transport is not None:
-                self._transport.close()
-                self._transport = None
-            self._checked_at = None
+            transport = self._transport
+            self._forget_connection()
+        if transport is not None:
+            await transport.close()
 
-    def stop(self, request_id: str, timeout_s: float = STOP_TIMEOUT_S) -> str:
-        """Stop a generation, of this client or another one, by its id (`GenerationStream.request_id`).
+    async def _stop(self, request_id: str, timeout_s: float) -> str:
+        """Stop a generation; one of contract.STOP_ANSWERS, or a typed error when there is no answer.
 
-        Returns:
-            "requested": it ends before its next denoising step. "already_finished": it has been denoised or has ended
-            otherwise, not long ago. "not_found": the server knows no such request; one that arrives soon is stopped.
-
-        Raises:
-            ServerUnavailableError: no server answers.
+        The STOP goes to every version that is loaded: while a server changes over, the older one still works on
+        requests.
         """
-        timeout_s = check_timeout(timeout_s)
+        timeout_s, answers = check_timeout(timeout_s), set()
         try:
-            return send_stop(self._open(), request_id, timeout_s)
+            transport = self._open()
+            for version in await transport.versions(STOP_MODEL, timeout_s):
+                stop = {STOP.name: np.ones(STOP.dims, np.bool_)}
+                responses = transport.stream(STOP_MODEL, stop, request_id, timeout_s, version)
+                while (tensors := await responses.read()) is not None:  # an unread stream would be cancelled
+                    if STOP_ANSWER.name in tensors:
+                        answers.add(tensors[STOP_ANSWER.name].item().decode(errors="replace"))
+            known = [answer for answer in STOP_ANSWERS if answer in answers]  # the first one says most
+            if not known:
+                raise TransportError("INTERNAL", "the server did not say what became of the request")
         except TransportError as error:
             raise connection_error(error, self.connection, timeout_s) from None
+        return known[0]
 
     def _send(
-        self, transport: Transport, model: str, tensors: Tensors, request_id: str, started: float, timeout_s: float
-    ) -> ResponseStream:
+        self, transport: AsyncTransport, model: str, tensors: Tensors, request_id: str, started: float, timeout_s: float
+    ) -> AsyncResponseStream:
         """Send one request, for which there are `timeout_s` seconds from `started` on.
 
         The server gets the time that is left as the request's deadline, so that it gives up a request whose client has
@@ -119,54 +129,60 @@ class Session:
         left_s = remaining_s(started, timeout_s)
         asked_s = tensors[DEADLINE.name].item() if DEADLINE.name in tensors else MAX_DEADLINE_S
         tensors = {**tensors, DEADLINE.name: np.array([min(asked_s, left_s, MAX_DEADLINE_S)], np.float32)}
-        return self._ask(transport, model, tensors, request_id, started, timeout_s)
+        return self._send_as_is(transport, model, tensors, request_id, started, timeout_s)
 
-    def _ask(
+    def _send_as_is(
         self,
-        transport: Transport,
+        transport: AsyncTransport,
         model: str,
         tensors: Tensors,
         request_id: str,
         started: float,
         timeout_s: float,
         parameters: Parameters | None = None,
-    ) -> ResponseStream:
-        """The responses to a request as it is, which is sent again as the policy says."""
+    ) -> AsyncResponseStream:
+        """The responses to a request, which is sent again as the policy says."""
 
-        def send(left_s: float) -> ResponseStream:
+        def send(left_s: float) -> AsyncResponseStream:
             return transport.stream(model, tensors, request_id, left_s, parameters=parameters)
 
         try:
-            return RetriedResponses(send, started + timeout_s, self._retry_policy)
+            return RetriedResponses(send, started + timeout_s, self._retry_policy, self._runtime.pause())
         except TransportError as error:
             raise self._request_error(error, timeout_s) from None
 
-    def _ensemble_parameters(self, transport: Transport, timeout_s: float) -> dict[str, str]:
+    async def _ensemble_parameters(self, transport: AsyncTransport, timeout_s: float) -> dict[str, str]:
         """Empty when the ensemble is not loaded."""
         try:
-            return transport.parameters(ENSEMBLE, timeout_s)
+            return await transport.parameters(ENSEMBLE, timeout_s)
         except TransportError as error:
             if error.code == "NOT_FOUND" or "unknown model" in error.message:
                 return {}
             raise
 
-    def _open(self) -> Transport:
+    def _open(self) -> AsyncTransport:
         with self._lock:
+            if self._runtime.has_moved():
+                self._forget_connection()
             if self._transport is None:
-                self._transport = GrpcTransport(self.connection)
+                self._transport = self._runtime.connect(self.connection)
             return self._transport
 
-    def _connect(self, started: float, timeout_s: float) -> Transport:
+    def _forget_connection(self) -> None:
+        self._transport, self._checked_at = None, None
+        self._readers = weakref.WeakSet()
+
+    async def _connect(self, started: float, timeout_s: float) -> AsyncTransport:
         """The transport to a server that is ready and speaks this contract, within what is left of `timeout_s`."""
         transport = self._open()
         if self._checked_at is not None and started - self._checked_at < RECHECK_S:
             return transport
         try:
             question_s = min(remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
-            if not transport.server_ready(question_s):
+            if not await transport.server_ready(question_s):
                 raise ServerUnavailableError(f"the server at {self.url} is not ready: it is starting or stopping")
             question_s = min(remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
-            parameters = transport.parameters(ENSEMBLE, question_s)
+            parameters = await transport.parameters(ENSEMBLE, question_s)
         except TransportError as error:
             if error.code == "DEADLINE_EXCEEDED" and question_s < CONNECT_TIMEOUT_S:
                 raise not_sent(timeout_s) from None
@@ -181,12 +197,13 @@ class Session:
         self._checked_at = time.monotonic()
         return transport
 
-    def _connect_to_edge(self, started: float, timeout_s: float) -> Transport:
+    async def _connect_to_edge(self, started: float, timeout_s: float) -> AsyncTransport:
         """The same, for requests whose ids last."""
-        transport = self._connect(started, timeout_s)
+        transport = await self._connect(started, timeout_s)
         if self._keeps_requests is None:
             try:
-                self._keeps_requests = transport.keeps_requests(min(remaining_s(started, timeout_s), CONNECT_TIMEOUT_S))
+                question_s = min(remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
+                self._keeps_requests = await transport.keeps_requests(question_s)
             except TransportError as error:
                 raise connection_error(error, self.connection, timeout_s) from None
         if not self._keeps_requests:

@@ -322,7 +322,8 @@ class TritonServer:
 
 
 def _ready(grpc_url: str) -> bool:
-    from diffsplat_client.transport import GrpcTransport, TransportError
+    from diffsplat_client.grpc_transport import GrpcTransport
+    from diffsplat_client.transport import TransportError
 
     transport = GrpcTransport(grpc_url)
     try:

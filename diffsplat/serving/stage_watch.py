@@ -5,8 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from diffsplat_client.probes import Probe
-from diffsplat_client.transport import GrpcTransport
+from diffsplat_client.grpc_transport import GrpcTransport
+from diffsplat_client.probes import probe_stage
 
 from diffsplat.serving.metrics import busy_instances, executions
 from diffsplat.serving.processes import Stub, cpu_seconds
@@ -84,7 +84,7 @@ class StageWatch:
         while not self._closed.is_set():
             with self._lock:
                 self._start_waiting()
-            fault = Probe(self._transport, self.model, NO_TIMEOUT_S).wait()
+            fault = probe_stage(self._transport, self.model, NO_TIMEOUT_S)
             with self._lock:
                 self._waiting_since_s = None
                 self._fault = fault

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from diffsplat_client.probes import Probe
-from diffsplat_client.transport import GrpcTransport
+from diffsplat_client.grpc_transport import GrpcTransport
+from diffsplat_client.probes import probe_stage
 
 from diffsplat.serving.repository_copy import is_ensemble, read_configs
 from diffsplat.serving.server import START_TIMEOUT_S, TritonServer
@@ -110,7 +110,7 @@ class VersionSwitch:
         transport = GrpcTransport(self.server.grpc_url)
         try:
             for name in self._stages:
-                if fault := Probe(transport, name, _PROBE_TIMEOUT_S, self.new).wait():
+                if fault := probe_stage(transport, name, _PROBE_TIMEOUT_S, self.new):
                     raise SwitchError(f"{name} version {self.new} does not answer: {fault}")
         finally:
             transport.close()

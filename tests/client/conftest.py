@@ -4,12 +4,16 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, STOP_MODEL
 from diffsplat_client.probes import PROBE_ID
 from diffsplat_client.transport import Tensors, TransportError
+
+if TYPE_CHECKING:
+    from tests.client.protocol_server import Servicer
 
 PATIENCE_S = 60.0  # longer than any wait of a test that passes
 Script = list[Tensors | BaseException]
@@ -176,11 +180,20 @@ def fakes() -> type[Fakes]:
 
 
 @pytest.fixture
+def server(fakes) -> Iterator["Servicer"]:
+    """A server on a real socket."""
+    from tests.client.protocol_server import Servicer, served
+
+    with served(Servicer(fakes)) as servicer:
+        yield servicer
+
+
+@pytest.fixture
 def serve_fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeTransport], FakeTransport]:
     """Make every client that gets only an address use this transport."""
 
     def serve(transport: FakeTransport) -> FakeTransport:
-        monkeypatch.setattr("diffsplat_client.session.GrpcTransport", lambda connection: transport)
+        monkeypatch.setattr("diffsplat_client.grpc_transport.GrpcTransport", lambda connection: transport)
         return transport
 
     return serve

@@ -10,7 +10,8 @@ import pytest
 from diffsplat_client import AuthenticationError, Client, InvalidRequestError, ServerUnavailableError
 from diffsplat_client.cli import main
 from diffsplat_client.connection import Connection
-from diffsplat_client.transport import GrpcTransport, TransportError
+from diffsplat_client.grpc_transport import GrpcTransport
+from diffsplat_client.transport import TransportError
 
 from diffsplat.serving.edge.server import Edge, EdgeSettings
 from diffsplat.serving.edge.tls import TlsFiles

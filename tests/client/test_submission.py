@@ -13,6 +13,7 @@ from diffsplat_client import (
 )
 from diffsplat_client.formats.ply import encode_ply
 from diffsplat_client.retries import RetriedResponses, RetryPolicy
+from diffsplat_client.runtime import BlockingRuntime, BlockingStream, run
 from diffsplat_client.transport import TransportError
 
 GONE = TransportError("UNAVAILABLE", "Socket closed")
@@ -111,12 +112,20 @@ class Attempts:
     def __call__(self, left_s: float):
         assert left_s > 0
         self.sent += 1
-        return self.fakes.transport(*self.scripts[self.sent - 1]).stream("diffsplat", {}, "id", left_s)
+        return BlockingStream(self.fakes.transport(*self.scripts[self.sent - 1]).stream("diffsplat", {}, "id", left_s))
+
+
+def retried(send: Attempts, ends_at: float, policy: RetryPolicy) -> RetriedResponses:
+    return RetriedResponses(send, ends_at, policy, BlockingRuntime().pause())
+
+
+def read_all(responses: RetriedResponses) -> list:
+    return list(iter(lambda: run(responses.read()), None))
 
 
 def test_a_request_is_sent_again_while_nothing_is_answered(fakes) -> None:
     attempts = Attempts(fakes, [GONE], [GONE], [{}, {}])
-    assert list(RetriedResponses(attempts, FAR, AT_ONCE)) == [{}, {}]
+    assert read_all(retried(attempts, FAR, AT_ONCE)) == [{}, {}]
     assert attempts.sent == 3
 
 
@@ -128,26 +137,26 @@ def test_a_request_is_sent_again_while_nothing_is_answered(fakes) -> None:
 def test_nothing_else_is_sent_again(fakes, scripts) -> None:
     attempts = Attempts(fakes, *scripts)
     with pytest.raises(TransportError):
-        list(RetriedResponses(attempts, FAR, AT_ONCE))
+        read_all(retried(attempts, FAR, AT_ONCE))
     assert attempts.sent == 1
 
 
 def test_attempts_and_time_are_bounded(fakes, clock) -> None:
     attempts = Attempts(fakes, *[[GONE]] * 9)
     with pytest.raises(TransportError, match="Socket closed"):
-        list(RetriedResponses(attempts, FAR, AT_ONCE))
+        read_all(retried(attempts, FAR, AT_ONCE))
     assert attempts.sent == 3
     attempts = Attempts(fakes, *[[GONE]] * 9)
     with pytest.raises(TransportError, match="Socket closed"):
-        list(RetriedResponses(attempts, clock[0] + 5, RetryPolicy(retries=8, first_pause_s=60, longest_pause_s=60)))
+        read_all(retried(attempts, clock[0] + 5, RetryPolicy(retries=8, first_pause_s=60, longest_pause_s=60)))
     assert attempts.sent == 1, "the pause would outlast the call"
 
 
 def test_a_cancelled_request_is_not_sent_again(fakes) -> None:
-    responses = RetriedResponses(Attempts(fakes, [GONE]), FAR, RetryPolicy(first_pause_s=1e6, longest_pause_s=1e6))
+    responses = retried(Attempts(fakes, [GONE]), FAR, RetryPolicy(first_pause_s=1e6, longest_pause_s=1e6))
     responses.cancel()
     with pytest.raises(TransportError, match="CANCELLED"):
-        next(responses)
+        run(responses.read())
 
 
 def test_pauses_grow_up_to_a_limit() -> None:

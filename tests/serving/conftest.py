@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from diffsplat_client.client import Client
-from diffsplat_client.transport import GrpcTransport
+from diffsplat_client.grpc_transport import GrpcTransport
 
 from diffsplat.serving.engine import Engine
 from diffsplat.serving.server import TritonServer

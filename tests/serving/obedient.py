@@ -4,7 +4,8 @@ import contextlib
 import threading
 
 import numpy as np
-from diffsplat_client.transport import GrpcTransport, TransportError
+from diffsplat_client.grpc_transport import GrpcTransport
+from diffsplat_client.transport import TransportError
 
 from tests.serving.processes import TIMEOUT_S
 

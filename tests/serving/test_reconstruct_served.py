@@ -11,9 +11,10 @@ import pytest
 from diffsplat_client import Client, read_ply
 from diffsplat_client.cli import main
 from diffsplat_client.contract import RECONSTRUCTION
+from diffsplat_client.grpc_transport import GrpcTransport
 from diffsplat_client.poses import poses_of
 from diffsplat_client.reconstruction_request import ReconstructionRequest
-from diffsplat_client.transport import GrpcTransport, Tensors, TransportError
+from diffsplat_client.transport import Tensors, TransportError
 
 from benchmarks.quality.truth import EVALUATION_SEED
 from diffsplat.bundle import Bundle

@@ -15,9 +15,10 @@ from diffsplat_client.client import Client
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.formats import FORMAT_CHOICES, FORMATS
 from diffsplat_client.generation import Generation
+from diffsplat_client.grpc_transport import GrpcTransport
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.status import find_early_end
-from diffsplat_client.transport import GrpcTransport, Tensors
+from diffsplat_client.transport import Tensors
 from safetensors import safe_open
 
 from benchmarks.quality.truth import EVALUATION_SEED

@@ -16,9 +16,10 @@ from diffsplat_client.errors import RequestCancelledError
 from diffsplat_client.events import Finished, Progress, Queued
 from diffsplat_client.formats import FORMATS
 from diffsplat_client.generation import Generation
+from diffsplat_client.grpc_transport import GrpcTransport
 from diffsplat_client.poses import turntable
 from diffsplat_client.request import GenerationRequest
-from diffsplat_client.transport import GrpcTransport, Tensors
+from diffsplat_client.transport import Tensors
 
 from diffsplat.serving.metrics import read_metrics
 from diffsplat.serving.server import TritonServer

@@ -10,9 +10,10 @@ import pytest
 from diffsplat_client.client import Client
 from diffsplat_client.contract import ENSEMBLE
 from diffsplat_client.errors import RequestTimeoutError
+from diffsplat_client.grpc_transport import GrpcTransport
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.status import find_early_end
-from diffsplat_client.transport import GrpcTransport, Tensors, TransportError
+from diffsplat_client.transport import Tensors, TransportError
 
 from diffsplat.serving.server import TritonServer
 from tests.serving.processes import TIMEOUT_S

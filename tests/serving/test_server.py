@@ -18,8 +18,8 @@ import pytest
 from diffsplat_client import cli
 from diffsplat_client.client import Client
 from diffsplat_client.errors import ServerUnavailableError
+from diffsplat_client.grpc_transport import GrpcTransport
 from diffsplat_client.request import GenerationRequest
-from diffsplat_client.transport import GrpcTransport
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import grpc
 import pytest
 from diffsplat_client import Client, Finished, ServerUnavailableError
+from diffsplat_client.grpc_transport import GrpcTransport
 from diffsplat_client.probes import PROBE_ID
-from diffsplat_client.transport import GrpcTransport
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 

@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from diffsplat_client import Client, Finished, Progress
-from diffsplat_client.transport import GrpcTransport
+from diffsplat_client.grpc_transport import GrpcTransport
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
