@@ -81,7 +81,7 @@ class Operations(Session[_Transport]):
         self, request_id: str, tensors: Tensors, parameters: Parameters, started: float, limit_s: float
     ) -> AsyncResponseStream:
         transport = await self._connect_to_edge(started, limit_s)
-        return self._send_as_is(transport, ENSEMBLE, tensors, request_id, started, limit_s, parameters)
+        return self._send(transport, ENSEMBLE, tensors, request_id, started, limit_s, parameters)
 
     async def _reconstruct(self, request: ReconstructionRequest, timeout_s: float | None) -> Reconstruction:
         limit_s, request_id, started = self._limit_s(timeout_s), new_id(), time.monotonic()

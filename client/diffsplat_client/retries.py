@@ -1,4 +1,4 @@
-"""Requests sent again while nothing has been answered: after UNAVAILABLE alone, and with growing pauses."""
+"""Requests sent again while nothing has been answered: after UNAVAILABLE alone, and after a pause."""
 
 import random
 import time
@@ -13,15 +13,16 @@ MAX_RETRIES = 100
 
 
 class RetryPolicy(NamedTuple):
-    """How often and how fast."""
+    """How often and how fast. All pauses are partly random, so that clients do not come back together."""
 
     retries: int = 2
     first_pause_s: float = 0.25  # doubled with each
     longest_pause_s: float = 8.0
 
-    def pause_s(self, attempt: int) -> float:
-        """Before attempt 1, 2, ...: between half of the pause and all of it, so that clients do not return together."""
-        return min(self.first_pause_s * 2.0 ** (attempt - 1), self.longest_pause_s) * random.uniform(0.5, 1.0)
+    def pause_s(self, attempt: int, retry_after_s: float | None = None) -> float:
+        """Before attempt 1, 2, ...: half of the pause to all of it, but not before the server expects to have room."""
+        pause_s = min(self.first_pause_s * 2.0 ** (attempt - 1), self.longest_pause_s) * random.uniform(0.5, 1.0)
+        return pause_s if retry_after_s is None else max(pause_s, retry_after_s * random.uniform(1.0, 1.25))
 
 
 def check_retries(retries: int) -> int:
@@ -69,13 +70,15 @@ class RetriedResponses:
     async def _send_again(self, error: TransportError) -> None:
         """After a pause; raises the error where another attempt is not allowed."""
         self._attempt += 1
-        pause_s = self._policy.pause_s(self._attempt)
-        left_s = self._ends_at - time.monotonic() - pause_s
+        pause_s = self._policy.pause_s(self._attempt, error.retry_after_s)
         allowed = error.code == "UNAVAILABLE" and not self._answered and self._attempt <= self._policy.retries
-        if not allowed or left_s <= 0:
+        if not allowed or time.monotonic() + pause_s >= self._ends_at:
             raise error
         if await self._pause.wait(pause_s):
             raise TransportError("CANCELLED", "the request was stopped before it was sent again")
+        left_s = self._ends_at - time.monotonic()
+        if left_s <= 0:  # the pause has lasted longer than it should
+            raise error
         self._stream = self._send(left_s)
         if self._cancelled:  # while it was sent
             self._stream.cancel()

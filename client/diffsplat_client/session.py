@@ -119,19 +119,6 @@ class Session(Generic[_Transport]):
         return known[0]
 
     def _send(
-        self, transport: AsyncTransport, model: str, tensors: Tensors, request_id: str, started: float, timeout_s: float
-    ) -> AsyncResponseStream:
-        """Send one request, for which there are `timeout_s` seconds from `started` on.
-
-        The server gets the time that is left as the request's deadline, so that it gives up a request whose client has
-        died.
-        """
-        left_s = remaining_s(started, timeout_s)
-        asked_s = tensors[DEADLINE.name].item() if DEADLINE.name in tensors else MAX_DEADLINE_S
-        tensors = {**tensors, DEADLINE.name: np.array([min(asked_s, left_s, MAX_DEADLINE_S)], np.float32)}
-        return self._send_as_is(transport, model, tensors, request_id, started, timeout_s)
-
-    def _send_as_is(
         self,
         transport: AsyncTransport,
         model: str,
@@ -141,11 +128,17 @@ class Session(Generic[_Transport]):
         timeout_s: float,
         parameters: Parameters | None = None,
     ) -> AsyncResponseStream:
-        """The responses to a request, which is sent again as the policy says."""
+        """The responses to one request, which is sent again as the policy says, until `started` + `timeout_s`.
+
+        The server gets the time that is left as the request's deadline, so that it gives up a request whose client has
+        died; but for requests with `parameters`, which last: there other tensors would mean another request.
+        """
 
         def send(left_s: float) -> AsyncResponseStream:
-            return transport.stream(model, tensors, request_id, left_s, parameters=parameters)
+            sent = tensors if parameters else _with_deadline(tensors, left_s)
+            return transport.stream(model, sent, request_id, left_s, parameters=parameters)
 
+        remaining_s(started, timeout_s)
         try:
             return RetriedResponses(send, started + timeout_s, self._retry_policy, self._runtime.pause())
         except TransportError as error:
@@ -217,3 +210,9 @@ class Session(Generic[_Transport]):
         if error.code == "UNAVAILABLE":
             self._checked_at = None  # what comes back may be another server
         return request_error(error, self.connection, timeout_s)
+
+
+def _with_deadline(tensors: Tensors, left_s: float) -> Tensors:
+    """Of what the request itself asks for and the time that its client has left, the shorter one."""
+    asked_s = tensors[DEADLINE.name].item() if DEADLINE.name in tensors else MAX_DEADLINE_S
+    return {**tensors, DEADLINE.name: np.array([min(asked_s, left_s)], np.float32)}

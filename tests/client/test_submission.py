@@ -152,6 +152,66 @@ def test_attempts_and_time_are_bounded(fakes, clock) -> None:
     assert attempts.sent == 1, "the pause would outlast the call"
 
 
+class Waiting:
+    """A pause that passes at once on the test's clock, and says how long it was."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock, self.pauses = clock, []
+
+    async def wait(self, seconds: float) -> bool:
+        self.pauses.append(seconds)
+        self.clock[0] += seconds
+        return False
+
+    def cut(self) -> None:
+        pass
+
+
+def overloaded(retry_after_s: float) -> TransportError:
+    return TransportError("UNAVAILABLE", "64 wait", True, error_type="OVERLOADED", retry_after_s=retry_after_s)
+
+
+def test_the_server_s_word_on_when_to_come_back_counts(fakes, clock) -> None:
+    waiting, began = Waiting(clock), clock[0]
+    attempts = Attempts(fakes, [overloaded(20.0)], [overloaded(4.0)], [{}])
+    limits: list[float] = []
+
+    def send(left_s: float):
+        limits.append(left_s)
+        return attempts(left_s)
+
+    assert read_all(RetriedResponses(send, began + 100, RetryPolicy(), waiting)) == [{}]
+    first, second = waiting.pauses
+    assert 20 <= first <= 25 and 4 <= second <= 5
+    assert limits == pytest.approx([100, 100 - first, 100 - first - second]), (
+        "the caller's deadline holds for all attempts"
+    )
+
+
+def test_a_server_that_has_no_room_before_the_deadline_is_not_waited_for(fakes, clock) -> None:
+    waiting = Waiting(clock)
+    attempts = Attempts(fakes, [overloaded(20.0)], [{}])
+    with pytest.raises(TransportError, match="64 wait"):
+        read_all(RetriedResponses(attempts, clock[0] + 19, RetryPolicy(), waiting))
+    assert attempts.sent == 1 and waiting.pauses == []
+
+
+def test_a_server_that_says_now_is_not_asked_at_once() -> None:
+    """Else all clients would come back together."""
+    assert RetryPolicy(first_pause_s=1.0).pause_s(1, retry_after_s=0.0) >= 0.5
+
+
+def test_each_attempt_tells_the_server_what_time_is_left(fakes, clock, monkeypatch) -> None:
+    fake = fakes.transport(GONE)
+    client = Client(transport=fake)
+    monkeypatch.setattr(client._runtime, "pause", lambda: Waiting(clock))
+    with pytest.raises(ServerUnavailableError):
+        client.generate("x", timeout_s=50)
+    sent = [tensors["DEADLINE_S"].item() for _, tensors, _, _ in fake.calls]
+    assert sent[0] == 50 and sent == sorted(sent, reverse=True) and len(set(sent)) == 3
+    assert [limit for *_, limit in fake.calls] == pytest.approx(sent)
+
+
 def test_a_cancelled_request_is_not_sent_again(fakes) -> None:
     responses = retried(Attempts(fakes, [GONE]), FAR, RetryPolicy(first_pause_s=1e6, longest_pause_s=1e6))
     responses.cancel()

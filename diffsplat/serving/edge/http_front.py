@@ -12,6 +12,7 @@ import base64
 import binascii
 import dataclasses
 import json
+import math
 import uuid
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffsplat_client.contract import (
     ASSET_FORMATS,
     ASSETS,
     ENSEMBLE,
+    ERROR_CODES,
     KEEP,
     ON_DISCONNECT,
     REQUEST_TENSORS,
@@ -43,6 +45,7 @@ PREFIX = "/v1/splats"
 EVENTS_TYPE = "text/event-stream"
 RETRY_AFTER_S = 1
 _DATATYPES = {spec.name: spec.datatype for spec in REQUEST_TENSORS}
+_RETRIED = [error_type for error_type, code in ERROR_CODES.items() if code == "UNAVAILABLE"]
 _STATUS_CODES = {"INVALID_ARG": 400, "NOT_FOUND": 404, "UNAVAILABLE": 503}
 _STOP_STATUS = dict(zip(STOP_ANSWERS, (202, 200, 404), strict=True))
 
@@ -110,12 +113,16 @@ class HttpFront:
         return stream
 
     async def _result(self, request: web.Request) -> web.StreamResponse:
-        """The file of `?format`, by default the first one, once it is there; 409 and `Retry-After` before."""
+        """The file of `?format`, by default the first one, once it is there.
+
+        409 and `Retry-After` before, 503 and `Retry-After` if the request is to be sent again.
+        """
         recording = self._recording(request)
         standing = standing_of(recording)
         if standing.state == RUNNING:
-            headers = {"Retry-After": str(RETRY_AFTER_S)}
-            return web.json_response(standing.to_dict(), status=409, headers=headers)
+            return web.json_response(standing.to_dict(), status=409, headers=_retry_after())
+        if standing.error_type in _RETRIED:
+            return web.json_response(standing.to_dict(), status=503, headers=_retry_after(standing.retry_after_s))
         if standing.state != "finished":
             return web.json_response(standing.to_dict(), status=410)
         answers = read_recording(self._client_of(request), recording)
@@ -192,6 +199,11 @@ def _file_answer(file_format: str, content: bytes) -> web.Response:
     return web.Response(body=content, headers={"Content-Disposition": disposition, "Content-Type": kind.media_type})
 
 
+def _retry_after(seconds: float | None = None) -> dict[str, str]:
+    """The header, in whole seconds."""
+    return {"Retry-After": str(max(RETRY_AFTER_S, math.ceil(seconds or 0)))}
+
+
 def _event(name: str, standing: Standing) -> bytes:
     return f"event: {name}\ndata: {json.dumps(standing.to_dict())}\n\n".encode()
 
@@ -202,7 +214,7 @@ async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamRespo
         response: web.StreamResponse = await handler(request)
     except RefusedError as error:
         status = _STATUS_CODES.get(error.code, 500)
-        headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
+        headers = _retry_after() if status == 503 else {}
         return web.json_response({"error_type": error.code, "error": str(error)}, status=status, headers=headers)
     except web.HTTPException as error:
         if error.status < 400:

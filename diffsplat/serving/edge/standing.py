@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from diffsplat_client.error_text import StageError
+
 from diffsplat.serving.edge.results_store import Recording
 
 
@@ -16,6 +18,7 @@ class Standing:
         phase: of its last STATUS, "" before the first.
         step, steps, queue_position, seconds_left, seed, warnings: as in STATUS; None or empty while not known.
         error_type, error: why it did not finish.
+        retry_after_s: seconds after which an overloaded server expects to have room; None if it does not say.
         result_bytes: of what is kept.
     """
 
@@ -29,6 +32,7 @@ class Standing:
     warnings: tuple[str, ...] = ()
     error_type: str = ""
     error: str = ""
+    retry_after_s: float | None = None
     result_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,11 +47,13 @@ def standing_of(recording: Recording) -> Standing:
     """Of a recorded request, now."""
     values = recording.status
     known = {name: values[name] for name in _FIELDS if name in values}
+    said = StageError.from_text(recording.error)
     return Standing(
         state=recording.end_state,
         warnings=tuple(values.get("warnings", ())),
         error_type=recording.error_type,
-        error=recording.error,
+        error=recording.error if said is None else said.message,
+        retry_after_s=None if said is None else said.retry_after_s,
         result_bytes=recording.size,
         **known,
     )

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.serving.processes import TIMEOUT_S, wait_for
 
 pytestmark = pytest.mark.triton
 
+ROOT = Path(__file__).resolve().parents[3]
 LONG_STEPS = 200
 RESTART_S = 500.0  # a restart takes as long as a start, on a busy machine minutes
 COLOURS = ("red", "green", "blue", "yellow", "white")
@@ -207,3 +209,15 @@ def test_without_the_edge_a_death_is_an_error(service: Service) -> None:
 
     asyncio.run(main())
     wait_for(lambda: service.supervisor.run is not None)
+
+
+@pytest.mark.parametrize("page", ["client/README.md", "docs/api.md"])
+def test_the_examples_of_the_pages_run(
+    service: Service, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, as printed but for the address."""
+    code = "\n".join(re.findall("```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
+    assert "AsyncClient" in code and "localhost:8001" in code
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("localhost:8001", service.grpc_url), page, "exec"), {})
+    assert list(tmp_path.glob("*.ply"))

@@ -108,6 +108,26 @@ def test_the_request_that_triton_gets_is_the_one_that_was_sent() -> None:
     drive(work, [RESULT])
 
 
+@pytest.mark.parametrize(
+    ("says", "retry_after", "shown"),
+    [
+        ("in ensemble 'diffsplat', OVERLOADED: 64 wait [retry_after_s=2.5]", "3", "64 wait"),
+        ("OVERLOADED: 64 wait", "1", "64 wait"),
+    ],
+)
+def test_an_overloaded_server_says_when_to_come_back(says: str, retry_after: str, shown: str) -> None:
+    async def work(front: Front) -> None:
+        _, job = await front.post(**{"Idempotency-Key": "my-cube"})
+        standing = await front.until_ended(job)
+        assert (standing["state"], standing["error_type"], standing["error"]) == ("failed", "OVERLOADED", shown)
+        answered, _ = await front.get(job["result_url"])
+        assert answered.status == 503 and answered.headers["Retry-After"] == retry_after
+        await front.post(**{"Idempotency-Key": "my-cube"})
+        assert (await front.until_ended(job))["state"] == "finished", "sent again it is computed"
+
+    drive(work, [failure(says)], [RESULT])
+
+
 def test_events_tell_every_step_and_the_end() -> None:
     go = asyncio.Event()
 
