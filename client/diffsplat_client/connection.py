@@ -11,10 +11,11 @@ from diffsplat_client.errors import InvalidRequestError
 
 DEFAULT_URL = "localhost:8001"
 TOKEN_VARIABLE = "DIFFSPLAT_TOKEN"
-# Triton closes connections that are pinged more often than every 300 s without data; load balancers forget those that
-# are silent for 350 s. An edge may be pinged every second.
-KEEP_ALIVE_S = 330.0
-KEEP_ALIVE_TIMEOUT_S = 20.0  # of the answer to a ping
+# Seconds between pings. Triton closes connections that are pinged more often than every 300 s without data; load
+# balancers forget those that are silent for 350 s. An edge may be pinged every second.
+TRITON_KEEP_ALIVE_S = 330.0
+EDGE_KEEP_ALIVE_S = 10.0
+KEEP_ALIVE_TIMEOUT_S = 8.0  # of the answer to a ping
 _KEEP_ALIVE_RANGE_S = (1.0, 24 * 3600.0)
 _LOOPBACK = ("localhost:", "127.", "[::1]:")
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC takes the first that is set
@@ -40,7 +41,8 @@ class Connection:
         tls: whether the connection is encrypted; None: when a certificate is given.
         ca_certificate: PEM file of the authorities that may have signed the server's certificate; None: the usual ones.
         client_certificate: certificate and key, for servers that ask for them.
-        keep_alive_s: seconds between pings while requests run, by which a connection that broke silently is noticed.
+        keep_alive_s: seconds between pings while requests run, by which a connection that broke silently is noticed;
+            None: as seldom as Triton demands.
     """
 
     url: str = DEFAULT_URL
@@ -48,7 +50,7 @@ class Connection:
     tls: bool | None = None
     ca_certificate: FilePath | None = None
     client_certificate: tuple[FilePath, FilePath] | None = None
-    keep_alive_s: float = KEEP_ALIVE_S
+    keep_alive_s: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field; nothing is read or sent yet."""
@@ -66,7 +68,7 @@ class Connection:
                 raise InvalidRequestError("client_certificate: must be two files, the certificate's and its key's")
             object.__setattr__(self, "client_certificate", CertificateFiles(*self.client_certificate))
         shortest_s, longest_s = _KEEP_ALIVE_RANGE_S
-        if not shortest_s <= self.keep_alive_s <= longest_s:
+        if self.keep_alive_s is not None and not shortest_s <= self.keep_alive_s <= longest_s:
             raise InvalidRequestError(
                 f"keep_alive_s = {self.keep_alive_s:g}: must be in {shortest_s:g} .. {longest_s:g}"
             )
@@ -83,13 +85,14 @@ class Connection:
 
     def channel_options(self) -> list[tuple[str, int]]:
         """Options of the gRPC channel."""
+        every_s = TRITON_KEEP_ALIVE_S if self.keep_alive_s is None else self.keep_alive_s
         timeout_ms = round(1000 * KEEP_ALIVE_TIMEOUT_S)
         options = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
             ("grpc.use_local_subchannel_pool", 1),  # a new client tries again at once after another one failed
             ("grpc.max_reconnect_backoff_ms", 2000),
-            ("grpc.keepalive_time_ms", round(1000 * self.keep_alive_s)),
+            ("grpc.keepalive_time_ms", round(1000 * every_s)),
             ("grpc.keepalive_timeout_ms", timeout_ms),
             ("grpc.http2.ping_timeout_ms", timeout_ms),  # the one above alone does nothing in grpc 1.85
             ("grpc.http2.max_pings_without_data", 0),  # as many as keep-alive needs

@@ -31,6 +31,8 @@ ERROR_CODES = {
     "NOT_FOUND": "NOT_FOUND",  # by the edge alone: nothing goes by this id
 }
 
+EDGE_HEADER = "diffsplat-edge"  # in the initial metadata of an edge's answer to ServerLive
+
 # Parameters of a request that the edge reads; a stage never sees them. The id of a request with ON_DISCONNECT lasts:
 # sent again it attaches to the running request, or gets the kept result.
 ON_DISCONNECT = "diffsplat_on_disconnect"  # string: what happens when the client leaves

@@ -64,6 +64,8 @@ def _typed_error(error: TransportError, connection: Connection, timeout_s: float
             return connection_error(error, connection, timeout_s)
         case "INVALID_ARGUMENT":
             return InvalidRequestError(re.sub(r"^in ensemble '\w+', ", "", error.message))
+        case "RESOURCE_EXHAUSTED" if "larger than max" in error.message:  # gRPC's words
+            return InvalidRequestError(f"the request is larger than the server takes ({_first_line(error.message)})")
         case "UNAVAILABLE":
             return ServerUnavailableError(
                 f"the server at {connection.url} went away or takes no requests ({_first_line(error.message)})"

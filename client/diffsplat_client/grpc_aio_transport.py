@@ -39,11 +39,9 @@ class GrpcAioTransport:
         return grpc_messages.parameters_of(reply)
 
     async def keeps_requests(self, timeout_s: float) -> bool:
-        try:
-            await self._ask(self._stub.RepositoryIndex, pb.RepositoryIndexRequest(), timeout_s)
-        except TransportError as error:
-            return grpc_messages.says_edge(error)
-        return False
+        call = self._call(self._stub.ServerLive, pb.ServerLiveRequest(), timeout_s)
+        await _settle(call)
+        return grpc_messages.is_edge(await call.initial_metadata())
 
     def stream(
         self,

@@ -1,11 +1,12 @@
 """Messages of Triton's gRPC protocol, made and read without sending anything. Needs tritonclient."""
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from diffsplat_client.contract import ERROR_CODES
+from diffsplat_client.contract import EDGE_HEADER, ERROR_CODES
 from diffsplat_client.error_text import StageError
 from diffsplat_client.tensor_bytes import DATATYPES, from_bytes, to_bytes
 from diffsplat_client.transport import FORKED, Parameters, Tensors, TransportError
@@ -58,14 +59,9 @@ def parameters_of(reply: Any) -> dict[str, str]:
     return {name: value.string_value for name, value in reply.config.parameters.items()}
 
 
-def says_edge(error: TransportError) -> bool:
-    """Whether this error, of RepositoryIndex, comes from an edge; raises it if it says something else.
-
-    An edge has no methods to manage models; Triton has them, perhaps for its keeper alone.
-    """
-    if error.code != "UNIMPLEMENTED" and "protocol is restricted" not in error.message:
-        raise error
-    return error.code == "UNIMPLEMENTED"
+def is_edge(metadata: Iterable[tuple[str, Any]]) -> bool:
+    """Whether the initial metadata of the answer to ServerLive is an edge's."""
+    return any(name == EDGE_HEADER for name, _ in metadata)
 
 
 def status_error(error: Any) -> TransportError:

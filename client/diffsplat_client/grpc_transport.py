@@ -47,11 +47,8 @@ class GrpcTransport:
         return grpc_messages.parameters_of(reply)
 
     def keeps_requests(self, timeout_s: float) -> bool:
-        try:
-            self._call(self._stub.RepositoryIndex, pb.RepositoryIndexRequest(), timeout_s)
-        except TransportError as error:
-            return grpc_messages.says_edge(error)
-        return False
+        _, call = self._call(self._stub.ServerLive.with_call, pb.ServerLiveRequest(), timeout_s)
+        return grpc_messages.is_edge(call.initial_metadata())
 
     def stream(
         self,

@@ -1,5 +1,6 @@
 """Session: the connection of a client: opened when needed, checked, and what is sent over it."""
 
+import dataclasses
 import threading
 import time
 import weakref
@@ -7,7 +8,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from diffsplat_client.connection import DEFAULT_URL, KEEP_ALIVE_S, Connection, FilePath, token_from_environment
+from diffsplat_client.connection import DEFAULT_URL, EDGE_KEEP_ALIVE_S, Connection, FilePath, token_from_environment
 from diffsplat_client.contract import (
     CONTRACT_VERSION,
     DEADLINE,
@@ -45,7 +46,7 @@ class Session(Generic[_Transport]):
         tls: bool | None = None,
         ca_certificate: FilePath | None = None,
         client_certificate: tuple[FilePath, FilePath] | None = None,
-        keep_alive_s: float = KEEP_ALIVE_S,
+        keep_alive_s: float | None = None,
         retries: int = RetryPolicy().retries,
         transport: _Transport | None = None,
     ) -> None:
@@ -58,7 +59,8 @@ class Session(Generic[_Transport]):
             tls: whether the connection is encrypted; None: when a certificate is given.
             ca_certificate: PEM file of the server's authority, if it is not one of the usual ones.
             client_certificate: PEM files of the client's certificate and of its key.
-            keep_alive_s: seconds between pings while requests run; only an edge lets them be less than 300.
+            keep_alive_s: seconds between pings while requests run, by which a network that has gone is noticed.
+                None: 10 to an edge; 330 to Triton alone, which allows no less than 300.
             retries: how often a request is sent again after UNAVAILABLE, before its first response and after a pause.
             transport: what to speak instead of gRPC, for tests and other wires.
         """
@@ -71,7 +73,8 @@ class Session(Generic[_Transport]):
         self._transport = None if transport is None else self._adapt(transport)
         self._checked_at: float | None = None  # monotonic time of the last check of this connection
         self._readers: weakref.WeakSet[EventReader] = weakref.WeakSet()  # of the present connection
-        self._keeps_requests: bool | None = None  # whether an edge does; None: not asked yet
+        self._pinged_often: AsyncTransport | None = None  # the connection, if it was made for an edge
+        self._keeps_requests = False  # whether an edge does, as of the last check
         self._lock = threading.Lock()
 
     @property
@@ -157,12 +160,15 @@ class Session(Generic[_Transport]):
         with self._lock:
             if self._runtime.has_moved():
                 self._forget_connection()
-            if self._transport is None:
+            if self._transport is None and self.connection.keep_alive_s is None:
+                often = dataclasses.replace(self.connection, keep_alive_s=EDGE_KEEP_ALIVE_S)
+                self._transport = self._pinged_often = self._runtime.connect(often)
+            elif self._transport is None:
                 self._transport = self._runtime.connect(self.connection)
             return self._transport
 
     def _forget_connection(self) -> None:
-        self._transport, self._checked_at = None, None
+        self._transport = self._pinged_often = self._checked_at = None
         self._readers = weakref.WeakSet()
 
     async def _connect(self, started: float, timeout_s: float) -> AsyncTransport:
@@ -171,11 +177,13 @@ class Session(Generic[_Transport]):
         if self._checked_at is not None and started - self._checked_at < RECHECK_S:
             return transport
         try:
-            question_s = min(remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
+            question_s = self._question_s(started, timeout_s)
             if not await transport.server_ready(question_s):
                 raise ServerUnavailableError(f"the server at {self.url} is not ready: it is starting or stopping")
-            question_s = min(remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
+            question_s = self._question_s(started, timeout_s)
             parameters = await transport.parameters(ENSEMBLE, question_s)
+            question_s = self._question_s(started, timeout_s)
+            keeps_requests = await transport.keeps_requests(question_s)
         except TransportError as error:
             if error.code == "DEADLINE_EXCEEDED" and question_s < CONNECT_TIMEOUT_S:
                 raise not_sent(timeout_s) from None
@@ -186,19 +194,23 @@ class Session(Generic[_Transport]):
                 f"the server at {self.url} speaks contract version {version or 'unknown'}, this client "
                 f"{CONTRACT_VERSION}: install matching releases"
             )
-        self.server_parameters, self._keeps_requests = parameters, None
+        self.server_parameters, self._keeps_requests = parameters, keeps_requests
         self._checked_at = time.monotonic()
-        return transport
+        return transport if keeps_requests else self._ping_seldom(transport)
+
+    def _question_s(self, started: float, timeout_s: float) -> float:
+        return min(remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
+
+    def _ping_seldom(self, transport: AsyncTransport) -> AsyncTransport:
+        """For Triton alone, another connection in place of one whose pings suit an edge. What is on it goes on."""
+        with self._lock:
+            if transport is self._pinged_often and transport is self._transport:
+                self._transport = self._runtime.connect(self.connection)
+            return self._transport or transport
 
     async def _connect_to_edge(self, started: float, timeout_s: float) -> AsyncTransport:
-        """The same, for requests whose ids last."""
+        """As `_connect`, for requests whose ids last."""
         transport = await self._connect(started, timeout_s)
-        if self._keeps_requests is None:
-            try:
-                question_s = min(remaining_s(started, timeout_s), CONNECT_TIMEOUT_S)
-                self._keeps_requests = await transport.keeps_requests(question_s)
-            except TransportError as error:
-                raise connection_error(error, self.connection, timeout_s) from None
         if not self._keeps_requests:
             raise ServerUnavailableError(
                 f"the server at {self.url} keeps no requests: it is Triton without an edge; generate and stream work"

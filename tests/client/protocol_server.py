@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
-from diffsplat_client.contract import CONTRACT_VERSION
+from diffsplat_client.contract import CONTRACT_VERSION, EDGE_HEADER
 from diffsplat_client.probes import PROBE_ID
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
@@ -31,6 +31,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, fakes) -> None:
         self.fakes = fakes
         self.contract = str(CONTRACT_VERSION)
+        self.is_edge = True
+        self.peers: set[str] = set()
         self.requests: list[pb.ModelInferRequest] = []
         self.metadata: dict[str, str] = {}
         self.decode_says = "INVALID_ARG: LATENTS is missing"
@@ -38,7 +40,13 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.ended = threading.Event()
         self.go = threading.Event()
 
+    def ServerLive(self, request, context):
+        if self.is_edge:
+            context.send_initial_metadata(((EDGE_HEADER, "1"),))
+        return pb.ServerLiveResponse(live=True)
+
     def ServerReady(self, request, context):
+        self.peers.add(context.peer())
         return pb.ServerReadyResponse(ready=True)
 
     def ModelConfig(self, request, context):
@@ -62,6 +70,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 self.stopped.set()
                 yield to_response({"STOP_ANSWER": fakes.text(b"requested")})
                 continue
+            self.peers.add(context.peer())
             self.metadata = {key: value for key, value in context.invocation_metadata()}
             names = [tensor.name for tensor in request.inputs]
             prompt = request.raw_input_contents[names.index("PROMPT")][4:].decode()

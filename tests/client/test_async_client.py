@@ -83,12 +83,11 @@ def test_many_generations_share_one_channel(server) -> None:
     async def main() -> list[str]:
         async with client_of(server) as client:
             results = await asyncio.gather(*(client.generate(f"small {number}") for number in range(20)))
-            assert len({id(client._transport)}) == 1
         await only_this_task()
         return [result.request.prompt for result in results]
 
     assert asyncio.run(main()) == [f"small {number}" for number in range(20)]
-    assert len({request.id for request in server.requests}) == 20
+    assert len({request.id for request in server.requests}) == 20 and len(server.peers) == 1
 
 
 @pytest.mark.parametrize(
@@ -323,8 +322,10 @@ class TestEventLoops:
 
         asyncio.run(main())
         assert tasks[0].cancelled() and server.stopped.is_set()
+        assert len(asyncio.run(client.generate("x")).cloud) == 500_000, "in the next loop it works on"
+        tasks.clear()
+        gc.collect()  # the loop may have ended before grpc had sent the call's end, which goes with the call then
         assert server.ended.wait(HANGS_S)
-        assert len(asyncio.run(client.generate("x")).cloud) == 500_000
 
     def test_a_loop_that_is_closed_under_a_half_read_stream(self, server) -> None:
         """Nobody can send a STOP any more; the connection goes with the stream, and the server sees its client gone."""

@@ -1,18 +1,26 @@
 """How clients reach a server: tokens, encryption, keep-alive and proxies."""
 
+import asyncio
+import contextlib
 import hashlib
 import shutil
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from diffsplat_client import AuthenticationError, Client, InvalidRequestError, ServerUnavailableError
+from diffsplat_client import AsyncClient, AuthenticationError, Client, InvalidRequestError, ServerUnavailableError
 from diffsplat_client.cli import main
-from diffsplat_client.connection import Connection
+from diffsplat_client.connection import EDGE_KEEP_ALIVE_S, KEEP_ALIVE_TIMEOUT_S, Connection
+from diffsplat_client.failures import request_error
 from diffsplat_client.grpc_transport import GrpcTransport
+from diffsplat_client.runtime import BlockingRuntime
 from diffsplat_client.transport import TransportError
 
+from diffsplat.serving.edge.clients import ClientLimits
 from diffsplat.serving.edge.server import Edge, EdgeSettings
 from diffsplat.serving.edge.tls import TlsFiles
 
@@ -149,6 +157,98 @@ def test_keep_alive_reaches_the_channel() -> None:
     options = dict(Connection("host:1", keep_alive_s=10).channel_options())
     assert options["grpc.keepalive_time_ms"] == 10_000
     assert dict(Connection("host:1").channel_options())["grpc.keepalive_time_ms"] >= 300_000, "Triton's limit"
+    assert EDGE_KEEP_ALIVE_S + KEEP_ALIVE_TIMEOUT_S <= 20, "a network that has gone is noticed by then"
+
+
+@pytest.mark.parametrize("is_edge", [True, False])
+def test_an_edge_is_pinged_often_and_triton_seldom(server, is_edge: bool) -> None:
+    server.is_edge = is_edge
+    with Client(server.url) as client:
+        made = []
+        connect = client._runtime.connect
+        client._runtime = BlockingRuntime()
+        client._runtime.connect = lambda connection: made.append(connection.keep_alive_s) or connect(connection)
+        for _ in range(3):
+            client.generate("small")
+            client._checked_at = None  # it looks again who is there
+    assert made == ([EDGE_KEEP_ALIVE_S] if is_edge else [EDGE_KEEP_ALIVE_S, None])
+    with Client(server.url, keep_alive_s=500) as client:
+        client.generate("small")
+        assert client.connection.keep_alive_s == 500
+
+
+class DeadPath:
+    """A way to a server that swallows everything from `cut` on, and closes nothing."""
+
+    def __init__(self, url: str) -> None:
+        self._target = ("127.0.0.1", int(url.rpartition(":")[2]))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.cut = threading.Event()
+        self._sockets: list[socket.socket] = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+                self._sockets += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not self.cut.is_set():
+                    sink.sendall(data)
+
+    def close(self) -> None:
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+@pytest.fixture
+def dead_path(server) -> Iterator[DeadPath]:
+    with contextlib.closing(DeadPath(server.url)) as path:
+        yield path
+
+
+def test_a_network_that_has_gone_is_noticed(dead_path: DeadPath) -> None:
+    with Client(dead_path.url, keep_alive_s=1, timeout_s=10 * PATIENCE_S) as client:
+        events = client.stream("hangs")
+        next(events)
+        dead_path.cut.set()
+        with pytest.raises(ServerUnavailableError, match="went away"):
+            next(events)
+
+
+def test_a_network_that_has_gone_is_noticed_with_asyncio(dead_path: DeadPath) -> None:
+    async def main() -> None:
+        async with AsyncClient(dead_path.url, keep_alive_s=1, timeout_s=10 * PATIENCE_S) as client:
+            events = client.stream("hangs")
+            await anext(events)
+            dead_path.cut.set()
+            with pytest.raises(ServerUnavailableError, match="went away"):
+                await anext(events)
+
+    asyncio.run(main())
+
+
+def test_a_request_that_is_too_large_is_named() -> None:
+    """It never reaches Triton."""
+    error = TransportError("RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (300 vs. 100)")
+    typed = request_error(error, Connection("host:1"), 5.0)
+    assert isinstance(typed, InvalidRequestError) and "larger than the server takes" in str(typed)
+    settings = EdgeSettings(limits=ClientLimits(max_request_bytes=1000))
+    with Edge(Away(), "127.0.0.1:1", settings=settings) as edge:
+        transport = GrpcTransport(edge.grpc_url)
+        with pytest.raises(TransportError) as caught:
+            list(transport.stream("diffsplat", {"IMAGE": np.array([bytes(2000)], np.object_)}, "id", PATIENCE_S))
+        transport.close()
+    assert caught.value.code == "RESOURCE_EXHAUSTED"
 
 
 @pytest.mark.parametrize(

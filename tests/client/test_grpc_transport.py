@@ -60,6 +60,12 @@ def test_many_threads_share_a_client(client) -> None:
     assert [len(cloud) for cloud in clouds] == [500_000] * 3
 
 
+def test_all_requests_share_one_connection(client, server) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: client.generate(f"small {i}"), range(8)))
+    assert len(server.peers) == 1
+
+
 def test_errors_of_the_server(client) -> None:
     with pytest.raises(InvalidRequestError, match="^steps = 0: must be in 1 .. 200$"):
         client.generate("invalid")

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from diffsplat_client.contract import STOP_ANSWER
+from diffsplat_client.contract import EDGE_HEADER, STOP_ANSWER
 from tritonclient.grpc import service_pb2 as pb
 
 from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empty_final
@@ -53,6 +53,7 @@ class Calls:
         ]
 
     async def _server_live(self, message: bytes, context: Any) -> bytes:
+        await context.send_initial_metadata(((EDGE_HEADER, "1"),))
         answer: bytes = pb.ServerLiveResponse(live=True).SerializeToString()
         return answer
 
