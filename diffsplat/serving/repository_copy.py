@@ -73,6 +73,16 @@ class RepositoryCopy:
         """Hold a version of a stage no longer."""
         (self.folder / name / version).unlink(missing_ok=True)
 
+    def renew_stage(self, name: str) -> None:
+        """Let a stage look changed, so that Triton, when it looks at it again, starts new processes for it."""
+        from google.protobuf import text_format
+        from tritonclient.grpc import model_config_pb2
+
+        config = text_format.Parse((self.folder / name / CONFIG).read_text(), model_config_pb2.ModelConfig())
+        loads = config.parameters["loads"]
+        loads.string_value = str(int(loads.string_value or 1) + 1)
+        self.write_config(name, config)
+
     def write_config(self, name: str, config: Any) -> None:
         """Replace the configuration of a model; `config` is changed."""
         from google.protobuf import text_format
@@ -102,6 +112,14 @@ def copy_repository(
                     copy.add_stage(name, path.name)
         copy.write_config(name, config)
     return copy
+
+
+def find_chains(configs: dict[str, Any]) -> dict[str, frozenset[str]]:
+    """Model -> the stages that a request to it passes: those that an ensemble connects; of a stage, itself."""
+    return {
+        name: frozenset(step.model_name for step in config.ensemble_scheduling.step) or frozenset([name])
+        for name, config in configs.items()
+    }
 
 
 def version_of(ensemble: Any) -> str:

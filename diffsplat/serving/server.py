@@ -38,7 +38,13 @@ from diffsplat.serving.metrics import read_metrics, requests_in_flight
 from diffsplat.serving.placement import AUTO, place
 from diffsplat.serving.ports import LOOPBACK, accepts_connections, choose_ports, reached_at
 from diffsplat.serving.prerequisites import libpython_problem
-from diffsplat.serving.repository_copy import copy_repository, count_instances, read_configs, version_of
+from diffsplat.serving.repository_copy import (
+    copy_repository,
+    count_instances,
+    find_chains,
+    read_configs,
+    version_of,
+)
 from diffsplat.serving.server_log import LoadingReport, explain_failure, new_log
 from diffsplat.serving.versions import CONFIG
 from diffsplat.serving.wheel import ServerStartError
@@ -78,7 +84,8 @@ class TritonServer:
         pid: process id of tritonserver, which leads a process group of its own.
         log_path: everything the server and its models print.
         version: the version that is served.
-        copy: what the server reads; `version_switch.py` changes it.
+        chains: model -> the stages that a request to it passes.
+        copy: what the server reads; `version_switch.py` and `stage_reload.py` change it.
         control_key: value of the header that the restricted protocols need, see `control_headers`.
 
     Raises:
@@ -106,6 +113,7 @@ class TritonServer:
     ) -> None:
         self.repository = Path(repository).absolute()
         self.control_key = secrets.token_hex(16)
+        self.chains: dict[str, frozenset[str]] = {}
         self._asked_ports = {"gRPC": grpc_port, "metrics": metrics_port}
         if http_port is not None:
             self._asked_ports["HTTP"] = http_port
@@ -175,6 +183,7 @@ class TritonServer:
         self.metrics_url = f"http://{reached_at(self._metrics_address)}:{self.ports['metrics']}/metrics"
         configs = read_configs(self.repository, self.version)
         self.version = version_of(configs[ENSEMBLE])
+        self.chains = find_chains(configs)
         self.placement = place(self.repository, self._device, count_instances(configs), self.version)
         self._on_progress(f"serving on {self.placement.facts}")
         remove_leftovers()

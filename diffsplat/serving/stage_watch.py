@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from diffsplat_client.grpc_transport import GrpcTransport
 from diffsplat_client.probes import probe_stage
@@ -13,6 +14,14 @@ from diffsplat.serving.processes import Stub, cpu_seconds
 
 NO_TIMEOUT_S = 86400.0  # a probe that waits is never sent twice: each would wait in Triton's queue
 IDLE_SHARE = 0.01  # of one CPU; a process that uses less while a probe waits for it does not work on anything
+
+
+class Fault(NamedTuple):
+    """Why a server, or one model of it, is down."""
+
+    reason: str
+    model: str = ""  # the only one that is down; empty if it is the server
+    pid: int | None = None  # of the only process of the model that is down; None if they all are
 
 
 class StageWatch:
@@ -60,21 +69,24 @@ class StageWatch:
             if self._waiting_since_s is not None:
                 self._start_waiting()
 
-    def find_fault(self, hang_after_s: float, stall_limit_s: float) -> str:
-        """Why the model is down, empty while it works."""
+    def find_fault(self, hang_after_s: float, stall_limit_s: float) -> Fault | None:
+        """Why the model is down, None while it works."""
         with self._lock:
-            if self._fault or self._waiting_since_s is None:
-                return self._fault
+            if self._fault:
+                return Fault(f"{self.model}: {self._fault}", self.model)
+            if self._waiting_since_s is None:
+                return None
             waited_s = self._clock() - self._waiting_since_s
             if waited_s < hang_after_s:
-                return ""
+                return None
             for pid, before_s in self._cpu_s.items():
                 now_s = cpu_seconds(pid)
                 if now_s is not None and now_s - before_s < IDLE_SHARE * waited_s:
-                    return f"process {pid} hangs: no answer for {waited_s:.0f} s, and it does not compute"
+                    reason = f"process {pid} hangs: no answer for {waited_s:.0f} s, and it does not compute"
+                    return Fault(f"{self.model}: {reason}", self.model, pid)
             if waited_s > stall_limit_s:
-                return f"it computes without an answer for {waited_s:.0f} s"
-            return ""
+                return Fault(f"{self.model}: it computes without an answer for {waited_s:.0f} s", self.model)
+            return None
 
     def _start_waiting(self) -> None:
         self._waiting_since_s = self._clock()
@@ -107,7 +119,7 @@ class BusyWatch:
         """Start all waits anew."""
         self._idle_since.clear()
 
-    def find_fault(self, busy: set[tuple[str, str]], hang_after_s: float) -> str:
+    def find_fault(self, busy: set[tuple[str, str]], hang_after_s: float) -> Fault | None:
         """The first process that hangs; `busy`: see `busy_instances`."""
         now_s = self._clock()
         for stub in self._stubs:
@@ -119,8 +131,9 @@ class BusyWatch:
             if used_s - before_s >= IDLE_SHARE * max(now_s - since_s, 1.0):
                 self._idle_since[stub.pid] = now_s, used_s
             elif now_s - since_s > hang_after_s:
-                return f"{stub.model}: process {stub.pid} hangs: it has a request and does not compute"
-        return ""
+                reason = f"{stub.model}: process {stub.pid} hangs: it has a request and does not compute"
+                return Fault(reason, stub.model, stub.pid)
+        return None
 
 
 class ServerWatch:
@@ -147,8 +160,8 @@ class ServerWatch:
         for stage in self.stages:
             stage.forgive()
 
-    def find_fault(self, metrics_page: str, hang_after_s: float, stall_limit_s: float) -> str:
-        """The first model that is down, and why; empty while all work. The page may be empty if it cannot be read."""
+    def find_fault(self, metrics_page: str, hang_after_s: float, stall_limit_s: float) -> Fault | None:
+        """The first model that is down, and why; None while all work. The page may be empty if it cannot be read."""
         if metrics_page:
             done = executions(metrics_page)
             for stage in self.stages:
@@ -157,5 +170,5 @@ class ServerWatch:
                 return fault
         for stage in self.stages:
             if fault := stage.find_fault(hang_after_s, stall_limit_s):
-                return f"{stage.model}: {fault}"
-        return ""
+                return fault
+        return None

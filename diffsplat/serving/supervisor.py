@@ -3,11 +3,12 @@
     with Supervisor("build/pico") as supervisor:
         client = Client(supervisor.server.grpc_url)
 
-Triton does not restart a model's process, and calls the server ready without it. So the whole server is restarted: it
-takes seconds, and every request would have failed at the dead stage anyway.
+Triton does not restart a model's process, and calls the server ready without it. Where an edge sends the requests of
+the dead stage again (`SupervisorPolicy.reload_stages`), that stage alone is loaded anew; else, and if that fails, the
+whole server is restarted, so that no client waits for an answer that never comes.
 """
 
-import contextlib
+import math
 import os
 import threading
 import time
@@ -16,20 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffsplat.serving.control import ControlError, ControlSocket
-from diffsplat.serving.metrics import read_metrics
+from diffsplat.serving.faults import FaultWatch
+from diffsplat.serving.model_control import LoadError
 from diffsplat.serving.placement import AUTO
 from diffsplat.serving.ports import LOOPBACK
-from diffsplat.serving.processes import Stub, death_of, find_stubs, group_memory
 from diffsplat.serving.server import TritonServer
-from diffsplat.serving.stage_watch import ServerWatch
+from diffsplat.serving.stage_reload import reload_stage
+from diffsplat.serving.stage_watch import Fault
 from diffsplat.serving.supervisor_policy import SupervisorPolicy
 from diffsplat.serving.version_switch import SwitchError, VersionSwitch
 from diffsplat.serving.versions import activate_version
 from diffsplat.serving.wheel import ServerStartError
 from diffsplat.serving.workspace import Workspace
 
-_METRICS_INTERVAL_S = 0.9  # time between two looks at how many calls each model has finished, and which are busy
-_DEATH_PATIENCE_S = 1.0  # a dying server refuses connections while it still writes its trace
 _IDLE_CHECKS, _IDLE_CHECK_S = 3, 0.2  # a request on its way between two stages is not counted for a moment
 
 
@@ -48,6 +48,7 @@ class Supervisor:
     Attributes:
         server: the present run. Its `version` is the one that is served.
         restarts: how often the server was restarted; grows when the new run is ready.
+        reloads: how often each stage was loaded anew since the first start.
         state: "starting", "serving", "restarting", "draining" or "stopped".
 
     Another process can let it serve another version of its repository: see `control.py`.
@@ -72,6 +73,7 @@ class Supervisor:
     ) -> None:
         self.policy = policy or SupervisorPolicy()
         self.restarts = 0
+        self.reloads: Counter[str] = Counter()
         self.state = "starting"
         self._repository = repository
         self._address, self._metrics_address = address, metrics_address
@@ -82,9 +84,11 @@ class Supervisor:
         self._draining = False
         self._failures = 0  # restarts in a row
         self._thread: threading.Thread | None = None
-        self._watch: ServerWatch | None = None
+        self._watch: FaultWatch | None = None
+        self._reloading = ""  # the stage that is loaded anew
+        self._reloaded_s: dict[str, float] = {}  # stage -> when it was, last
         self._control: ControlSocket | None = None
-        self._switching = threading.Lock()
+        self._changing = threading.Lock()
         self._workspace = Workspace()  # of all runs: a restart takes the graphs that the first start compiled
         self.server = TritonServer(
             repository,
@@ -108,10 +112,12 @@ class Supervisor:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    @property
-    def run(self) -> int | None:
-        """Number of the present run of the server; None while none takes new requests."""
-        return self.restarts if self.state == "serving" else None
+    def run_of(self, model: str) -> int | None:
+        """Number of the present run of a model with all stages that it uses; None while it takes no new requests."""
+        stages = self.server.chains.get(model, frozenset())
+        if self.state != "serving" or self._reloading in stages:
+            return None
+        return self.restarts + sum(self.reloads[stage] for stage in stages)
 
     def start(self) -> None:
         """Start the server, wait until it is ready, and watch it from then on. Raises ServerStartError."""
@@ -120,7 +126,7 @@ class Supervisor:
         except BaseException:
             self.stop()
             raise
-        self._begin_watch()
+        self._serve()
         try:
             self._control = ControlSocket(self.server.repository, self._answer_switch)
         except OSError as error:
@@ -178,8 +184,8 @@ class Supervisor:
         Raises:
             SwitchError: the server goes on with the version it had.
         """
-        if not self._switching.acquire(blocking=False):
-            raise SwitchError("it changes to another version already")
+        if not self._changing.acquire(blocking=False):
+            raise SwitchError("its models are being changed already")
         server = self.server
         try:
             if self.state != "serving":
@@ -203,7 +209,7 @@ class Supervisor:
             if self._watch is not None and self.server is server and server.running:  # its processes are others now
                 self._end_watch()
                 self._begin_watch()
-            self._switching.release()
+            self._changing.release()
 
     def _answer_switch(self, version: str, report: Callable[[str], None]) -> None:
         try:
@@ -215,87 +221,68 @@ class Supervisor:
 
     def _run(self) -> None:
         while not self._stopping.wait(self.policy.tick_s):
-            if self._switching.locked() and self.server.running:  # processes come and go
+            if self._changing.locked() and self.server.running:  # processes come and go
                 continue
+            assert self._watch is not None
             if self.server.running and (over := self._memory_fault()):
                 self._restart(over, cleanly=True)
-            elif fault := self._find_fault():
-                if self._draining:
-                    self._on_event(f"{fault}: the requests in flight are lost")
-                    self.server.kill()
-                    return
-                self._restart(fault)
+            elif fault := self._watch.find():
+                self._heal(fault)
             if self._watch is None:  # the supervisor is being stopped, and nothing was started again
                 return
 
-    def _begin_watch(self) -> None:
-        self._stubs = self._served_stubs()
-        self._instances = Counter(stub.model for stub in self._stubs)
-        self._started_s = self._last_tick_s = self._memory_checked_s = self._metrics_read_s = time.monotonic()
-        self._over_memory_since_s: float | None = None
-        self._watch = ServerWatch(self.server.grpc_url, self._stubs, self.policy.probe_interval_s)
+    def _serve(self) -> None:
+        self._started_s = time.monotonic()
+        self._begin_watch()
         self.state = "serving"
 
-    def _served_stubs(self) -> list[Stub]:
-        """Processes of the version that is served; those of another one are on their way out."""
-        return [stub for stub in find_stubs(self.server.pid) if stub.version == self.server.version]
+    def _memory_fault(self) -> str:
+        assert self._watch is not None
+        return (
+            "" if self._draining else self._watch.find_memory(self._wait_until_idle, _IDLE_CHECKS * _IDLE_CHECK_S * 1.5)
+        )
+
+    def _begin_watch(self) -> None:
+        self._watch = FaultWatch(self.server, self.policy, self._on_event)
 
     def _end_watch(self) -> None:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
 
-    def _find_fault(self) -> str:
-        """Why the server must be restarted; empty while it works."""
+    def _heal(self, fault: Fault) -> None:
+        if self._draining:
+            self._on_event(f"{fault.reason}: the requests in flight are lost")
+            self._end_watch()
+            self.server.kill()
+        elif not self._reload(fault) and not self._stopping.is_set():
+            self._restart(fault.reason)
+
+    def _reload(self, fault: Fault) -> bool:
+        """Load the stage that is down anew; whether it works again. Not twice in a row: then it is more than that."""
+        model, now_s = fault.model, time.monotonic()
+        recently = now_s - self._reloaded_s.get(model, -math.inf) < self.policy.stable_after_s
+        if not (model and self.policy.reload_stages) or recently or not self._changing.acquire(blocking=False):
+            return False
         assert self._watch is not None
-        if not self.server.running:
-            return f"the server {self.server.exit_reason}"
-        if fault := self._stub_fault():
-            return fault
-        now_s = time.monotonic()
-        if now_s - self._last_tick_s > 1.0 + self.policy.tick_s:  # this process was stopped, perhaps with the server
-            self._watch.forgive()
-        self._last_tick_s = now_s
-        page = ""
-        if now_s - self._metrics_read_s > _METRICS_INTERVAL_S:
-            self._metrics_read_s = now_s
-            with contextlib.suppress(OSError):
-                page = read_metrics(self.server.metrics_url, timeout_s=0.5)
-        fault = self._watch.find_fault(page, self.policy.hang_after_s, self.policy.stall_limit_s)
-        if fault and self.server.ends_within(_DEATH_PATIENCE_S):  # the probe saw it before its parent did
-            return f"the server {self.server.exit_reason}"
-        return fault
-
-    def _stub_fault(self) -> str:
-        """A model with fewer processes than it started with. A model that is reloaded gets new ones first."""
-        deaths = [(stub, death) for stub in self._stubs if (death := death_of(stub.pid))]
-        if not deaths or death_of(self.server.pid) not in ("", "is stopped"):
-            return ""  # models die with their server: the next look finds out how that ended
-        self._stubs = self._served_stubs()
-        living = Counter(stub.model for stub in self._stubs)
-        for stub, death in deaths:
-            if living[stub.model] < self._instances[stub.model]:
-                return f"{stub.model}: process {stub.pid} {death}"
-        return ""
-
-    def _memory_fault(self) -> str:
-        """Why the server must be restarted cleanly now; empty while it need not be, or not yet."""
-        now_s = time.monotonic()
-        if now_s - self._memory_checked_s < self.policy.memory_interval_s or self._draining:
-            return ""
-        self._memory_checked_s = now_s
-        memory = group_memory(self.server.pid)
-        if memory <= self.policy.memory_limit_bytes:
-            self._over_memory_since_s = None
-            return ""
-        limit = f"{memory / 2**20:.0f} MB of memory, limit {self.policy.memory_limit_bytes / 2**20:.0f} MB"
-        if self._over_memory_since_s is None:
-            self._over_memory_since_s = now_s
-            self._on_event(f"the server takes {limit}: it will be restarted when it is idle")
-        patient = now_s - self._over_memory_since_s < self.policy.memory_patience_s
-        if patient and not self._wait_until_idle(_IDLE_CHECKS * _IDLE_CHECK_S * 1.5):
-            return ""
-        return f"the server takes {limit}"
+        try:
+            self._on_event(f"{fault.reason}: loading {model} again")
+            self._reloading = model
+            self._end_watch()
+            reload_stage(self.server, model, fault.pid, self._stopping)
+        except LoadError as error:
+            if not self._stopping.is_set():
+                self._on_event(f"{model} was not loaded again: {error}")
+            return False
+        else:
+            self._reloaded_s[model] = time.monotonic()
+            self.reloads[model] += 1
+            self._begin_watch()
+            self._on_event(f"{model} works again after {time.monotonic() - now_s:.1f} s")
+            return True
+        finally:
+            self._reloading = ""
+            self._changing.release()
 
     def _wait_until_idle(self, timeout_s: float, give_up: threading.Event | None = None) -> bool:
         """Whether no request is in flight, or the server has died, within `timeout_s`."""
@@ -357,6 +344,6 @@ class Supervisor:
         )
         self.server.ports = ports  # known even if the start fails
         self.server.start()
-        self._begin_watch()
+        self._serve()
         self.restarts += 1
         self._on_event(f"serving again after {time.monotonic() - started_s:.1f} s (restart {self.restarts})")

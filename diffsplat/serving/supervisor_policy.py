@@ -20,8 +20,11 @@ class SupervisorPolicy:
         memory_interval_s: time between two measurements of the memory.
         memory_patience_s: above the limit this long, new requests are refused until the server is idle.
         drain_timeout_s: how long the requests in flight may take to finish before a stop or a clean restart.
+        reload_stages: a stage that is down is loaded anew, and the others work on. Its requests never end: whoever sent
+            them must send them again, as the edge does. Otherwise the whole server is restarted, which ends them.
         restart_delays_s: delays of the first, second, ... restart in a row; the last one is used from then on.
-        stable_after_s: a server that lived this long starts with the first delay again.
+        stable_after_s: a server that lived this long starts with the first delay again; a stage that is down again
+            sooner after it was loaded anew takes the whole server with it.
     """
 
     tick_s: float = 0.25
@@ -32,5 +35,6 @@ class SupervisorPolicy:
     memory_interval_s: float = 5.0
     memory_patience_s: float = 60.0
     drain_timeout_s: float = 60.0
+    reload_stages: bool = False
     restart_delays_s: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
     stable_after_s: float = 60.0

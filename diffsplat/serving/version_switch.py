@@ -16,8 +16,9 @@ from typing import Any
 from diffsplat_client.grpc_transport import GrpcTransport
 from diffsplat_client.probes import probe_stage
 
+from diffsplat.serving.model_control import LoadError, load_model
 from diffsplat.serving.repository_copy import is_ensemble, read_configs
-from diffsplat.serving.server import START_TIMEOUT_S, TritonServer
+from diffsplat.serving.server import TritonServer
 
 _IDLE_CHECKS, _IDLE_CHECK_S = 5, 0.2  # a request on its way between two stages is not counted for a moment
 _PROBE_TIMEOUT_S = 30.0
@@ -116,21 +117,8 @@ class VersionSwitch:
             transport.close()
 
     def _load_model(self, name: str, must: bool = True) -> None:
-        """Let Triton look at a model's folder again: it loads new versions and unloads those that are gone."""
-        import grpc
-        from tritonclient.grpc import service_pb2, service_pb2_grpc
-
-        request = service_pb2.RepositoryModelLoadRequest(model_name=name)
-        with grpc.insecure_channel(self.server.grpc_url) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            try:
-                stub.RepositoryModelLoad(
-                    request, metadata=[*self.server.control_headers.items()], timeout=START_TIMEOUT_S
-                )
-            except grpc.RpcError as error:
-                if must:
-                    raise SwitchError(f"{name} version {self.new} was not loaded: {_first_line(error)}") from None
-
-
-def _first_line(error: Any) -> str:
-    return str(error.details() or error.code().name).strip().splitlines()[0]
+        try:
+            load_model(self.server, name)
+        except LoadError as error:
+            if must:
+                raise SwitchError(f"{name} version {self.new} was not loaded: {error}") from None

@@ -38,7 +38,9 @@ def test_a_busy_process_hangs_if_it_uses_no_cpu_for_long(monkeypatch: pytest.Mon
 
     def look(at_s: float, cpu_s: float, busy: bool = True) -> str:
         now[0], used[0] = at_s, cpu_s
-        return watch.find_fault({("1", "denoise")} if busy else set(), hang_after_s=5.0)
+        fault = watch.find_fault({("1", "denoise")} if busy else set(), hang_after_s=5.0)
+        assert fault is None or (fault.model, fault.pid) == ("denoise", os.getpid())
+        return fault.reason if fault else ""
 
     assert not look(0, 1.0) and not look(4, 1.0)
     assert not look(5, 1.1), "it has computed"

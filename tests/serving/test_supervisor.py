@@ -5,6 +5,7 @@ signals and the server are real.
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from diffsplat_client.probes import PROBE_ID
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
+from diffsplat.serving.metrics import busy_instances, read_metrics
 from diffsplat.serving.processes import find_stubs
 from diffsplat.serving.supervisor import Supervisor
 from diffsplat.serving.supervisor_policy import SupervisorPolicy
@@ -55,6 +57,10 @@ class Watched:
         assert self.supervisor.restarts == number and self.supervisor.state == "serving"
         with contextlib.closing(GrpcTransport(self.supervisor.server.grpc_url)) as wire:
             assert list(wire.stream("diffsplat", {}, PROBE_ID, TIMEOUT_S)) == [{}]
+
+    def wait_for_reload(self, number: int) -> None:
+        wait_for(lambda: self.supervisor.reloads["diffsplat"] >= number and "works again" in self.events[-1])
+        assert self.supervisor.reloads["diffsplat"] == number and self.supervisor.state == "serving"
 
     def wait_until_in_flight(self) -> None:
         wait_for(lambda: self.supervisor.server.requests_in_flight() == 1)
@@ -101,6 +107,58 @@ def test_dead_models_and_servers_are_restarted_on_the_same_port(obedient_reposit
     assert len(list(watch.logs.glob("server-*.log"))) == 5
 
 
+def test_a_stage_that_is_down_is_loaded_anew_and_the_server_stays(obedient_repository: Path) -> None:
+    """Killed, stopped, or hung with a request. What a reload cannot heal is a restart."""
+    policy = dataclasses.replace(QUICK, reload_stages=True, stable_after_s=0.0)
+    with watched(obedient_repository, policy) as watch:
+        supervisor = watch.supervisor
+        server, url = supervisor.server.pid, supervisor.server.grpc_url
+        answers: list[object] = []
+        asked = watch.ask(WAIT, answers)
+        watch.wait_until_in_flight()
+        busy = {name for _, name in busy_instances(read_metrics(supervisor.server.metrics_url))}
+        before = find_stubs(server)
+        idle = next(stub for stub in before if stub.instance not in busy)
+        os.kill(idle.pid, signal.SIGKILL)
+        watch.wait_for_reload(1)
+        assert watch.events[-2] == f"diffsplat: process {idle.pid} was killed by SIGKILL: loading diffsplat again"
+        assert supervisor.run_of("diffsplat") == 1
+        wait_for(lambda: len(find_stubs(server)) == 2)
+        assert not set(before) & set(find_stubs(server))
+        asked.join()
+        assert answers == ["UNKNOWN"] and supervisor.server.requests_in_flight() == 0
+        os.kill(find_stubs(server)[0].pid, signal.SIGSTOP)
+        watch.wait_for_reload(2)
+        assert "is stopped: loading diffsplat again" in watch.events[-2]
+        answers.clear()
+        hung = watch.ask(HANG, answers)
+        watch.wait_for_reload(3)
+        hung.join()
+        assert answers == ["UNKNOWN"] and "it has a request and does not compute" in watch.events[-2]
+        assert supervisor.server.requests_in_flight() == 0
+        assert supervisor.restarts == 0 and supervisor.server.pid == server and supervisor.server.grpc_url == url
+        (watch.folder / "broken").touch()
+        os.kill(find_stubs(server)[0].pid, signal.SIGKILL)
+        wait_for(lambda: supervisor.state == "restarting")
+        assert any(
+            "diffsplat was not loaded again: " in event and "broken on purpose" in event for event in watch.events
+        )
+        (watch.folder / "broken").unlink()
+        watch.wait_for_restart(1)
+        os.kill(supervisor.server.pid, signal.SIGSTOP)
+        watch.wait_for_restart(2)
+        assert supervisor.reloads["diffsplat"] == 3
+
+
+def test_a_stage_that_is_down_again_soon_takes_the_server_with_it(obedient_repository: Path) -> None:
+    with watched(obedient_repository, dataclasses.replace(QUICK, reload_stages=True)) as watch:
+        os.kill(find_stubs(watch.supervisor.server.pid)[0].pid, signal.SIGKILL)
+        watch.wait_for_reload(1)
+        assert watch.supervisor._watch is not None
+        os.kill(watch.supervisor._watch.stubs[0].pid, signal.SIGKILL)
+        watch.wait_for_restart(1)
+
+
 def test_a_failed_restart_is_tried_again(obedient_repository: Path) -> None:
     with watched(obedient_repository) as watch:
         broken = watch.folder / "broken"
@@ -120,7 +178,7 @@ def test_a_model_that_hangs_is_told_from_one_that_works(obedient_repository: Pat
     """When all instances work, a probe waits for longer than `hang_after_s`; when one hangs, the other answers."""
     with watched(obedient_repository) as watch:
         assert watch.supervisor._watch is not None
-        (stage,) = watch.supervisor._watch.stages
+        (stage,) = watch.supervisor._watch.watch.stages
         answers: list[object] = []
         asked = [watch.ask(COMPUTE, answers) for _ in range(2)]
         wait_for(lambda: stage.waiting_s > 2 * QUICK.hang_after_s)

@@ -16,7 +16,7 @@ from diffsplat.serving.edge.jobs import refusal
 from diffsplat.serving.edge.upstream import QUESTION_TIMEOUT_S, SERVICE, TritonUpstream
 from diffsplat.serving.edge.wire import FINAL_RESPONSE, Response
 
-FORWARDED = ("ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics")
+FORWARDED = ("ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics")
 HEALTH_SERVICE = "grpc.health.v1.Health"
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse{status}
 # A client that takes no byte for this long, or less than this many a second, is taken for gone
@@ -43,6 +43,7 @@ class Calls:
             **unary,
             "ServerLive": grpc.unary_unary_rpc_method_handler(self._server_live),
             "ServerReady": grpc.unary_unary_rpc_method_handler(self._server_ready),
+            "ModelReady": grpc.unary_unary_rpc_method_handler(self._model_ready),
             "ModelInfer": grpc.unary_unary_rpc_method_handler(self._model_infer),
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._model_stream_infer),
         }
@@ -59,6 +60,14 @@ class Calls:
 
     async def _server_ready(self, message: bytes, context: Any) -> bytes:
         answer: bytes = pb.ServerReadyResponse(ready=self._dispatcher.ready).SerializeToString()
+        return answer
+
+    async def _model_ready(self, message: bytes, context: Any) -> bytes:
+        """Triton calls a model ready whose processes are dead; whether its stages work, the supervisor knows."""
+        answer: bytes = await self._forwarder("ModelReady")(message, context)
+        if self._dispatcher.ready_for(pb.ModelReadyRequest.FromString(message).name):
+            return answer
+        answer = pb.ModelReadyResponse(ready=False).SerializeToString()
         return answer
 
     async def _health(self, message: bytes, context: Any) -> bytes:

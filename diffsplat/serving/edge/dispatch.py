@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-from diffsplat_client.contract import CANCEL
+from diffsplat_client.contract import CANCEL, ENSEMBLE
 
 from diffsplat.serving.edge.admission import Inference, RefusedError, admit
 from diffsplat.serving.edge.clients import Client, Clients
@@ -79,8 +79,12 @@ class Dispatcher:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken and computed now."""
-        return self._runs.run is not None and not self.draining
+        """Whether generations are taken and computed now."""
+        return self.ready_for(ENSEMBLE)
+
+    def ready_for(self, model: str) -> bool:
+        """Whether requests to a model are taken and computed now."""
+        return self._runs.run_of(model) is not None and not self.draining
 
     def admit(self, client: Client, message: bytes) -> Inference:
         """Check a `ModelInferRequest`. RefusedError says what is wrong with it."""

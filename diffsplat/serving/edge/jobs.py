@@ -2,9 +2,8 @@
 
     client --> Job --> Triton            messages: Triton --> Job --> Outbox of every reader --> client
 
-A job goes by an id of its own towards Triton, which nobody can guess, and survives Triton: what has not been answered
-when the server dies is sent to the next run of it. It ends with Triton's stream, which is always read to its end:
-cancelling it would leave the request running, and can crash Triton 2.51.
+A job survives Triton: what has not been answered when the server dies, or one of the stages that it needs, is sent to
+the next run of it, under another id. It ends with Triton's stream.
 """
 
 import asyncio
@@ -22,7 +21,8 @@ from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empt
 from diffsplat.serving.edge.outbox import Outbox
 from diffsplat.serving.edge.progress import SeenAnswers, is_passing
 from diffsplat.serving.edge.results_store import RUNNING, Recording
-from diffsplat.serving.edge.upstream import ServerRuns, Upstream, UpstreamGoneError
+from diffsplat.serving.edge.sending import Sending
+from diffsplat.serving.edge.upstream import ServerRuns, Upstream
 from diffsplat.serving.edge.wire import FINAL_RESPONSE, Response
 
 MAX_RUNS = 3  # a request that was there whenever the server died is perhaps why it died
@@ -32,6 +32,7 @@ STOP_LIMIT_S = 5.0  # for one STOP
 STOP_AGAIN_S = 1.0  # a STOP that comes before its request is forgotten after a while
 _POLL_S = 0.05
 _TIMINGS = (*TIMING_TENSORS, RECONSTRUCT_TIMINGS)
+_RUN_POLL_S = 0.25  # how often a request that runs looks whether its stages still do
 _log = logging.getLogger(__name__)
 _END_STATES = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}  # of an error type; all others are failures
 _MAY_RUN_ON = ("INTERNAL", "DEADLINE_EXCEEDED")  # errors of one stage of an ensemble, which do not end the denoiser
@@ -48,7 +49,7 @@ class Job:
         clock: seconds, monotonic.
 
     Attributes:
-        request_id: its id at Triton.
+        request_id: its id at Triton, which nobody can guess; every run has another one.
         arrived_s: when, on the clock.
         runs_begun: how often it was sent to Triton.
         end_state: "running", then "finished", "cancelled", "expired" or "failed".
@@ -126,9 +127,10 @@ class Job:
             await self._end_stopping()
 
     async def _run(self) -> None:
-        failed_run = None
+        failed_run, fault = None, ""
         for self.runs_begun in range(1, MAX_RUNS + 1):
-            failed_run, fault = await self._forward(await self._next_run(failed_run))
+            run = await self._next_run(failed_run)
+            fault = await self._follow(self._send(), run)
             if not fault:
                 if self.error_type in _MAY_RUN_ON:
                     self.stop()
@@ -138,6 +140,7 @@ class Job:
             if not self.inference.repeatable:
                 raise RefusedError("UNAVAILABLE", fault)
             self._seen.begin_again()
+            failed_run = run
         raise RefusedError("UNAVAILABLE", f"the server failed {MAX_RUNS} times while it worked on the request: {fault}")
 
     async def _next_run(self, failed_run: int | None) -> int:
@@ -149,27 +152,43 @@ class Job:
                 raise RefusedError("CANCELLED", "the request was cancelled")
             if now_s - self.arrived_s >= self.inference.end_after_s:
                 raise RefusedError("DEADLINE_EXCEEDED", "deadline_s passed while the request waited for the server")
-            run = self._runs.run
+            run = self._runs.run_of(self.inference.model)
             if run is not None and (run != failed_run or now_s - began_s >= FAULT_PATIENCE_S):
                 return run
             if now_s - began_s >= RESTART_LIMIT_S:
                 raise RefusedError("UNAVAILABLE", f"no server came back within {RESTART_LIMIT_S:g} s")
             await asyncio.sleep(_POLL_S)
 
-    async def _forward(self, run: int) -> tuple[int, str]:
-        """One run of the request on one run of the server: that, and why the server failed, empty if it did not."""
-        elapsed_s = self._clock() - self.arrived_s if self.runs_begun > 1 else 0.0
-        fault = ""
+    def _send(self) -> Sending:
+        elapsed_s = 0.0
+        if self.runs_begun > 1:
+            self.request_id, elapsed_s = secrets.token_hex(16), self._clock() - self.arrived_s
+        return Sending(
+            self.request_id,
+            self.inference.message(self.request_id, elapsed_s),
+            self._upstream,
+            find_fault=lambda response: _server_fault(response, probe=not self.inference.repeatable),
+            take=self._take,
+        )
+
+    async def _follow(self, sending: Sending, run: int) -> str:
+        """Pass on the answers of one sending. Why the server failed meanwhile; empty if it did not."""
         try:
-            async for data in self._upstream.infer(self.inference.message(self.request_id, elapsed_s)):
-                response = Response.parse(data)
-                fault = fault or _server_fault(response, probe=not self.inference.repeatable)
-                if not fault and (new := self._seen.take(response)) is not None:
-                    self._note_end(new)
-                    await self._publish(new)
-        except UpstreamGoneError as error:
-            fault = fault or str(error)
-        return run, fault
+            while not await sending.ended_within(_RUN_POLL_S):
+                if self._runs.run_of(self.inference.model) not in (run, None):
+                    await sending.give_up("a stage of it was loaded anew")
+                    break
+        except BaseException:
+            sending.cancel()
+            raise
+        if sending.fault:
+            sending.stop()  # the denoiser may have outlived another stage
+        return sending.fault
+
+    async def _take(self, response: Response) -> None:
+        if (new := self._seen.take(response)) is not None:
+            self._note_end(new)
+            await self._publish(new)
 
     async def _publish(self, response: Response) -> None:
         if not self._readers and self._recording is None:

@@ -1,5 +1,6 @@
 """Service: a supervised server with the edge in front of it, as `diffsplat serve` runs it."""
 
+import dataclasses
 import os
 import threading
 from typing import Any
@@ -8,6 +9,7 @@ from diffsplat.serving.edge.server import Edge, EdgeSettings
 from diffsplat.serving.installation import check_address
 from diffsplat.serving.ports import LOOPBACK, choose_ports
 from diffsplat.serving.supervisor import Supervisor
+from diffsplat.serving.supervisor_policy import SupervisorPolicy
 
 
 class Service:
@@ -16,7 +18,7 @@ class Service:
     The edge listens from the start on, and says that it is not ready until the models are loaded.
 
     Args:
-        repository, options: as for Supervisor.
+        repository, policy, options: as for Supervisor. A stage that is down is always loaded anew.
         grpc_port, http_port, edge_metrics_port: the edge's; 0 takes a free one, None leaves the last two off.
         address: IPv4 address of the edge and of the metrics.
         settings: how the edge treats clients.
@@ -35,12 +37,14 @@ class Service:
         edge_metrics_port: int | None = None,
         address: str = LOOPBACK,
         settings: EdgeSettings | None = None,
+        policy: SupervisorPolicy | None = None,
         **options: Any,
     ) -> None:
         check_address(address, options.get("tritonserver"))
         ports = choose_ports({"gRPC": grpc_port, "Triton's gRPC": 0}, address, {"Triton's gRPC": LOOPBACK})
         inner = ports["Triton's gRPC"]
-        self.supervisor = Supervisor(repository, grpc_port=inner, metrics_address=address, **options)
+        policy = dataclasses.replace(policy or SupervisorPolicy(), reload_stages=True)
+        self.supervisor = Supervisor(repository, grpc_port=inner, metrics_address=address, policy=policy, **options)
         self.edge = Edge(
             self.supervisor,
             f"{LOOPBACK}:{inner}",

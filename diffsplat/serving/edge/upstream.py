@@ -31,9 +31,8 @@ class UpstreamGoneError(Exception):
 class ServerRuns(Protocol):
     """Which run of the server serves: a supervisor knows."""
 
-    @property
-    def run(self) -> int | None:
-        """Number of the present run, which grows with every restart; None while none takes requests."""
+    def run_of(self, model: str) -> int | None:
+        """Number of the present run of a model, which grows with its new processes; None: it takes no requests."""
         ...
 
 

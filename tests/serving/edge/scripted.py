@@ -94,6 +94,9 @@ class ScriptedUpstream:
         self.run: int | None = 0
         self.a_stop = asyncio.Event()
 
+    def run_of(self, model: str) -> int | None:
+        return self.run
+
     async def infer(self, message: bytes) -> AsyncIterator[bytes]:
         self.requests.append(pb.ModelInferRequest.FromString(message))
         for item in self.scripts.pop(0):

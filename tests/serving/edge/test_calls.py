@@ -69,6 +69,9 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
 class Runs:
     run: int | None = 0
 
+    def run_of(self, model: str) -> int | None:
+        return self.run
+
 
 @pytest.fixture
 def triton() -> Iterator[tuple[Triton, str]]:

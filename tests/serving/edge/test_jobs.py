@@ -104,8 +104,34 @@ def test_a_request_survives_its_server_without_a_step_back_and_without_a_copy() 
         ]
         assert outputs(messages) == ["GAUSSIANS", "ASSET"]
         first, second = upstream.requests
-        assert first == second, "the same object: the same id, seed and everything"
+        assert first.id != second.id and upstream.stopped == [first.id], "the first may still run"
+        second.id = first.id
+        assert first == second, "the same object: the same seed and everything"
         assert follow.job.runs_begun == 2 and follow.job.end_state == "finished"
+
+    drive(work())
+
+
+def test_a_request_whose_stage_was_replaced_is_sent_again_though_the_first_sending_never_ends() -> None:
+    async def work() -> None:
+        replaced, never = asyncio.Event(), asyncio.Event()
+        upstream = ScriptedUpstream([step(4), replaced.set, never, step(9)], [step(2), step(6), RESULT])
+        follow = Followed(upstream)
+        await replaced.wait()
+        upstream.run = None  # while it is loaded, what is past the stage may still end
+        await asyncio.sleep(0)
+        assert not follow.task.done() and len(upstream.requests) == 1
+        upstream.run = 1
+        messages = await follow.read_all()
+        assert statuses(messages) == [("denoising", 4), ("denoising", 6), ("finished", 0)]
+        first, second = upstream.requests
+        assert first.id != second.id == follow.job.request_id
+        await upstream.a_stop.wait()
+        assert upstream.stopped == [first.id] and follow.job.end_state == "finished"
+        never.set()  # Triton may still answer the first: nobody gets it
+        while not upstream.ended == 2:
+            await asyncio.sleep(0)
+        assert len(follow.messages) == 3
 
     drive(work())
 

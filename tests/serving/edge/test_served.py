@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
@@ -19,8 +19,12 @@ from diffsplat_client.grpc_transport import GrpcTransport
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
+from benchmarks.quality.truth import EVALUATION_SEED
+from diffsplat.bundle import Bundle
 from diffsplat.serving.edge.service import Service
+from diffsplat.serving.processes import find_stubs
 from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from tests.reconstruction_views import sample_request, unseen_samples
 from tests.serving.processes import TIMEOUT_S, wait_for
 
 pytestmark = pytest.mark.triton
@@ -145,11 +149,10 @@ def test_a_stop_under_the_requests_id_ends_it(service: Service, client: Client) 
     wait_until_idle(service)
 
 
-def test_requests_survive_the_death_of_the_server(service: Service) -> None:
-    """Eight in flight, tritonserver killed: all end right, each once, and no progress runs backwards."""
+def end_right_after(service: Service, kill: Callable[[], None]) -> None:
+    """Eight in flight when `kill` is called: all end right, each once, and no progress runs backwards."""
     prompts = [f"a {colour} cube" for colour in COLOURS]
     under_way = threading.Event()
-    restarts = service.supervisor.restarts
     with Client(service.grpc_url, timeout_s=RESTART_S) as client:
         options = {"seed": 1, "steps": 20}
         expected = {prompt: client.generate(prompt, **options).cloud.to_array() for prompt in set(prompts)}
@@ -169,11 +172,52 @@ def test_requests_survive_the_death_of_the_server(service: Service) -> None:
             answers = [pool.submit(generate, prompt) for prompt in prompts]
             wait_for(lambda: len(service.edge.jobs) == len(prompts) and under_way.is_set())
             jobs = service.edge.jobs
-            os.kill(service.supervisor.server.pid, signal.SIGKILL)
+            kill()
             results = [answer.result(RESTART_S) for answer in answers]
-    assert service.supervisor.restarts == restarts + 1
     for prompt, (clouds, steps) in zip(prompts, results, strict=True):
         assert len(clouds) == 1 and np.array_equal(clouds[0], expected[prompt])
         assert steps == sorted(steps)  # a request that pauses reports its step again
     assert [job.end_state for job in jobs] == ["finished"] * len(prompts)
     assert max(job.runs_begun for job in jobs) == 2
+
+
+def test_requests_survive_the_death_of_the_server(service: Service) -> None:
+    restarts = service.supervisor.restarts
+    end_right_after(service, lambda: os.kill(service.supervisor.server.pid, signal.SIGKILL))
+    assert service.supervisor.restarts == restarts + 1
+
+
+@pytest.mark.parametrize("model", ["denoise", "decode"])
+def test_requests_survive_the_death_of_a_stage_and_the_others_work_on(
+    service: Service, pico_bundle: Bundle, model: str
+) -> None:
+    """Reconstructions, which do not need `denoise`, are answered all the while."""
+    supervisor = service.supervisor
+    before = find_stubs(supervisor.server.pid)
+    restarts, reloads = supervisor.restarts, supervisor.reloads[model]
+    (sample,) = unseen_samples(pico_bundle.spec.geometry, EVALUATION_SEED, 1)
+    views = sample_request(sample, format="raw").to_tensors()
+    meanwhile: list[bool] = []
+
+    def reconstruct() -> None:
+        with contextlib.closing(GrpcTransport(service.grpc_url)) as wire:
+            while supervisor.reloads[model] == reloads:
+                down = supervisor.run_of("diffsplat") is None
+                answers = list(wire.stream("diffsplat_reconstruct", views, "", RESTART_S))
+                assert "GAUSSIANS" in {name for answer in answers for name in answer}
+                meanwhile.append(down and supervisor.run_of("diffsplat") is None)
+
+    with ThreadPoolExecutor(1) as pool:
+
+        def kill() -> None:
+            os.kill(next(stub.pid for stub in before if stub.model == model), signal.SIGKILL)
+            others.append(pool.submit(reconstruct))
+
+        others: list[Future[None]] = []
+        end_right_after(service, kill)
+        others[0].result()
+    assert any(meanwhile), "one began and ended while the stage was loaded"
+    assert supervisor.restarts == restarts and supervisor.reloads[model] == reloads + 1
+    kept = {stub for stub in before if stub.model != model}
+    assert kept <= set(find_stubs(supervisor.server.pid))
+    wait_until_idle(service)
