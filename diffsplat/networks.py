@@ -29,6 +29,7 @@ from diffsplat.weights import load_weights, weight_files
 if TYPE_CHECKING:
     from diffsplat.splats.gsvae import GSVAE
 
+DECODER, TINY_DECODER = "decoder", "tiny_decoder"  # graphs of the GSVAE
 WHOLE = ""  # a network itself, as a part of it
 # Parts of networks that compute in float32 whatever the precision of their graphs. Splats are positions: the 8 or 11
 # bits of half precision show as steps in a surface. The decoder's last layers give them; GSRecon is small.
@@ -118,15 +119,21 @@ def load_network(
 
 
 class SplatDecoder(nn.Module):
-    """The decoder graph: latents of the diffusion space [B, V, C, h, w] -> splat grid [B, V, 12, H, W] in [-1, 1]."""
+    """A decoder graph: latents of the diffusion space [B, V, C, h, w] -> splat grid [B, V, 12, H, W] in [-1, 1]."""
 
-    def __init__(self, gsvae: "GSVAE") -> None:
+    def __init__(self, gsvae: "GSVAE", tiny: bool = False) -> None:
         super().__init__()
         self.gsvae = gsvae
+        self.tiny = tiny
 
     def forward(self, latents: Tensor) -> Tensor:
-        """`GSVAE.decode`: undo scale and shift, decode all views as one batch, clamp."""
-        return self.gsvae.decode(latents)
+        """`GSVAE.decode` or `decode_tiny`: undo scale and shift, decode all views as one batch, clamp."""
+        return self.gsvae.decode_tiny(latents) if self.tiny else self.gsvae.decode(latents)
+
+
+def preview_decoder(spec: BackboneSpec) -> str:
+    """The graph that decodes previews."""
+    return TINY_DECODER if "tiny_decoder" in spec.gsvae else DECODER
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,12 @@ def graph_modules(spec: BackboneSpec) -> dict[str, GraphModule]:
         **{
             name: GraphModule("denoiser", partial(denoiser_graph, name, spec)) for name in (*request_graphs(spec), STEP)
         },
-        "decoder": GraphModule("gsvae", SplatDecoder),
+        DECODER: GraphModule("gsvae", SplatDecoder),
+        **(
+            {TINY_DECODER: GraphModule("gsvae", partial(SplatDecoder, tiny=True))}
+            if preview_decoder(spec) == TINY_DECODER
+            else {}
+        ),
         GSRECON: GraphModule("gsrecon", SplatReconstructor),
         **({"image_encoder": GraphModule("image_encoder", moments)} if spec.image_encoder else {}),
         **({"elevest": GraphModule("elevest", _estimator(spec))} if spec.elevest is not None else {}),

@@ -9,7 +9,7 @@
     encode   image_encoder           images [objects, 3, S, S]                       mean, std [.., C, h, w]
     encode   elevest                 images [objects, 3, S, S]                       elevation_deg [objects]
     denoise  hints_TYPE, control_context_TYPE, (control_added_TYPE,) control_TYPE    see `denoisers.control_inputs`
-    decode   decoder                 latents [objects, V, C, h, w]                   grid [objects, V, 12, H, W]
+    decode   decoder, tiny_decoder   latents [objects, V, C, h, w]                   grid [objects, V, 12, H, W]
     reconstruct  gsrecon             images [.., V, C, H, W], rays [.., V, 6, H, W]  grid [objects, V, 12, H, W]
 
 A row is one (request, guidance branch). Graphs before the denoiser run once per request, the denoiser at every step,
@@ -27,7 +27,7 @@ from diffsplat.backbones.text import TEXT_ENCODER
 from diffsplat.denoisers.control_inputs import residual_numbers
 from diffsplat.denoisers.graph_inputs import ADDED, CONTEXT, MODULATIONS, STEP, request_graphs, step_input_names
 from diffsplat.geometry.gaussians import GRID_WIDTH
-from diffsplat.networks import build_graph_module, network_builders
+from diffsplat.networks import DECODER, build_graph_module, network_builders, preview_decoder
 from diffsplat.splats.gsrecon import GSRECON, gsrecon_config
 from export.graph_spec import GraphSpec, TensorAxes
 from export.image_graphs import controlnet_graphs, image_graphs
@@ -43,15 +43,18 @@ def graph_specs(spec: BackboneSpec) -> tuple[GraphSpec, ...]:
         _text_encoder(name, encoder)
         for name, encoder in zip(spec.text.numbered(TEXT_ENCODER), spec.text.encoders, strict=True)
     ]
-    decoder = GraphSpec(
-        "decoder",
-        "decode",
-        (TensorAxes("latents", ("objects", *latents)),),
-        (TensorAxes("grid", ("objects", views, GRID_WIDTH, grid, grid)),),
-        {"objects": 1},
-    )
+    decoders = [
+        GraphSpec(
+            name,
+            "decode",
+            (TensorAxes("latents", ("objects", *latents)),),
+            (TensorAxes("grid", ("objects", views, GRID_WIDTH, grid, grid)),),
+            {"objects": 1},
+        )
+        for name in dict.fromkeys((DECODER, preview_decoder(spec)))
+    ]
     controls = [graph for kind in spec.controls for graph in controlnet_graphs(spec, kind)]
-    return (*texts, *image_graphs(spec), *_denoiser_graphs(spec), *controls, decoder, _gsrecon(spec))
+    return (*texts, *image_graphs(spec), *_denoiser_graphs(spec), *controls, *decoders, _gsrecon(spec))
 
 
 def _gsrecon(spec: BackboneSpec) -> GraphSpec:

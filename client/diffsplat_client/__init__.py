@@ -15,7 +15,7 @@ from diffsplat_client.errors import (
     ServerError,
     ServerUnavailableError,
 )
-from diffsplat_client.events import Event, Finished, Progress, Queued
+from diffsplat_client.events import Event, Finished, Preview, Progress, Queued
 from diffsplat_client.formats.any_file import read_splats, write_splats
 from diffsplat_client.formats.ply import read_ply, write_ply
 from diffsplat_client.generation import Generation
@@ -44,6 +44,7 @@ __all__ = [
     "GenerationRequest",
     "GenerationStream",
     "InvalidRequestError",
+    "Preview",
     "Progress",
     "Queued",
     "Reconstruction",

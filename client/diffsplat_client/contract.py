@@ -121,6 +121,7 @@ REQUEST_TENSORS = (
     TensorSpec("INIT_NOISE_STRENGTH", "FP32", (1,)),
     TensorSpec("INIT_BACKGROUND", "FP32", (1,)),
     TensorSpec("PRIORITY", "INT32", (1,)),
+    TensorSpec("PREVIEW_EVERY", "INT32", (1,)),
     TensorSpec("START_DEADLINE_S", "FP32", (1,)),  # seconds from the arrival at `encode` to the first denoising step
     *OUTPUT_TENSORS,
 )
@@ -139,6 +140,8 @@ RECONSTRUCTION_TENSORS = (
 # --- what a client gets ---
 STATUS = TensorSpec("STATUS", "BYTES", (1,))  # JSON, see `events.py`
 GAUSSIANS = TensorSpec("GAUSSIANS", "FP32", (-1, GAUSSIAN_WIDTH))
+# splats of the object as it would be now, by STATUS of the same message; in the columns of GAUSSIANS
+PREVIEW = TensorSpec("PREVIEW", "FP32", (-1, GAUSSIAN_WIDTH))
 FRAMES = TensorSpec("FRAMES", "UINT8", (-1, -1, -1, 3))  # [F, H, W, 3]
 ASSETS = TensorSpec("ASSETS", "BYTES", (-1,))  # the files asked for; absent where that is none
 ASSET_FORMATS = TensorSpec("ASSET_FORMATS", "BYTES", (-1,))  # the format of each of them
@@ -154,7 +157,7 @@ PACKAGE_EARLY_END = TensorSpec("EARLY_END_PACKAGE", "BYTES", (1,))
 EARLY_ENDS = (DECODE_EARLY_END, RASTERIZE_EARLY_END, PACKAGE_EARLY_END)
 TIMING_TENSORS = (DENOISE_TIMINGS, DECODE_TIMINGS, RASTERIZE_TIMINGS, PACKAGE_TIMINGS)
 _ASSETS = (ASSETS, ASSET_FORMATS)
-RESPONSE_TENSORS = (STATUS, GAUSSIANS, FRAMES, *_ASSETS, SERVED, *TIMING_TENSORS, *EARLY_ENDS)
+RESPONSE_TENSORS = (STATUS, PREVIEW, GAUSSIANS, FRAMES, *_ASSETS, SERVED, *TIMING_TENSORS, *EARLY_ENDS)
 RECONSTRUCTION_EARLY_ENDS = (RASTERIZE_EARLY_END, PACKAGE_EARLY_END)
 RECONSTRUCTION_TIMINGS = (RECONSTRUCT_TIMINGS, RASTERIZE_TIMINGS, PACKAGE_TIMINGS)
 
@@ -183,7 +186,7 @@ MODELS = {
     "encode": ModelSpec(REQUEST_TENSORS, (REQUEST, *TEXT_TENSORS, *IMAGE_TENSORS)),
     "denoise": ModelSpec(
         (REQUEST, *TEXT_TENSORS, *IMAGE_TENSORS, STOP),
-        (STATUS, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS, STOP_ANSWER),
+        (STATUS, PREVIEW, DENOISE_TIMINGS, RESOLVED_REQUEST, LATENTS, STOP_ANSWER),
         decoupled=True,
     ),
     # after `denoise` every input is optional: each progress message calls these stages without tensors

@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from diffsplat_client.contract import FRAMES, STATUS, STOP_ANSWERS
+from diffsplat_client.contract import FRAMES, PREVIEW, STATUS, STOP_ANSWERS
 from diffsplat_client.errors import DiffSplatError, RequestCancelledError, ServerError
-from diffsplat_client.events import Event, Finished, event_of
+from diffsplat_client.events import Event, Finished, events_of
 from diffsplat_client.failures import early_end_error
 from diffsplat_client.formats import RAW
 from diffsplat_client.generation import Generation, parse_generation, read_assets
@@ -31,7 +32,7 @@ class Calls(NamedTuple):
 
 
 class EventReader:
-    """Reads Queued, Progress and, at last, Finished.
+    """Reads Queued, Progress, Preview and, at last, Finished.
 
     Anything but Finished that ends it (close, cancellation, Ctrl-C, the timeout, an error on this side) stops the
     request at the server too: cancelling a stream does not reach a running stage of an ensemble, so a STOP goes
@@ -55,6 +56,7 @@ class EventReader:
         self._responses: AsyncResponseStream | None = None  # once it is sent
         self._started = 0.0  # monotonic time of the call
         self._tensors: Tensors = {}  # all that belongs to the result, from all responses so far
+        self._events: deque[Event] = deque()  # read, and not yet asked for
         self._last: Status | None = None  # the status "finished" or "ended"
         self._over = False  # the server no longer works on it, or has been asked to stop, or nobody reads any more
         self._lock = threading.Lock()  # of the three lines that end it
@@ -76,11 +78,11 @@ class EventReader:
             if self._over:
                 return None
             try:
-                while (tensors := await (await self._open()).read()) is not None:
-                    status = self._take(tensors)
-                    if status is not None and status.phase not in ("finished", "ended"):
-                        return event_of(status)
-                return Finished(self._result())
+                while not self._events:
+                    if (tensors := await (await self._open()).read()) is None:
+                        return Finished(self._result())
+                    self._events.extend(self._take(tensors))
+                return self._events.popleft()
             except TransportError as error:
                 # a stage that fails does not end the others: the denoiser may still be at work
                 await self._end(stop=error.code not in ("UNAVAILABLE", "INVALID_ARGUMENT", "CANCELLED"))
@@ -153,19 +155,19 @@ class EventReader:
                 raise RequestCancelledError("the request was stopped")
         return self._responses
 
-    def _take(self, tensors: Tensors) -> Status | None:
-        """Keep what belongs to the result; the status, if the response has one.
+    def _take(self, tensors: Tensors) -> list[Event]:
+        """Keep what belongs to the result; the events in the response.
 
         Triton numbers the outputs of an ensemble's stages as they arrive, so a stage that overtakes its own answer to
         an earlier progress message finds its tensors in that message's response: only the names can be trusted.
         """
-        self._tensors |= {name: tensor for name, tensor in tensors.items() if name != STATUS.name}
-        if STATUS.name not in tensors:
-            return None
-        status = parse_status(tensors[STATUS.name])
-        if status.phase in ("finished", "ended"):
-            self._last = status
-        return status
+        of_now = (STATUS.name, PREVIEW.name)
+        self._tensors |= {name: tensor for name, tensor in tensors.items() if name not in of_now}
+        if STATUS.name in tensors:
+            status = parse_status(tensors[STATUS.name])
+            if status.phase in ("finished", "ended"):
+                self._last = status
+        return events_of(tensors)
 
     def _result(self) -> Generation:
         """The server has closed the stream: everything it had is here."""

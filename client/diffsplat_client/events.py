@@ -1,9 +1,14 @@
-"""The events of a generation's stream, in this order: Queued* Progress* Finished."""
+"""The events of a generation's stream, in this order: Queued*, then Progress* with Preview* between, then Finished."""
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from diffsplat_client.cloud import SplatCloud
+from diffsplat_client.contract import PREVIEW, STATUS
+from diffsplat_client.errors import ServerError
 from diffsplat_client.generation import Generation
-from diffsplat_client.status import Status
+from diffsplat_client.status import parse_status
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,18 @@ class Progress:
     seed: int
     elevation_deg: float
     warnings: tuple[str, ...] = ()
+    previews_skipped: int = 0  # that were due, and for which the server had no time
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """The object as it would be after `step` of `steps` denoising steps, of requests with `preview_every`."""
+
+    cloud: SplatCloud
+    step: int
+    steps: int
+    number: int  # 1, 2, ...: counts those of this object
+    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +56,25 @@ class Finished:
     result: Generation
 
 
-Event = Queued | Progress | Finished
+Event = Queued | Progress | Preview | Finished
 
 
-def event_of(status: Status) -> Queued | Progress:
-    """The event for a request that has not finished."""
+def events_of(tensors: dict[str, np.ndarray]) -> list[Event]:
+    """The events in a response of a request that has not finished; ServerError when it breaks the contract."""
+    if STATUS.name not in tensors:
+        return []
+    status = parse_status(tensors[STATUS.name])
     if status.phase == "queued":
         times = (status.seconds_to_start, status.seconds_left)
-        return Queued(status.queue_position, status.seed, status.warnings, *times)
-    return Progress(status.step, status.steps, status.seconds_left, status.seed, status.elevation_deg, status.warnings)
+        return [Queued(status.queue_position, status.seed, status.warnings, *times)]
+    if status.phase != "denoising":
+        return []
+    where = (status.step, status.steps, status.seconds_left, status.seed, status.elevation_deg)
+    events: list[Event] = [Progress(*where, status.warnings, status.previews_skipped)]
+    if PREVIEW.name in tensors:
+        try:
+            cloud = SplatCloud.from_array(tensors[PREVIEW.name])
+        except ValueError as error:
+            raise ServerError(f"{PREVIEW.name} cannot be read: {error}") from None
+        events.append(Preview(cloud, status.step, status.steps, status.previews, status.seed))
+    return events

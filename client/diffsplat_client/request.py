@@ -71,6 +71,12 @@ class GenerationRequest(OutputOptions):
         0.0, "with init_std: grey that is subtracted from the white around the blob", limits=(0.0, 1.0)
     )
     priority: int = option(0, "requests of a higher priority are denoised first", limits=(-2, 2), integer=True)
+    preview_every: int = option(
+        0,
+        "show the object every so many steps, as far as the server has time; 0 is off",
+        limits=(0, 200),
+        integer=True,
+    )
     start_deadline_s: float | None = option(
         None, "seconds that the request may wait for its first denoising step", limits=(0.0, MAX_DEADLINE_S)
     )

@@ -28,7 +28,7 @@ class _Stream:
 
 
 class GenerationStream(_Stream):
-    """Iterator of Queued, Progress and, at last, Finished.
+    """Iterator of Queued, Progress, Preview and, at last, Finished.
 
     Made by `Client.stream` and `GenerationHandle.events`. Anything but Finished that ends the former (close, Ctrl-C,
     the timeout, an error on this side) stops the request at the server too; those of a handle leave it alone.
@@ -73,7 +73,7 @@ class GenerationStream(_Stream):
 
 
 class AsyncGenerationStream(_Stream):
-    """Asynchronous iterator of Queued, Progress and, at last, Finished: the twin of GenerationStream.
+    """Asynchronous iterator of Queued, Progress, Preview and, at last, Finished: the twin of GenerationStream.
 
     The request is sent when the block is entered, or the first event asked for. Cancelling a task that waits for an
     event stops the request like everything else that ends the stream early.

@@ -9,7 +9,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,12 +21,14 @@ from diffsplat_client.formats.packing import unit_bytes
 from diffsplat_client.poses import DEFAULT_DISTANCE, DEFAULT_ELEVATION_DEG, FOCAL
 
 if TYPE_CHECKING:  # an optional package that takes half a second to import
-    from viser import ViserServer
+    from viser import SceneApi, ViserServer
 
 FOV_RAD = 2 * float(np.arctan(0.5 / FOCAL))
 # The page stores covariances in half precision. Our splats have standard deviations around 0.01, and half precision
 # loses digits of their squares; in units this many times smaller it does not.
 UNITS_PER_WORLD_UNIT = 64.0
+PREVIEW_S, LAST_S = 0.5, 3.0  # how long a preview, and the object after the last one, is shown
+_OBJECT = "/object"
 MAX_SCALE_UNITS = 200.0  # its square is still finite in half precision
 
 # The page sorts splats in a worker, a module with a blob URL. Pages opened from disk have the origin "null", where
@@ -60,6 +62,7 @@ def write_viewer(
     elevation_deg: float = DEFAULT_ELEVATION_DEG,
     azimuth_deg: float = 0.0,
     distance: float = DEFAULT_DISTANCE,
+    previews: Sequence[SplatCloud] = (),
 ) -> None:
     """Write the page; the file is either complete or absent. Needs the extra `viewer`.
 
@@ -70,11 +73,12 @@ def write_viewer(
         elevation_deg: of the first camera above the horizon; it looks at the origin.
         azimuth_deg: 0 is the front, from +z; 90 looks from +x.
         distance: of the camera from the origin, world units.
+        previews: what the page shows before the cloud, one after the other; it gets controls to play them again.
 
     Raises:
         ModuleNotFoundError: viser is not installed; the message says how to install it.
     """
-    page = viewer_html(cloud, title, elevation_deg, azimuth_deg, distance)
+    page = viewer_html(cloud, title, elevation_deg, azimuth_deg, distance, previews)
     with atomic_path(path) as partial:
         partial.write_text(page, "utf-8")
 
@@ -85,6 +89,7 @@ def viewer_html(
     elevation_deg: float = DEFAULT_ELEVATION_DEG,
     azimuth_deg: float = 0.0,
     distance: float = DEFAULT_DISTANCE,
+    previews: Sequence[SplatCloud] = (),
 ) -> str:
     """The page that `write_viewer` writes."""
     with _scene_server() as server:
@@ -96,22 +101,33 @@ def viewer_html(
         )
         camera.position, camera.look_at, camera.up = distance * towards_camera, np.zeros(3), np.array([0.0, 1.0, 0.0])
         camera.fov = FOV_RAD
-        cloud = cloud[cloud.opacity >= VISIBLE_OPACITY]
-        if len(cloud):
-            units = min(UNITS_PER_WORLD_UNIT, MAX_SCALE_UNITS / float(cloud.scales.max()))
-            scene.add_gaussian_splats(
-                "/object",
-                centers=cloud.positions * units,
-                covariances=covariances(cloud) * units**2,
-                rgbs=unit_bytes(cloud.rgb),
-                opacities=unit_bytes(cloud.opacity[:, None]),
-                scale=1 / units,
-            )
-        page = scene.as_html()
+        recording = server.get_scene_serializer()
+        for shown in (*previews, cloud):
+            _show(scene, shown)
+            if previews:
+                recording.insert_sleep(LAST_S if shown is cloud else PREVIEW_S)
+        page = recording.as_html()
     title = html.escape(" ".join(title.split()))
     page = _once(r"<head>", f"<head>{_WORKERS_FROM_DATA}", page)
     page = _once(r"<title>[^<]*</title>", f"<title>{title}</title>", page)
     return _once(r"</body>", f"{_CAPTION.format(title=title)}</body>", page)
+
+
+def _show(scene: "SceneApi", cloud: SplatCloud) -> None:
+    """In the place of what the scene shows."""
+    cloud = cloud[cloud.opacity >= VISIBLE_OPACITY]
+    if not len(cloud):
+        scene.remove_by_name(_OBJECT)
+        return
+    units = min(UNITS_PER_WORLD_UNIT, MAX_SCALE_UNITS / float(cloud.scales.max()))
+    scene.add_gaussian_splats(
+        _OBJECT,
+        centers=cloud.positions * units,
+        covariances=covariances(cloud) * units**2,
+        rgbs=unit_bytes(cloud.rgb),
+        opacities=unit_bytes(cloud.opacity[:, None]),
+        scale=1 / units,
+    )
 
 
 def covariances(cloud: SplatCloud) -> np.ndarray:

@@ -51,7 +51,8 @@ def answer_bytes(request: OutputOptions, splats: int) -> AnswerBytes:
     frames = 0 if request.frame_poses is None else len(request.frame_poses)
     per_splat = 4 * GAUSSIAN_WIDTH + ASSET_BYTES * len(request.file_formats)
     kept = splats if request.num_gaussians is None else min(splats, request.num_gaussians)
-    return AnswerBytes(frames * request.frame_size**2 * 3, kept * per_splat)
+    previews = 1 if getattr(request, "preview_every", 0) else 0  # at a time
+    return AnswerBytes(frames * request.frame_size**2 * 3, kept * (per_splat + previews * 4 * GAUSSIAN_WIDTH))
 
 
 class AnswerLedger:

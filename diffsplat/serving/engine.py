@@ -32,6 +32,7 @@ from diffsplat.serving.engine_interface import (
 )
 from diffsplat.serving.engine_jobs import EARLY_STOP_S, ENDED_KEPT_S, MAX_EARLY_STOPS, MAX_ENDED, Job, RecentIds
 from diffsplat.serving.engine_policy import EnginePolicy
+from diffsplat.serving.engine_previews import Previews
 from diffsplat.serving.engine_reports import ProgressReports
 from diffsplat.serving.engine_schedule import Plan, Schedule, Task
 
@@ -48,6 +49,7 @@ class Engine(Generic[Work, State]):
         clock: Callable[[], float] = time.monotonic,
         observer: EngineObserver | None = None,
         times: StepTimes | None = None,
+        preview: Callable[[State], object] | None = None,
     ) -> None:
         """Start the thread.
 
@@ -57,6 +59,7 @@ class Engine(Generic[Work, State]):
             clock: seconds, monotonic.
             observer: is told what happens, for metrics.
             times: what is known of the model's speed, from its warm-up.
+            preview: what a request would give now, for its listener; called in the thread. None: there are no previews.
         """
         self.model = model
         self.policy = policy
@@ -67,6 +70,7 @@ class Engine(Generic[Work, State]):
         self._times = times or StepTimes()
         self._outlook = Outlook(policy, self._times, clock)
         self._schedule = Schedule(policy, self._times.step_s)
+        self._previews = Previews(preview, policy, self._times, clock)
         self._early_stops = RecentIds(clock, EARLY_STOP_S, MAX_EARLY_STOPS)
         self._ended = RecentIds(clock, ENDED_KEPT_S, MAX_ENDED)
         self._changed = threading.Condition()
@@ -86,6 +90,7 @@ class Engine(Generic[Work, State]):
         priority: int = 0,
         start_by_s: float | None = None,
         end_by_s: float | None = None,
+        preview_every: int = 0,
     ) -> None:
         """Queue a request; returns at once.
 
@@ -96,6 +101,7 @@ class Engine(Generic[Work, State]):
             priority: the higher goes first.
             start_by_s: time of the clock by which it must have been started, else it is given up.
             end_by_s: time of the clock by which it must have finished, else it is given up.
+            preview_every: steps after which a preview is due; 0: never.
 
         Raises:
             QueueFullError, EngineClosedError: it was not accepted; the listener was not called.
@@ -107,7 +113,8 @@ class Engine(Generic[Work, State]):
             self._check_queue()
             task = Task(self._arrivals, priority, size.rows, size.steps)
             self._arrivals += 1
-            job: Job[Work, State] = Job(request_id, task, work, listener, self._clock(), start_by_s, end_by_s)
+            times_s = (self._clock(), start_by_s, end_by_s)
+            job: Job[Work, State] = Job(request_id, task, work, listener, *times_s, preview_every)
             job.stopped = self._early_stops.take(request_id)
             self._jobs.append(job)
             if (position := self._queue().get(task.arrival, 0)) > 0:
@@ -164,6 +171,10 @@ class Engine(Generic[Work, State]):
 
     def _tasks(self) -> list[Task]:
         return [job.task for job in self._jobs]
+
+    def _locked_tasks(self) -> list[Task]:
+        with self._changed:
+            return self._tasks()
 
     def _queue(self) -> dict[int, int]:
         """Places in the queue, from 1, by arrival: of those that neither run nor will at the next boundary."""
@@ -281,7 +292,7 @@ class Engine(Generic[Work, State]):
         self._tell(lambda observer: observer.stepped(len(jobs), seconds))
         for job, error in failures:
             self._drop(job, error)
-        due = [job for job in jobs if job in self._batch]
+        due = sorted((job for job in jobs if job in self._batch), key=self._previews.is_due)  # who waits for one, last
         with self._changed:
             soon = self._outlook.of(self._tasks()) if any(map(self._reports.is_due, due)) else {}
         for job in due:
@@ -305,8 +316,12 @@ class Engine(Generic[Work, State]):
         if state.step == 1:
             self._tell(lambda observer: observer.progressed(now - job.submitted_s))
         try:
-            if self._reports.is_due(job):
-                self._reports.tell_progress(job, soon)
+            preview = None
+            if self._previews.is_due(job):
+                preview = self._previews.make(job, self._locked_tasks)
+                self._tell(lambda observer: observer.previewed(preview is not None))
+            if preview is not None or self._reports.is_due(job):
+                self._reports.tell_progress(job, soon, preview)
             if state.step >= state.steps:
                 self._forget(job)
                 job.listener.finished(state, (now - job.started_s) * 1e3, (job.started_s - job.submitted_s) * 1e3)

@@ -16,7 +16,7 @@ KEPT_STEPS = 9  # of each batch size; a median does not care for the step that w
 
 
 class StepTimes:
-    """Measured seconds of a step by the rows of its batch, and of starting a request.
+    """Measured seconds of a step by the rows of its batch, of starting a request, and of a preview.
 
     Sizes without a measurement lie on straight lines between their neighbours; beyond these, and from one size alone,
     time is proportional to rows.
@@ -26,7 +26,9 @@ class StepTimes:
         self._samples: dict[int, deque[float]] = {}
         self._known: dict[int, float] = {}  # rows -> seconds, by rows
         self._starts: deque[float] = deque(maxlen=KEPT_STEPS)
+        self._previews: deque[float] = deque(maxlen=KEPT_STEPS)
         self.start_s = 0.0  # of a request
+        self.preview_s = 0.0  # of a preview
 
     @property
     def measured(self) -> bool:
@@ -44,6 +46,11 @@ class StepTimes:
         """Preparing a request took so long."""
         self._starts.append(seconds)
         self.start_s = median(self._starts)
+
+    def note_preview(self, seconds: float) -> None:
+        """Making a preview took so long."""
+        self._previews.append(seconds)
+        self.preview_s = median(self._previews)
 
     def step_s(self, rows: int) -> float:
         """Seconds of a step of a batch of `rows`."""

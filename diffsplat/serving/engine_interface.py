@@ -1,8 +1,8 @@
 """What the engine needs and gives: the model it steps, the listener of a request, the observer of all, its errors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
 
@@ -64,6 +64,9 @@ class EngineProgress:
     queue_position: int = 0  # requests to be started before this one, plus one; 0 once it runs
     seconds_to_start: float | None = None  # until its first step begins; None once it runs
     seconds_left: float | None = None  # until its last step has ended
+    previews: int = 0  # made so far
+    previews_skipped: int = 0  # that were due, and for which there was no time
+    preview: Any = field(default=None, compare=False)  # what the engine's `preview` made after this step, if it did
 
 
 class Listener(Protocol[FinishedState]):
@@ -111,6 +114,9 @@ class EngineObserver:
 
     def progressed(self, seconds: float) -> None:
         """A request ended its first step so long after it arrived."""
+
+    def previewed(self, made: bool) -> None:
+        """A preview was due, and was made or skipped."""
 
     def ended(self, end_state: str, seconds: float) -> None:
         """A request ended so long after it arrived; one of contract.END_STATES."""

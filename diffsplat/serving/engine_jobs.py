@@ -26,6 +26,7 @@ class Job(Generic[Work, State]):
     submitted_s: float
     start_by_s: float | None  # a request that still waits then is given up, and one that has not finished at end_by_s
     end_by_s: float | None
+    preview_every: int = 0  # steps; 0: never
     state: State | None = None
     stopped: bool = False
     asked_s: float = 0.0  # when the listener was last asked whether its client has left
@@ -33,6 +34,8 @@ class Job(Generic[Work, State]):
     reported_position: int = 0
     reported_start_s: float = math.nan  # when it was told that it would start; nan: it was not told
     started_s: float = 0.0
+    previews: int = 0  # that were made
+    previews_skipped: int = 0
 
 
 class RecentIds:

@@ -29,6 +29,8 @@ class EnginePolicy:
             long as one of the short request alone.
         patience: a request rises by one priority each time it has yielded to later ones for this many times as long as
             its whole work takes alone.
+        preview_share: of the time that all steps of a request take alone: what previews of others may add to it.
+        preview_own_share: of the time that its steps have taken so far: what its own previews may add.
     """
 
     max_batch: int = 4
@@ -40,6 +42,8 @@ class EnginePolicy:
     overtake_share: float = 0.25
     max_stretch: float = 1.5
     patience: float = 2.0
+    preview_share: float = 0.1
+    preview_own_share: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values that could never serve a request, or say nothing."""
@@ -52,6 +56,8 @@ class EnginePolicy:
             "overtake_share": (0, 1),
             "max_stretch": (1, math.inf),
             "patience": (1e-3, math.inf),
+            "preview_share": (0, 1),
+            "preview_own_share": (0, math.inf),
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:  # also catches NaN
@@ -59,6 +65,11 @@ class EnginePolicy:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be {within}")
         if self.order not in ORDERS:
             raise ValueError(f"order = {self.order!r}: must be one of {', '.join(ORDERS)}")
+
+    @property
+    def makes_previews(self) -> bool:
+        """Whether any request may get one."""
+        return self.preview_own_share > 0
 
     @property
     def max_states(self) -> int:

@@ -24,12 +24,22 @@ class ProgressReports:
         """Whether it may be told something now."""
         return job.task.step == 1 or self._clock() - job.reported_s >= self._interval_s
 
-    def tell_progress(self, job: Job[Any, Any], soon: Forecast | None) -> None:
-        """Of a request that has been started; an exception of the listener is the caller's."""
+    def tell_progress(self, job: Job[Any, Any], soon: Forecast | None, preview: Any = None) -> None:
+        """Of a request that has been started, perhaps with a preview; an exception of the listener is the caller's."""
         task = job.task
         left_s = 0.0 if task.steps_left <= 0 else None if soon is None else round(soon.to_finish, 3)
         job.reported_s = self._clock()
-        job.listener.progress(EngineProgress("denoising", task.step, task.steps, seconds_left=left_s))
+        job.listener.progress(
+            EngineProgress(
+                "denoising",
+                task.step,
+                task.steps,
+                seconds_left=left_s,
+                previews=job.previews,
+                previews_skipped=job.previews_skipped,
+                preview=preview,
+            )
+        )
 
     def tell_pause(self, job: Job[Any, Any], soon: Forecast | None) -> None:
         """Of a request that is started and not in the present step."""

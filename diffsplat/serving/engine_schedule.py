@@ -42,6 +42,8 @@ class Task:
     steps: int
     step: int = 0  # steps done
     yielded_s: float = 0.0
+    previewed_s: float = 0.0  # that its previews have taken
+    delayed_s: float = 0.0  # that previews of others have taken while it was there
     started: bool = False  # its state is in memory
     has_place: bool = False
 

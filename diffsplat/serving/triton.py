@@ -27,7 +27,6 @@ from diffsplat.serving.triton_io import (
     read_arrays,
     read_tensor,
     text_tensor,
-    to_torch,
     torch_tensor,
 )
 from diffsplat.serving.triton_stage import LaterStage, StageModel
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from diffsplat.stages.decode import DecodeResult
 
 _log = logging.getLogger("diffsplat.serving")
-_TINY_PROMPT = "warm up"
 
 
 class EncodeModel(StageModel):
@@ -118,12 +116,7 @@ class DecodeModel(LaterStage):
 
     def warm_up(self) -> None:
         """Latents of zeros."""
-        spec = self.stage.spec
-        shape = (spec.geometry.views, spec.latent_channels, spec.latent_size, spec.latent_size)
-        request = GenerationRequest(_TINY_PROMPT).with_defaults(
-            **{**spec.request_defaults, "elevation_deg": 0.0, "seed": 0}
-        )
-        self.work(to_torch(np.zeros(shape, np.float32)), Envelope(request))
+        self.stage.warm_up()
 
     def work(self, source: "Tensor", envelope: Envelope, *also: np.ndarray | None) -> list[Any]:
         """Decode one object."""

@@ -16,6 +16,7 @@ from diffsplat_client.contract import (
 from diffsplat_client.errors import InvalidRequestError
 
 from diffsplat.serving.engine import Engine
+from diffsplat.serving.engine_forecast import StepTimes
 from diffsplat.serving.engine_policy import EnginePolicy
 from diffsplat.serving.triton_engine_metrics import EngineMetrics
 from diffsplat.serving.triton_io import (
@@ -44,13 +45,18 @@ class DenoiseModel(StageModel):
     name = "denoise"
 
     def load(self, folder: Path) -> None:
-        """Both graphs, and the thread that runs them."""
+        """Both graphs and, for previews, the decoder of the `decode` beside it."""
         from diffsplat.backends.cuda_sync import read_sync_debug
         from diffsplat.stages.denoise import DenoiseStage
 
         self.policy = EnginePolicy.from_parameters(self.parameters)
         sync_debug = read_sync_debug(self.parameters)
         self.stage = DenoiseStage.load(folder, self.threads, self.device, self.policy.max_batch, sync_debug)
+        self.previews = None
+        if self.policy.makes_previews:
+            from diffsplat.stages.preview import PreviewStage
+
+            self.previews = PreviewStage.load(folder.parents[1] / "decode" / folder.name, self.threads, self.device)
         self.answers = self.make_ledger()
 
     def warm_up(self) -> None:
@@ -61,8 +67,14 @@ class DenoiseModel(StageModel):
         full = self.policy.max_batch
         for requests in range(1, full + 1) if self.stage.compiles_batches else {1, full}:
             self.stage.warm_up(requests)
+        times, preview = StepTimes(), None
+        if self.previews is not None:
+            preview = self.previews.run
+            times.note_preview(self.previews.warm_up())
         metrics = EngineMetrics(self.version, self.policy.max_batch)
-        self.engine: Engine[DenoiseWork, DenoiseJob] = Engine(self.stage, self.policy, observer=metrics)
+        self.engine: Engine[DenoiseWork, DenoiseJob] = Engine(
+            self.stage, self.policy, observer=metrics, times=times, preview=preview
+        )
         _log.info("denoise engine: %s", self.policy)
 
     def execute(self, requests: list[Any]) -> None:
@@ -85,8 +97,15 @@ class DenoiseModel(StageModel):
         listener = ResponseSender(sender, request_id, envelope, self.answers)
         try:
             start_by_s, end_by_s = envelope.deadlines
-            priority = envelope.request.priority
-            self.engine.submit(request_id, work, listener, priority=priority, start_by_s=start_by_s, end_by_s=end_by_s)
+            self.engine.submit(
+                request_id,
+                work,
+                listener,
+                priority=envelope.request.priority,
+                start_by_s=start_by_s,
+                end_by_s=end_by_s,
+                preview_every=envelope.request.preview_every,
+            )
         except Exception:
             self.answers.release(envelope.ticket)
             raise

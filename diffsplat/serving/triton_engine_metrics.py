@@ -37,6 +37,7 @@ class EngineMetrics(EngineObserver):
         self._request_s = self._histograms(
             "request_seconds", "Time from arrival to the end, by end state", REQUEST_BUCKETS_S, END_STATES
         )
+        self._previews = self._counters("previews", "Previews that were due", ("made", "skipped"))
         self._sampled_s = -STEP_SAMPLE_INTERVAL_S
 
     def load(self, load: EngineLoad) -> None:
@@ -60,6 +61,10 @@ class EngineMetrics(EngineObserver):
         """One observation for each request that makes a step."""
         self._first_s.observe(seconds)
 
+    def previewed(self, made: bool) -> None:
+        """Two counters."""
+        self._previews["made" if made else "skipped"].increment(1)
+
     def ended(self, end_state: str, seconds: float) -> None:
         """One observation for each request."""
         self._request_s[end_state].observe(seconds)
@@ -73,6 +78,10 @@ class EngineMetrics(EngineObserver):
     def _gauges(self) -> list[Any]:
         family = self._family("requests", "Requests in the denoise engine by state", pb_utils.MetricFamily.GAUGE)
         return [family.Metric(labels={"state": state, "version": self._version}) for state in EngineLoad._fields]
+
+    def _counters(self, name: str, description: str, states: tuple[str, ...]) -> dict[str, Any]:
+        family = self._family(name, description, pb_utils.MetricFamily.COUNTER)
+        return {state: family.Metric(labels={"state": state, "version": self._version}) for state in states}
 
     def _histogram(self, name: str, description: str, buckets: tuple[float, ...]) -> Any:
         family = self._family(name, description, pb_utils.MetricFamily.HISTOGRAM)

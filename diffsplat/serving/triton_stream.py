@@ -1,13 +1,15 @@
 """Responses of `denoise`: a stream for each request."""
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
+from diffsplat_client.contract import PREVIEW
 
 from diffsplat.serving.answers import AnswerLedger
 from diffsplat.serving.engine_interface import EngineProgress
-from diffsplat.serving.triton_io import describe_early_end, text_tensor, to_triton_error, torch_tensor
+from diffsplat.serving.triton_io import array_tensor, describe_early_end, text_tensor, to_triton_error, torch_tensor
 from diffsplat.stages.envelope import Envelope
 
 if TYPE_CHECKING:
@@ -26,16 +28,17 @@ class ResponseSender:
         self.last = EngineProgress("queued")
 
     def progress(self, progress: EngineProgress) -> None:
-        """A message with STATUS alone, which makes the later stages run without work."""
-        self.last = progress
-        self.sender.send(pb_utils.InferenceResponse([self._status(progress)]))
+        """A message with STATUS, perhaps with a PREVIEW, which makes the later stages run without work."""
+        self.last = dataclasses.replace(progress, preview=None)
+        preview = [] if progress.preview is None else [array_tensor(PREVIEW.name, progress.preview)]
+        self.sender.send(pb_utils.InferenceResponse([self._status(progress), *preview]))
 
     def finished(self, state: "DenoiseJob", denoise_ms: float, queued_ms: float) -> None:
         """LATENTS, and the request once more: the later stages may only read tensors that come from here."""
         latents = state.result()
         envelope = self.envelope.with_timing("queued", queued_ms).with_timing("denoise", denoise_ms)
         tensors = [
-            self._status(EngineProgress("finished", state.step, state.steps)),
+            self._status(dataclasses.replace(self.last, phase="finished", step=state.step, seconds_left=None)),
             text_tensor("TIMINGS", json.dumps(envelope.timings_ms)),
             text_tensor("RESOLVED_REQUEST", envelope.to_json()),
             torch_tensor("LATENTS", latents),
@@ -50,7 +53,7 @@ class ResponseSender:
         if self.envelope.ticket is not None:
             self.answers.release(self.envelope.ticket)
         end = describe_early_end(error, self.request_id, "denoise", end_state)
-        last = EngineProgress("ended", self.last.step, self.last.steps)
+        last = dataclasses.replace(self.last, phase="ended", seconds_left=None)
         response = pb_utils.InferenceResponse([self._status(last, end)])
         try:
             self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
@@ -74,6 +77,8 @@ class ResponseSender:
             "warnings": self.envelope.warnings,
             "seconds_to_start": progress.seconds_to_start,
             "seconds_left": progress.seconds_left,
+            "previews": progress.previews,
+            "previews_skipped": progress.previews_skipped,
             **(end or {}),
         }
         return text_tensor("STATUS", json.dumps(status))

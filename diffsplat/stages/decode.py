@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from diffsplat_client.output_options import OutputOptions
+from diffsplat_client.request import GenerationRequest
 from torch import Tensor
 
 from diffsplat.backbones import BackboneSpec, SplatGeometry
@@ -14,6 +15,7 @@ from diffsplat.export_record import ExportRecord
 from diffsplat.geometry.cameras import Cameras, generated_view_cameras
 from diffsplat.geometry.gaussians import canonicalize, grid_to_gaussians, to_array
 from diffsplat.graph import Graph, Precision
+from diffsplat.networks import DECODER
 from diffsplat.runtime import bundle_graphs, load_graph
 from diffsplat.stages.checks import check_range, check_shape
 from diffsplat.stages.envelope import Envelope
@@ -36,15 +38,22 @@ class DecodeStage:
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike[str], threads: int | None = None, device: str | None = None
+        cls, folder: str | os.PathLike[str], threads: int | None = None, device: str | None = None, name: str = DECODER
     ) -> "DecodeStage":
-        """From a version folder: see `runtime.load_graphs`."""
-        return cls(ExportRecord.read(folder).spec, load_graph(folder, "decoder", threads, device))
+        """From a version folder: see `runtime.load_graphs`. `name`: of the decoder's graph."""
+        return cls(ExportRecord.read(folder).spec, load_graph(folder, name, threads, device))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, precision: Precision = "fp32") -> "DecodeStage":
         """Straight from a bundle, run by torch."""
-        return cls(bundle.spec, bundle_graphs(bundle, ["decoder"], precision)["decoder"])
+        return cls(bundle.spec, bundle_graphs(bundle, [DECODER], precision)[DECODER])
+
+    def warm_up(self) -> None:
+        """Latents of zeros."""
+        spec = self.spec
+        defaults = {**spec.request_defaults, "elevation_deg": 0.0, "seed": 0}
+        latents = torch.zeros(spec.geometry.views, spec.latent_channels, spec.latent_size, spec.latent_size)
+        self.run(latents, Envelope(GenerationRequest("warm up").with_defaults(**defaults)))
 
     def run(self, latents: Tensor, envelope: Envelope) -> DecodeResult:
         """Decode [V, C, h, w] of any device.

@@ -7,6 +7,7 @@ import numpy as np
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.formats import RAW
+from diffsplat_client.output_options import OutputOptions
 
 from diffsplat.export_record import ExportRecord
 from diffsplat.stages.checks import check_shape, check_splats
@@ -78,6 +79,11 @@ def kept_rows(splats: np.ndarray, threshold: float, budget: int | None) -> np.nd
     keep = visibility > least
     keep[np.flatnonzero(visibility == least)[: budget - np.count_nonzero(keep)]] = True
     return keep
+
+
+def kept_splats(splats: np.ndarray, request: OutputOptions) -> np.ndarray:
+    """The canonical splats [N, 14] that a result keeps, without regard to its files."""
+    return _rows(splats, kept_rows(splats, request.opacity_threshold_asset, request.num_gaussians))
 
 
 def _rows(splats: np.ndarray, keep: np.ndarray) -> np.ndarray:

@@ -128,6 +128,25 @@ def test_no_film_no_viewer_and_the_servers_own_file(fakes, serve_fake, last, tmp
     assert (folder / "splats.spz").read_bytes() == b"spz"
 
 
+def test_previews_are_written_and_the_page_plays_them(fakes, serve_fake, last, tmp_path, monkeypatch) -> None:
+    played: list[int] = []
+    monkeypatch.setattr(
+        "diffsplat_client.commands.artifacts.write_viewer",
+        lambda path, cloud, *_, previews, **__: played.extend(map(len, [*previews, cloud])) or path.touch(),
+    )
+    shown = [
+        {**fakes.status("denoising", step, previews=number), "PREVIEW": fakes.splats(2 + number)}
+        for number, step in enumerate((1, 2), 1)
+    ]
+    fake = serve_fake(fakes.transport(*shown, last))
+    assert generate(tmp_path, "--previews", str(tmp_path / "shown")) == 0
+    ((_, sent, _, _),) = fake.calls
+    assert sent["PREVIEW_EVERY"] == [5]
+    files = {path.name: len(read_ply(path)) for path in (tmp_path / "shown").iterdir()}
+    assert files == {"a-red-cube-001.ply": 3, "a-red-cube-002.ply": 4}
+    assert played == [3, 4, len(last["GAUSSIANS"])]
+
+
 def test_the_published_file_lies_beside_the_one_that_viewers_show(fakes, serve_fake, last, tmp_path) -> None:
     last |= fakes.files(ply_compat=b"the published bytes")
     serve_fake(fakes.transport(last))

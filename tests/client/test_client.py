@@ -13,6 +13,7 @@ from diffsplat_client import (
     Finished,
     GenerationRequest,
     InvalidRequestError,
+    Preview,
     Progress,
     Queued,
     RequestCancelledError,
@@ -435,6 +436,31 @@ def test_a_missing_file_or_a_damaged_one_is_the_servers_error(fakes) -> None:
     del last["GAUSSIANS"]
     with pytest.raises(ServerError, match="cannot be read"):
         Client(transport=fakes.transport(last)).generate("x", formats=("ply",))
+
+
+def test_previews_come_between_progress_and_are_no_result(fakes) -> None:
+    shown = fakes.splats(3)
+    fake = fakes.transport(
+        fakes.status("queued", queue_position=1),
+        {**fakes.status("denoising", 1, previews=1), "PREVIEW": shown},
+        fakes.status("denoising", 2, previews=1, previews_skipped=1),
+        {**fakes.finished(), "PREVIEW": shown[:1]},  # breaks the contract, and is not shown
+    )
+    with Client(transport=fake).stream("x", preview_every=1) as events:
+        queued, first, preview, second, last = events
+    assert isinstance(queued, Queued) and isinstance(first, Progress) and isinstance(last, Finished)
+    assert isinstance(preview, Preview) and isinstance(second, Progress)
+    assert (preview.step, preview.steps, preview.number, preview.seed) == (1, 3, 1, 7)
+    np.testing.assert_array_equal(preview.cloud.to_array(), shown)
+    assert (first.previews_skipped, second.previews_skipped) == (0, 1)
+    np.testing.assert_array_equal(last.result.cloud.to_array(), fakes.splats())
+
+
+def test_a_preview_that_is_none_is_the_servers_error(fakes) -> None:
+    fake = fakes.transport({**fakes.status("denoising", 1, previews=1), "PREVIEW": np.zeros((3, 13), np.float32)})
+    with pytest.raises(ServerError, match=r"PREVIEW cannot be read: splats have shape \[3, 13\]"):
+        list(Client(transport=fake).stream("x", preview_every=1))
+    assert fake.stopped == [fake.request_id]
 
 
 def test_several_files_come_by_their_formats(fakes) -> None:

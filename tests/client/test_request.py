@@ -33,6 +33,7 @@ FULL = GenerationRequest(
     init_background=0.3,
     deadline_s=600.0,
     priority=2,
+    preview_every=3,
     start_deadline_s=20.5,
     frame_size=64,
     frame_poses=np.array([[10, 0, 1.5, 1], [20, 350, 2, 0.5]], np.float32),

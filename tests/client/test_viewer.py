@@ -1,15 +1,18 @@
 """viewer.html in a real browser: it shows what the rasterizer draws, turns, zooms, and sends no requests."""
 
+import base64
 import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+import zstandard
 from diffsplat_client import SplatCloud, write_viewer
-from diffsplat_client.viewer import covariances, viewer_html
+from diffsplat_client.viewer import LAST_S, PREVIEW_S, covariances, viewer_html
 
 from tests.client.chromium import Chromium, find_chromium
 
@@ -154,6 +157,18 @@ def test_one_page_without_addresses_and_without_talk(capfd: pytest.CaptureFixtur
     assert "<link" not in page.replace('<link\n      rel="icon"', "")
     captured = capfd.readouterr()
     assert captured.out == "" and captured.err == ""
+
+
+def test_previews_are_played_before_the_object() -> None:
+    clouds = [bar_and_balls()[:count] for count in (5, 0, 7)]
+    data = re.search('__VISER_EMBED_DATA__="([^"]+)"', viewer_html(clouds[-1], previews=clouds[:-1]))
+    assert data is not None
+    inner = zstandard.ZstdDecompressor().decompress(base64.b64decode(data[1])[8:])
+    recording = msgspec.msgpack.decode(inner[8 : 8 + int.from_bytes(inner[:8], "little")])
+    assert recording["durationSeconds"] == 2 * PREVIEW_S + LAST_S
+    shown = [(second, message["type"]) for second, message in recording["messages"] if message.get("name") == "/object"]
+    kinds = [(second, "Splats" in kind) for second, kind in shown if "Splats" in kind or "Remove" in kind]
+    assert kinds == [(0.0, True), (PREVIEW_S, False), (2 * PREVIEW_S, True)]
 
 
 def test_without_viser_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

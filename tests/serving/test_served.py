@@ -13,7 +13,7 @@ import pytest
 from diffsplat_client.client import Client
 from diffsplat_client.contract import ENSEMBLE
 from diffsplat_client.errors import RequestCancelledError
-from diffsplat_client.events import Finished, Progress, Queued
+from diffsplat_client.events import Finished, Preview, Progress, Queued
 from diffsplat_client.formats import FORMATS
 from diffsplat_client.generation import Generation
 from diffsplat_client.grpc_transport import GrpcTransport
@@ -112,6 +112,26 @@ class TestStreaming:
         for progress in seen:
             assert isinstance(progress, Progress)
             assert progress.seed == 1 and progress.steps == 200 and progress.seconds_left is not None
+
+    def test_previews_are_those_of_the_pipeline(self, client: Client, pipeline: "Pipeline") -> None:
+        from diffsplat.stages.preview import PreviewStage
+
+        request = GenerationRequest("a red cube", seed=1, steps=100, preview_every=25, num_gaussians=200)
+        with client.stream(request) as events:
+            *seen, last = [event for event in events if not isinstance(event, Queued)]
+        previews = [event for event in seen if isinstance(event, Preview)]
+        progress = [event for event in seen if isinstance(event, Progress)]
+        assert isinstance(last, Finished) and len(last.result.cloud) == 200
+        assert [preview.number for preview in previews] == list(range(1, len(previews) + 1)) and previews
+        assert len(previews) + progress[-1].previews_skipped == 3, "what is not shown is counted"
+        job, stage = pipeline.denoise.start(pipeline.encode.run(request)), PreviewStage(pipeline.decode)
+        for preview in previews:
+            assert preview.step % 25 == 0 and preview.seed == 1
+            while job.step < preview.step:
+                pipeline.denoise.step([job])
+            local = stage.run(job)
+            assert preview.cloud.to_array().shape == local.shape == (200, 14)
+            assert np.abs(preview.cloud.positions.mean(axis=0) - local[:, :3].mean(axis=0)).max() < 1e-3
 
     def test_stop_ends_a_running_request(self, wire: GrpcTransport, client: Client) -> None:
         responses = wire.stream(ENSEMBLE, LONG.to_tensors(), "to-be-stopped", TIMEOUT_S)

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.commands.films import write_gif, write_video
 from diffsplat_client.contract import CONTRACT_VERSION
 from diffsplat_client.formats import FORMATS, PLY
@@ -30,7 +31,12 @@ VIDEOS = ("mp4", "gif", "fancy-mp4", "fancy-gif")  # fancy: two turns, the splat
 
 
 def write_artifacts(
-    generation: Generation, server: Mapping[str, str], folder: Path, viewer: bool = True, video: str = "mp4"
+    generation: Generation,
+    server: Mapping[str, str],
+    folder: Path,
+    viewer: bool = True,
+    video: str = "mp4",
+    previews: Sequence[SplatCloud] = (),
 ) -> list[str]:
     """Write all files into an empty folder; returns their names, the description last.
 
@@ -40,6 +46,7 @@ def write_artifacts(
         folder: destination.
         viewer: whether to write viewer.html.
         video: kind of film, one of VIDEOS; only its file format matters here.
+        previews: that viewer.html plays.
     """
     request = generation.request
     title = request.prompt.strip() or "Gaussian splats"
@@ -47,7 +54,8 @@ def write_artifacts(
     names = write_object(generation, folder, VIEWS, video)
     if viewer:
         names.append(VIEWER_FILE)
-        write_viewer(folder / VIEWER_FILE, generation.cloud, title, generation.elevation_deg, distance=distance)
+        view = {"elevation_deg": generation.elevation_deg, "distance": distance}
+        write_viewer(folder / VIEWER_FILE, generation.cloud, title, **view, previews=previews)
     names.append(GENERATION_FILE)
     write_description(folder / GENERATION_FILE, describe(generation, server, names))
     return names

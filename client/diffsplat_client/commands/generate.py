@@ -6,11 +6,13 @@ With several prompts or images: one line and one folder each, and exit code 1 if
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from diffsplat_client.client import Client
+from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.commands.artifacts import check_tools, write_artifacts
 from diffsplat_client.commands.interrupts import leave_on_sigterm
 from diffsplat_client.commands.jobs import Job, add_sources, is_batch, jobs_of
@@ -24,12 +26,14 @@ from diffsplat_client.commands.results import (
 )
 from diffsplat_client.commands.server import client_of
 from diffsplat_client.errors import DiffSplatError
-from diffsplat_client.events import Finished, Progress, Queued
+from diffsplat_client.events import Finished, Preview, Progress, Queued
+from diffsplat_client.formats.ply import write_ply
 from diffsplat_client.generation import Generation
 from diffsplat_client.poses import DEFAULT_DISTANCE, OWN_ELEVATION, four_views
 from diffsplat_client.request import FILES, OPTIONS, GenerationRequest
 
 STAGES = ("encode", "queued", "denoise", "decode", "rasterize", "package", "total")
+PREVIEW_EVERY = 5  # steps
 _NOT_OPTIONS = ("prompt", "frame_poses", *FILES)
 
 
@@ -39,6 +43,12 @@ def add_command(commands: Any) -> None:
     add_sources(parser)
     add_result_arguments(parser)
     add_options(parser, (name for name in OPTIONS if name not in _NOT_OPTIONS))
+    parser.add_argument(
+        "--previews",
+        type=Path,
+        metavar="DIR",
+        help=f"write each preview to DIR, as NAME-STEP.ply (--preview-every is then {PREVIEW_EVERY}, if not given)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -51,6 +61,8 @@ def request_from(args: argparse.Namespace, prompt: str, images: dict[str, bytes]
     elevation_deg = options.get("elevation_deg", OWN_ELEVATION)
     distance = options.setdefault("distance", DEFAULT_DISTANCE)
     poses = with_film(args, four_views(elevation_deg, distance), elevation_deg, distance)
+    if args.previews:
+        options.setdefault("preview_every", PREVIEW_EVERY)
     return GenerationRequest(prompt, frame_poses=poses, **(options | images))
 
 
@@ -78,8 +90,16 @@ def make(
     """Generate one object and write its files; returns their paths."""
     # files are written to a temporary folder, which is deleted in any case, and moved when all are complete
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as staging:
-        generation = follow(client, request, label)
-        names = write_artifacts(generation, client.server_parameters, Path(staging), args.viewer, args.video)
+        previews: list[SplatCloud] = []
+
+        def keep(preview: Preview) -> None:
+            previews.append(preview.cloud)
+            if args.previews:
+                args.previews.mkdir(parents=True, exist_ok=True)
+                write_ply(args.previews / f"{folder_name}-{preview.step:03d}.ply", preview.cloud)
+
+        generation = follow(client, request, keep, label)
+        names = write_artifacts(generation, client.server_parameters, Path(staging), args.viewer, args.video, previews)
         return generation, move_files(Path(staging), names, args.out / folder_name, args.overwrite)
 
 
@@ -107,8 +127,8 @@ def make_all(args: argparse.Namespace, client: Client, jobs: list[Job]) -> int:
     return 1 if failed else 0
 
 
-def follow(client: Client, request: GenerationRequest, label: str = "") -> Generation:
-    """Generate one object with a progress bar on stderr, prefixed with `label`."""
+def follow(client: Client, request: GenerationRequest, keep: Callable[[Preview], None], label: str = "") -> Generation:
+    """Generate one object with a progress bar on stderr, prefixed with `label`; `keep` gets its previews."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as ProgressBar
@@ -124,16 +144,20 @@ def follow(client: Client, request: GenerationRequest, label: str = "") -> Gener
     console = Console(stderr=True)
     bar = ProgressBar(*columns, console=console, transient=True)
     with client.stream(request) as events, bar if console.is_interactive else nullcontext():
-        task = bar.add_task("sent", total=None, left="", label=label)
+        task, shown = bar.add_task("sent", total=None, left="", label=label), "no preview yet"
         for event in events:
             match event:
                 case Queued(position=position, seconds_to_start=seconds):
                     left = "" if seconds is None else f"{seconds:.1f} s to start"
                     bar.update(task, description=f"waiting, place {position}", left=left)
-                case Progress(step=step, steps=steps, seconds_left=seconds):
+                case Progress(step=step, steps=steps, seconds_left=seconds, previews_skipped=skipped):
                     left = "" if seconds is None else f"{seconds:.1f} s left"
                     phase = "denoising" if step < steps else "decoding"
+                    phase += f", {shown}" + f", {skipped} skipped" * bool(skipped) if request.preview_every else ""
                     bar.update(task, description=phase, completed=step, total=steps, left=left)
+                case Preview(cloud=cloud, step=step, number=number):
+                    shown = f"preview {number}: {len(cloud)} splats after step {step}"
+                    keep(event)
                 case Finished(result=generation):
                     return generation
     raise AssertionError("a stream ends with Finished or raises")

@@ -4,10 +4,12 @@ POST   /v1/splats               -> 202, its id and addresses
 GET    /v1/splats/{id}          where it stands
 GET    /v1/splats/{id}/events   the same as server-sent events, to the end
 GET    /v1/splats/{id}/result   a file: the first one, or that of ?format=NAME
+GET    /v1/splats/{id}/preview  the newest preview
 DELETE /v1/splats/{id}          stop it
 GET    /healthz
 """
 
+import asyncio
 import base64
 import binascii
 import dataclasses
@@ -16,14 +18,18 @@ import math
 import uuid
 from typing import Any
 
+import numpy as np
 from aiohttp import web
+from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.contract import (
     ASSET_FORMATS,
     ASSETS,
     ENSEMBLE,
     ERROR_CODES,
+    GAUSSIAN_WIDTH,
     KEEP,
     ON_DISCONNECT,
+    PREVIEW,
     REQUEST_TENSORS,
     STOP_ANSWERS,
 )
@@ -67,6 +73,7 @@ class HttpFront:
                 web.get(PREFIX + "/{id}", self._status),
                 web.get(PREFIX + "/{id}/events", self._events),
                 web.get(PREFIX + "/{id}/result", self._result),
+                web.get(PREFIX + "/{id}/preview", self._preview),
                 web.delete(PREFIX + "/{id}", self._cancel),
                 web.get("/healthz", self._health),
             ]
@@ -86,7 +93,10 @@ class HttpFront:
         inference = self._dispatcher.admit(client, _to_message(wanted, client_id).SerializeToString())
         self._dispatcher.record(client, inference)
         here = f"{PREFIX}/{client_id}"
-        addresses = {"status_url": here, "events_url": f"{here}/events", "result_url": f"{here}/result"}
+        addresses = {
+            "status_url": here,
+            **{f"{name}_url": f"{here}/{name}" for name in ("events", "preview", "result")},
+        }
         return web.json_response({"id": client_id, **addresses}, status=202, headers={"Location": here})
 
     async def _status(self, request: web.Request) -> web.Response:
@@ -94,7 +104,7 @@ class HttpFront:
         return web.json_response({"id": request.match_info["id"], **standing_of(recording).to_dict()})
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """One event for every change, and a last one that is named after the end state."""
+        """One event for every change, `preview` if there is a new one, and a last one named after the end state."""
         client, recording = self._client_of(request), self._recording(request)
         stream = web.StreamResponse(headers={"Content-Type": EVENTS_TYPE, "Cache-Control": "no-store"})
         await stream.prepare(request)
@@ -104,7 +114,8 @@ class HttpFront:
             async for _ in answers:
                 now = standing_of(recording)
                 if now != last and now.state == RUNNING:
-                    await stream.write(_event("progress", now))
+                    shows_more = now.previews > (last.previews if last else 0)
+                    await stream.write(_event("preview" if shows_more else "progress", now))
                 last = now
         finally:
             answers.leave()
@@ -138,6 +149,16 @@ class HttpFront:
         finally:
             answers.leave()
         raise RefusedError("NOT_FOUND", "the result of this request has no file: its formats were raw alone")
+
+    async def _preview(self, request: web.Request) -> web.Response:
+        """The newest preview as .ply, while the request runs."""
+        message = self._recording(request).preview
+        if not message:
+            raise RefusedError("NOT_FOUND", "this request shows no preview now")
+        response = Response.parse(message)
+        splats = np.frombuffer(response.payload[response.names.index(PREVIEW.name)], np.float32)
+        cloud = SplatCloud.from_array(splats.reshape(-1, GAUSSIAN_WIDTH))
+        return _file_answer(PLY.name, await asyncio.to_thread(PLY.write, cloud))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         """Takes effect at the next step."""

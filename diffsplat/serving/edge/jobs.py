@@ -14,7 +14,14 @@ import secrets
 import time
 from collections.abc import Callable
 
-from diffsplat_client.contract import EARLY_ENDS, ERROR_CODES, RECONSTRUCT_TIMINGS, STATUS, TIMING_TENSORS
+from diffsplat_client.contract import (
+    EARLY_ENDS,
+    ERROR_CODES,
+    PREVIEW,
+    RECONSTRUCT_TIMINGS,
+    STATUS,
+    TIMING_TENSORS,
+)
 
 from diffsplat.serving.drain import DRAINING
 from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empty_final
@@ -203,6 +210,8 @@ class Job:
             await reader.put(message)
         if self._recording is not None:
             status = response.read_json(STATUS.name)
+            if PREVIEW.name in response.names:
+                self._recording.preview = message
             await self._recording.put(message, passing=is_passing(response), status=status)
 
     def _note_end(self, response: Response) -> None:

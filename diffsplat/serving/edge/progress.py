@@ -1,9 +1,10 @@
 """What a client has seen of its request, so that a second run of it shows what is new and nothing twice."""
 
-from diffsplat_client.contract import STATUS
+from diffsplat_client.contract import PREVIEW, STATUS
 
 from diffsplat.serving.edge.wire import Response
 
+_PASSING = {STATUS.name, PREVIEW.name}  # that a message says of its moment, not of the result
 _ORDER = {"queued": 0, "denoising": 1, "finished": 2, "ended": 2}  # phases of STATUS
 
 
@@ -12,7 +13,7 @@ class SeenAnswers:
 
     def __init__(self) -> None:
         self._repeats = False
-        self._outputs: set[str] = set()  # all but STATUS
+        self._outputs: set[str] = set()  # of the result
         self._standing = (-1, 0)  # phase and step
         self._final = False
 
@@ -28,12 +29,12 @@ class SeenAnswers:
         if self._repeats:
             known = self._outputs.intersection(response.names)
             if standing < self._standing or (standing == self._standing and standing[0] != _ORDER["queued"]):
-                known.add(STATUS.name)
+                known |= _PASSING
             new = response.without(known)
             if not new.names and not (response.is_final and not self._final):
                 return None
         self._standing = max(self._standing, standing)
-        self._outputs |= {name for name in response.names if name != STATUS.name}
+        self._outputs |= set(response.names) - _PASSING
         self._final = self._final or response.is_final
         return new
 
@@ -41,7 +42,7 @@ class SeenAnswers:
 def is_passing(response: Response) -> bool:
     """Whether it only says where a request stands, which the next one says anew."""
     status = response.read_json(STATUS.name)
-    return response.names == [STATUS.name] and status is not None and _standing(status.get("phase"), 0)[0] < 2
+    return _PASSING.issuperset(response.names) and status is not None and _standing(status.get("phase"), 0)[0] < 2
 
 
 def _standing(phase: object, step: object) -> tuple[int, int]:

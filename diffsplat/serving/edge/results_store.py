@@ -41,6 +41,7 @@ class Recording:
         on_idle: called when the last of them leaves.
         size: bytes of the result.
         status: content of the newest STATUS, empty before the first.
+        preview: the newest message with a PREVIEW while the request runs, empty without one.
         end_state, error_type, error: as of the job that it records.
     """
 
@@ -50,6 +51,7 @@ class Recording:
         self.on_idle: Callable[[], None] = lambda: None
         self.size = 0
         self.status: dict[str, Any] = {}
+        self.preview = b""
         self.end_state, self.error_type, self.error = RUNNING, "", ""
         self._file = file
         self._spans: list[tuple[int, int]] = []  # of the messages in the file: offset and length
@@ -81,6 +83,7 @@ class Recording:
     def end(self, end_state: str, error_type: str = "", error: str = "") -> None:
         """That was all."""
         self.end_state, self.error_type, self.error = end_state, error_type, error
+        self.preview = b""
         self._changes.notify()
 
     async def read(self) -> AsyncGenerator[bytes, None]:

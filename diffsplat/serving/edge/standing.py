@@ -17,6 +17,7 @@ class Standing:
         state: "running", or how it ended: "finished", "cancelled", "expired" or "failed".
         phase: of its last STATUS, "" before the first.
         step, steps, queue_position, seconds_left, seed, warnings: as in STATUS; None or empty while not known.
+        previews, previews_skipped: likewise; the newest preview can be fetched while the request runs.
         error_type, error: why it did not finish.
         retry_after_s: seconds after which an overloaded server expects to have room; None if it does not say.
         result_bytes: of what is kept.
@@ -29,6 +30,8 @@ class Standing:
     queue_position: int | None = None
     seconds_left: float | None = None
     seed: int | None = None
+    previews: int = 0
+    previews_skipped: int = 0
     warnings: tuple[str, ...] = ()
     error_type: str = ""
     error: str = ""
@@ -40,7 +43,7 @@ class Standing:
         return dataclasses.asdict(self)
 
 
-_FIELDS = ("phase", "step", "steps", "queue_position", "seconds_left", "seed")
+_FIELDS = ("phase", "step", "steps", "queue_position", "seconds_left", "seed", "previews", "previews_skipped")
 
 
 def standing_of(recording: Recording) -> Standing:

@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from diffsplat_client.formats.ply import decode_ply
 from tritonclient.grpc import service_pb2 as pb
 
 from diffsplat.serving.edge.clients import ClientLimits, Clients
@@ -143,6 +145,41 @@ def test_events_tell_every_step_and_the_end() -> None:
         assert last["state"] == "finished" and last["result_bytes"] > 0
 
     drive(work, [go, step(1), RESULT])
+
+
+def test_previews_are_announced_and_fetched_while_the_request_runs() -> None:
+    go = asyncio.Event()
+    splats = np.random.default_rng(0).random((5, 14), dtype=np.float32)
+
+    def shown(number: int) -> bytes:
+        message = pb.ModelStreamInferResponse.FromString(
+            answer(STATUS=status("denoising", 5 * number, previews=number, previews_skipped=1))
+        )
+        message.infer_response.outputs.add(name="PREVIEW", datatype="FP32", shape=[5 - number, 14])
+        message.infer_response.raw_output_contents.append(splats[number:].tobytes())
+        return message.SerializeToString()
+
+    async def work(front: Front) -> None:
+        _, job = await front.post({**CUBE, "preview_every": 5})
+        early, said = await front.get(job["preview_url"])
+        assert early.status == 404 and said["error"] == "this request shows no preview now"
+        stream = await front.http.get(job["events_url"])
+        begin.set()
+        while (standing := (await front.get(job["status_url"]))[1])["previews"] != 2:
+            await asyncio.sleep(0.005)
+        assert standing["previews_skipped"] == 1
+        preview = await front.http.get(job["preview_url"])
+        assert np.allclose(decode_ply(await preview.read()).positions, splats[2:, :3])
+        go.set()
+        names = [line for line in (await stream.read()).decode().split("\n") if line.startswith("event: ")]
+        assert names.count("event: preview") in (1, 2) and names[-1] == "event: finished"
+        over, _ = await front.get(job["preview_url"])
+        assert over.status == 404
+        kept = await front.http.get(job["events_url"])
+        assert (await kept.read()).decode().count("event: ") == 1, "old previews are not repeated"
+
+    begin = asyncio.Event()
+    drive(work, [begin, shown(1), shown(2), go, RESULT])
 
 
 @pytest.mark.parametrize("end", ["stopped", "finished", "unknown"])

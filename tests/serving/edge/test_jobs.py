@@ -25,7 +25,7 @@ from tests.serving.edge.scripted import (
 )
 
 QUEUED = answer(STATUS=status("queued"))
-RESULT = answer(STATUS=status("finished"), GAUSSIANS=b"splats", ASSET=b"file")
+RESULT = answer(STATUS=status("finished"), GAUSSIANS=b"splats", ASSETS=b"file")
 
 
 def step(number: int) -> bytes:
@@ -102,7 +102,7 @@ def test_a_request_survives_its_server_without_a_step_back_and_without_a_copy() 
             ("denoising", 8),
             ("finished", 0),
         ]
-        assert outputs(messages) == ["GAUSSIANS", "ASSET"]
+        assert outputs(messages) == ["GAUSSIANS", "ASSETS"]
         first, second = upstream.requests
         assert first.id != second.id and upstream.stopped == [first.id], "the first may still run"
         second.id = first.id
@@ -132,6 +132,22 @@ def test_a_request_whose_stage_was_replaced_is_sent_again_though_the_first_sendi
         while not upstream.ended == 2:
             await asyncio.sleep(0)
         assert len(follow.messages) == 3
+
+    drive(work())
+
+
+def test_previews_that_were_shown_are_not_shown_again_after_a_restart() -> None:
+    async def work() -> None:
+        def shown(number: int) -> bytes:
+            return answer(STATUS=status("denoising", number), PREVIEW=b"splats")
+
+        upstream = ScriptedUpstream([QUEUED, shown(4), "dies"], [step(2), shown(4), step(6), shown(8), RESULT])
+        follow = Followed(upstream)
+        restarted = restart(upstream, 1)
+        messages = await follow.read_all()
+        await restarted
+        assert [step for phase, step in statuses(messages) if phase == "denoising"] == [4, 6, 8]
+        assert outputs(messages) == ["PREVIEW", "PREVIEW", "GAUSSIANS", "ASSETS"]
 
     drive(work())
 
@@ -197,7 +213,7 @@ def test_a_fault_that_nobody_heals_is_tried_on_the_same_run(monkeypatch: pytest.
 
     async def work() -> None:
         upstream = ScriptedUpstream([failure("Stub process 'decode_0_0' is not healthy.")], [RESULT])
-        assert outputs(await Followed(upstream).read_all()) == ["GAUSSIANS", "ASSET"]
+        assert outputs(await Followed(upstream).read_all()) == ["GAUSSIANS", "ASSETS"]
 
     drive(work())
 

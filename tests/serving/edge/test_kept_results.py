@@ -23,7 +23,7 @@ from tests.serving.edge.scripted import (
     statuses,
 )
 
-RESULT = answer(STATUS=status("finished"), ASSET=b"file" * 1000)
+RESULT = answer(STATUS=status("finished"), ASSETS=b"file" * 1000)
 
 
 def step(number: int) -> bytes:
@@ -83,8 +83,23 @@ def test_a_kept_request_goes_on_without_its_reader_and_its_result_stays() -> Non
         go.set()
         await desk.until_idle()
         for inference in (lasting(), attaching(), lasting()):
-            assert outputs(await desk.read_all(inference)) == ["ASSET"]
+            assert outputs(await desk.read_all(inference)) == ["ASSETS"]
         assert len(desk.upstream.requests) == 1 and not desk.upstream.stopped
+        desk.store.close()
+
+    drive(work())
+
+
+def test_previews_are_passed_on_and_not_kept() -> None:
+    async def work() -> None:
+        go = asyncio.Event()
+        desk = Desk([step(1), answer(STATUS=status("denoising", 2), PREVIEW=b"splats"), go, RESULT])
+        watching = asyncio.create_task(desk.read_all(lasting()))
+        while desk.upstream.sent < 2:
+            await asyncio.sleep(0.001)
+        go.set()
+        assert outputs(await watching) == ["PREVIEW", "ASSETS"]
+        assert outputs(await desk.read_all(lasting())) == ["ASSETS"]
         desk.store.close()
 
     drive(work())
@@ -104,7 +119,7 @@ def test_the_same_id_attaches_to_the_running_request() -> None:
         go.set()
         rest = [message async for message in late]
         late.leave()
-        assert outputs(rest) == outputs(await first) == ["ASSET"] and len(desk.upstream.requests) == 1
+        assert outputs(rest) == outputs(await first) == ["ASSETS"] and len(desk.upstream.requests) == 1
         desk.store.close()
 
     drive(work())
@@ -122,7 +137,7 @@ def test_a_lasting_request_that_cancels_is_stopped_when_its_last_reader_leaves()
         answers.leave()
         await desk.until_idle()
         assert desk.upstream.stopped
-        assert outputs(await desk.read_all(lasting("cancel"))) == ["ASSET"], "what did not finish is computed anew"
+        assert outputs(await desk.read_all(lasting("cancel"))) == ["ASSETS"], "what did not finish is computed anew"
         desk.store.close()
 
     drive(work())
@@ -134,7 +149,7 @@ def test_what_failed_is_not_kept() -> None:
         (refused,) = await desk.read_all(lasting())
         assert b"already waiting" in refused
         await desk.until_idle()
-        assert outputs(await desk.read_all(lasting())) == ["ASSET"]
+        assert outputs(await desk.read_all(lasting())) == ["ASSETS"]
         desk.store.close()
 
     drive(work())
@@ -160,7 +175,7 @@ def test_ids_belong_to_one_request_of_one_client() -> None:
 def test_results_go_after_their_time() -> None:
     async def work() -> None:
         desk = Desk([RESULT], keep_s=0.0)
-        assert outputs(await desk.read_all(lasting())) == ["ASSET"]
+        assert outputs(await desk.read_all(lasting())) == ["ASSETS"]
         await desk.until_idle()
         while desk.store.find(("me", "mine")) is not None:
             await asyncio.sleep(0.001)

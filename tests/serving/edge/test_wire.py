@@ -19,12 +19,12 @@ def test_a_request_keeps_every_field() -> None:
 
 def test_a_response_gets_another_id_and_keeps_the_rest() -> None:
     message = pb.ModelStreamInferResponse.FromString(
-        answer(STATUS=status("finished"), ASSET=b"\0" * 300_000, EMPTY=b"")
+        answer(STATUS=status("finished"), ASSETS=b"\0" * 300_000, EMPTY=b"")
     )
     message.infer_response.parameters[FINAL_RESPONSE].bool_param = True
     response = Response.parse(message.SerializeToString())
-    assert response.names == ["STATUS", "ASSET", "EMPTY"] and response.is_final
-    assert response.read_json("STATUS") == status("finished") and response.read_json("ASSET") is None
+    assert response.names == ["STATUS", "ASSETS", "EMPTY"] and response.is_final
+    assert response.read_json("STATUS") == status("finished") and response.read_json("ASSETS") is None
     response.head.id = message.infer_response.id = "another"
     assert read(response.to_bytes()) == message
 
@@ -36,10 +36,10 @@ def test_an_error_survives() -> None:
 
 
 def test_outputs_can_be_taken_out() -> None:
-    response = Response.parse(answer(STATUS=status("denoising"), ASSET=b"file", GAUSSIANS=b"splats"))
-    rest = Response.parse(response.without({"STATUS", "ASSET"}).to_bytes())
+    response = Response.parse(answer(STATUS=status("denoising"), ASSETS=b"file", GAUSSIANS=b"splats"))
+    rest = Response.parse(response.without({"STATUS", "ASSETS"}).to_bytes())
     assert rest.names == ["GAUSSIANS"] and bytes(rest.payload[0][4:]) == b"splats"
-    assert response.names == ["STATUS", "ASSET", "GAUSSIANS"], "the response itself stays as it is"
+    assert response.names == ["STATUS", "ASSETS", "GAUSSIANS"], "the response itself stays as it is"
 
 
 WHOLE = request().SerializeToString()
@@ -68,7 +68,7 @@ def test_garbage_is_refused(data: bytes) -> None:
 
 
 def test_a_response_whose_outputs_lack_their_bytes_is_refused() -> None:
-    message = read(answer(ASSET=b"file"))
+    message = read(answer(ASSETS=b"file"))
     del message.infer_response.raw_output_contents[:]
     with pytest.raises(ValueError, match="1 outputs with the bytes of 0"):
         Response.parse(message.SerializeToString())
