@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "soak": ("soak", "bundles/pico"),
     "stop_storm": ("stop_storm", "bundles/pico"),
     "engine_policy": ("engine_policy", "bundles/pico"),
+    "previews": ("previews", "bundles/pico"),
     "flops": ("flops",),
     "precision": ("precision",),
     "mesh_render": ("mesh_render",),

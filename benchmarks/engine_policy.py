@@ -33,6 +33,7 @@ from diffsplat_client.request import GenerationRequest
 from benchmarks.ensemble_overhead import find_repository
 from benchmarks.machine import describe_machine
 from diffsplat.serving.engine import Engine
+from diffsplat.serving.engine_forecast import StepTimes
 from diffsplat.serving.engine_interface import EngineProgress
 from diffsplat.serving.engine_policy import EnginePolicy, first_come_first_served
 
@@ -90,8 +91,10 @@ class Timer:
         self.over = threading.Event()
         self.started = threading.Event()
         self.error: Exception | None = None
+        self.last = EngineProgress("queued")
 
     def progress(self, progress: EngineProgress) -> None:
+        self.last = progress
         if progress.step >= 1 and not self.started.is_set():
             self.first_step_s = time.perf_counter() - self.sent_s
             self.started.set()
@@ -122,9 +125,11 @@ class Bench:
 
     def __init__(self, repository: Path) -> None:
         from diffsplat.pipeline import Pipeline
+        from diffsplat.stages.preview import PreviewStage
 
         pipeline = Pipeline.load(repository)
         self._denoise: DenoiseStage = pipeline.denoise
+        self._previews = PreviewStage.load(repository / "decode" / "1")
         self._encode: Callable[[GenerationRequest], DenoiseWork] = pipeline.encode.run
         for requests in range(1, POLICY.max_batch + 1):  # where sizes are compiled, none is in a measurement
             self._denoise.warm_up(requests)
@@ -148,16 +153,20 @@ class Bench:
         return Together(statistics.mean(first_steps_s), time.perf_counter() - began_s)
 
     def start(self, policy: EnginePolicy) -> "Engine[DenoiseWork, DenoiseJob]":
-        """An engine, to be closed; it knows no step times yet."""
-        return Engine(self._denoise, policy)
+        """An engine, to be closed; it knows what a preview takes, and no step times yet."""
+        times = StepTimes()
+        times.note_preview(self._previews.warm_up())
+        return Engine(self._denoise, policy, times=times, preview=self._previews.run)
 
 
-def send(engine: "Engine[DenoiseWork, DenoiseJob]", works: "Sequence[DenoiseWork]") -> list[Timer]:
+def send(
+    engine: "Engine[DenoiseWork, DenoiseJob]", works: "Sequence[DenoiseWork]", preview_every: int = 0
+) -> list[Timer]:
     """Submit requests one right after the other."""
     timers = []
     for work in works:
         timers.append(Timer())
-        engine.submit("", work, timers[-1])
+        engine.submit("", work, timers[-1], preview_every=preview_every)
     return timers
 
 

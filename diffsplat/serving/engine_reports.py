@@ -21,8 +21,9 @@ class ProgressReports:
         self._clock = clock
 
     def is_due(self, job: Job[Any, Any]) -> bool:
-        """Whether it may be told something now."""
-        return job.task.step == 1 or self._clock() - job.reported_s >= self._interval_s
+        """Whether it may be told something now; with previews also after the last step, how many were skipped."""
+        counts_previews = bool(job.preview_every) and job.task.steps_left <= 0
+        return job.task.step == 1 or counts_previews or self._clock() - job.reported_s >= self._interval_s
 
     def tell_progress(self, job: Job[Any, Any], soon: Forecast | None, preview: Any = None) -> None:
         """Of a request that has been started, perhaps with a preview; an exception of the listener is the caller's."""
