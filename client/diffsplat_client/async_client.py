@@ -7,7 +7,7 @@
             async for event in events:
                 ...
 
-Whoever stops reading stops the request; so does whoever cancels the task that waits for it.
+Leaving a stream early, or cancelling the task that waits for a result, stops the request.
 """
 
 import functools
@@ -76,8 +76,8 @@ class AsyncClient(Operations[AsyncTransport]):
     ) -> AsyncGenerationStream:
         """Generate one object and follow it; arguments and errors as in `generate`.
 
-        The request is sent by `async with`, or when the first event is asked for. Whoever stops reading early closes
-        the stream (`async with` does it), and the server stops working on the request.
+        The request is sent by `async with`, or when the first event is asked for. Closing the stream early, as leaving
+        an `async with` block does, stops the request on the server.
         """
         return self._stream_of(self._follow_new(prompt, options, timeout_s))
 
@@ -89,7 +89,7 @@ class AsyncClient(Operations[AsyncTransport]):
         timeout_s: float | None = None,
         **options: Any,
     ) -> AsyncGenerationHandle:
-        """Hand a request over to an edge, which finishes it and keeps its result, whoever leaves.
+        """Hand a request over to an edge, which finishes it without this client and keeps its result.
 
         Arguments and errors as in `Client.submit`.
         """
@@ -113,7 +113,7 @@ class AsyncClient(Operations[AsyncTransport]):
         return AsyncGenerationHandle(request_id, follow, functools.partial(self._stop, request_id), self._stream_of)
 
     def _stream_of(self, reader: EventReader) -> AsyncGenerationStream:
-        self._runtime.running_loop()  # where there is none, say so now
+        self._runtime.running_loop()  # fail here, not at the first event, when there is none
         return AsyncGenerationStream(reader, self._runtime.forget)
 
     async def reconstruct(
@@ -138,7 +138,7 @@ class AsyncClient(Operations[AsyncTransport]):
         return await self._stop(request_id, timeout_s)
 
     async def status(self, timeout_s: float = CONNECT_TIMEOUT_S) -> ServerStatus:
-        """Ask the server and each of its stages for a sign of life; a stage has `timeout_s` to answer.
+        """Ask the server and each of its stages whether they respond; a stage has `timeout_s` to answer.
 
         Errors as in `Client.status`.
         """

@@ -10,7 +10,7 @@
                 case Progress(step=step, steps=steps): print(step, "of", steps)
                 case Finished(result=generation): ...
 
-Whoever stops reading stops the request. `AsyncClient` is its twin for asyncio.
+Leaving a stream early stops the request. `AsyncClient` is the twin for asyncio.
 """
 
 import functools
@@ -80,8 +80,8 @@ class Client(Operations[Transport]):
     ) -> GenerationStream:
         """Generate one object and follow it; arguments and errors as in `generate`.
 
-        The request is sent before this returns. Whoever stops reading early closes the stream (`with` does it), and
-        the server stops working on the request.
+        The request is sent before this returns. Closing the stream early, as leaving a `with` block does, stops the
+        request on the server.
         """
         reader = self._follow_new(prompt, options, timeout_s)
         run(reader.open())
@@ -95,13 +95,13 @@ class Client(Operations[Transport]):
         timeout_s: float | None = None,
         **options: Any,
     ) -> GenerationHandle:
-        """Hand a request over to an edge, which finishes it and keeps its result, whoever leaves.
+        """Hand a request over to an edge, which finishes it without this client and keeps its result.
 
         Args:
             prompt: as in `generate`.
             request_id: an id of the caller's, unguessable, at most 128 printable ASCII characters. The same request may
                 be submitted again under it, and is computed once; None: a new one.
-            timeout_s: until the server's first word about it.
+            timeout_s: seconds until the server confirms that it has the request.
             options: as in `generate`; `deadline_s` bounds the time that the server spends on it.
 
         Raises:
@@ -168,7 +168,7 @@ class Client(Operations[Transport]):
         return run(self._stop(request_id, timeout_s))
 
     def status(self, timeout_s: float = CONNECT_TIMEOUT_S) -> ServerStatus:
-        """Ask the server and each of its stages for a sign of life; a stage has `timeout_s` to answer.
+        """Ask the server and each of its stages whether they respond; a stage has `timeout_s` to answer.
 
         Raises:
             ServerUnavailableError: no server answers.

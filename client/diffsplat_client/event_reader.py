@@ -19,24 +19,24 @@ from diffsplat_client.runtime import Runtime
 from diffsplat_client.status import Status, find_early_end, parse_status
 from diffsplat_client.transport import AsyncResponseStream, Tensors, TransportError
 
-STOP_TIMEOUT_S = 1.0  # a stop is a courtesy to the server: nobody waits long for it
+STOP_TIMEOUT_S = 1.0  # a STOP only saves the server work: not worth a long wait
 _, ALREADY_FINISHED, _ = STOP_ANSWERS
 
 
 class Calls(NamedTuple):
     """What a reader asks of its client's connection."""
 
-    send: Callable[[float], Awaitable[AsyncResponseStream]]  # the request; the monotonic time of the call
-    explain: Callable[[TransportError], DiffSplatError]  # the typed error for a failure of the request
-    stop: Callable[[], Awaitable[str]]  # the request; one of contract.STOP_ANSWERS, or a typed error
+    send: Callable[[float], Awaitable[AsyncResponseStream]]  # sends the request; gets the monotonic time of the call
+    explain: Callable[[TransportError], DiffSplatError]  # makes the typed error for a failure of the request
+    stop: Callable[[], Awaitable[str]]  # stops it: one of contract.STOP_ANSWERS, or a typed error
 
 
 class EventReader:
     """Reads Queued, Progress, Preview and, at last, Finished.
 
-    Anything but Finished that ends it (close, cancellation, Ctrl-C, the timeout, an error on this side) stops the
-    request at the server too: cancelling a stream does not reach a running stage of an ensemble, so a STOP goes
-    straight to it. A request that a server keeps goes on.
+    If anything but Finished ends it (close, cancellation, Ctrl-C, the timeout, an error on this side), the request is
+    stopped on the server too. Cancelling a stream does not reach a running stage of an ensemble, so a STOP is sent to
+    the stage itself. A request that the server keeps is not stopped.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class EventReader:
             runtime: how to wait.
             request: what was asked for; None for a kept request of which only the id is known.
             request_id: its id at the server.
-            kept: the server finishes it, whoever leaves.
+            kept: the server finishes it without a reader.
         """
         self.request, self.request_id, self.kept = request, request_id, kept
         self._calls, self._runtime = calls, runtime
@@ -58,9 +58,9 @@ class EventReader:
         self._tensors: Tensors = {}  # all that belongs to the result, from all responses so far
         self._events: deque[Event] = deque()  # read, and not yet asked for
         self._last: Status | None = None  # the status "finished" or "ended"
-        self._over = False  # the server no longer works on it, or has been asked to stop, or nobody reads any more
-        self._lock = threading.Lock()  # of the three lines that end it
-        self._reading = runtime.lock()  # those who share a reader read one after the other
+        self._over = False  # it has ended, or the reader has left
+        self._lock = threading.Lock()  # guards _over and _responses
+        self._reading = runtime.lock()  # callers that share a reader take turns
 
     @property
     def is_open(self) -> bool:
@@ -102,7 +102,7 @@ class EventReader:
         raise RequestCancelledError("the request was stopped")
 
     async def first_status(self) -> Status | None:
-        """Where the request stands, and leave; None when the first message does not come in time."""
+        """Where the request stands, None when the first message does not come in time; then leave."""
         try:
             while (tensors := await (await self._open()).read()) is not None:
                 if STATUS.name in tensors:

@@ -1,7 +1,6 @@
 """Files that are either complete or absent."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name keeps the suffix, since some writers choose the format by it.
     """
+    import tempfile  # not above: it takes long to import
+
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=".partial-", suffix=target.suffix, dir=target.parent)

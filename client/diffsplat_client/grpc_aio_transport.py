@@ -102,13 +102,13 @@ class GrpcAioStream:
 
 
 async def _settle(work: Awaitable[Any]) -> Any:
-    """What comes of a call of grpc.aio; TransportError when it fails, `CANCELLED` when it was ended on this side.
+    """The result of a call of grpc.aio; TransportError when it fails, `CANCELLED` when it was ended on this side.
 
     grpc.aio raises asyncio.CancelledError for the latter, which would look as if the caller's task were cancelled. So
     the call is awaited in a task of its own.
     """
     task = asyncio.ensure_future(work)
-    task.add_done_callback(_look_at_error)
+    task.add_done_callback(_retrieve_error)
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
@@ -124,7 +124,7 @@ async def _settle(work: Awaitable[Any]) -> Any:
         raise grpc_messages.closed_error() from None
 
 
-def _look_at_error(task: "asyncio.Future[Any]") -> None:
-    """Asyncio logs errors that nobody has looked at."""
+def _retrieve_error(task: "asyncio.Future[Any]") -> None:
+    """Retrieve a task's error, since asyncio logs those that are never retrieved."""
     if not task.cancelled():
         task.exception()

@@ -1,4 +1,4 @@
-"""GenerationHandle and AsyncGenerationHandle: a request that the server finishes whoever leaves, found by its id."""
+"""GenerationHandle and AsyncGenerationHandle: a request that the server keeps, found by its id."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any

@@ -24,7 +24,7 @@ from diffsplat_client.transport import AsyncResponseStream, Parameters, Tensors,
 
 
 class Operations(Session[_Transport]):
-    """The core of both clients. Options are checked when an operation is named, before anything is awaited."""
+    """The core of both clients."""
 
     def _limit_s(self, timeout_s: float | None) -> float:
         return self.timeout_s if timeout_s is None else check_timeout(timeout_s)
@@ -43,7 +43,7 @@ class Operations(Session[_Transport]):
         return self._add_reader(EventReader(self._calls(send, request_id, limit_s), self._runtime, request, request_id))
 
     def _follow_kept(self, request_id: str, request: GenerationRequest | None, timeout_s: float | None) -> EventReader:
-        """A request that the server keeps; `request` is None where nobody knows it."""
+        """A request that the server keeps; `request` is None when only the id is known."""
         limit_s = self._limit_s(timeout_s)
 
         async def send(started: float) -> AsyncResponseStream:
@@ -116,7 +116,7 @@ class Operations(Session[_Transport]):
 
 
 def new_id() -> str:
-    """Of a request. Whoever knows it can stop the request: it cannot be guessed."""
+    """A new request id. It cannot be guessed, since knowing it is enough to stop the request."""
     return uuid.uuid4().hex
 
 

@@ -1,7 +1,7 @@
-"""Asks every stage of a server for a sign of life, since Triton calls a model ready whose process is dead or hangs.
+"""Probes every stage of a server, since Triton calls a model ready whose process is dead or hangs.
 
 The probe is a call without inputs. The stages after `denoise` answer it with nothing, as they do for every progress
-message; the others refuse it, and a refusal is a sign of life as well.
+message; the others refuse it, and a refusal shows as well that they respond.
 """
 
 from typing import NamedTuple
@@ -56,12 +56,12 @@ async def _model_status(transport: AsyncTransport, name: str, probe: "Probe | No
 
 
 def probe_stage(transport: Transport, model: str, timeout_s: float, version: str = "") -> str:
-    """Ask one stage; why it is down, empty when it lives."""
+    """Why one stage is down, empty if it responds."""
     return run(Probe(BlockingTransport(transport), model, timeout_s, version).wait())
 
 
 class Probe:
-    """One call without inputs, on its way; to the newest version unless told otherwise."""
+    """One call without inputs that has been sent, to the newest version by default."""
 
     def __init__(self, transport: AsyncTransport, model: str, timeout_s: float, version: str = "") -> None:
         self._timeout_s = timeout_s
@@ -73,7 +73,7 @@ class Probe:
             self._fault = self._read(error)
 
     async def wait(self) -> str:
-        """Wait for the answer; why the stage is down, empty when it lives."""
+        """Wait for the answer; why the stage is down, empty if it responds."""
         try:
             while self._answer is not None and await self._answer.read() is not None:
                 pass

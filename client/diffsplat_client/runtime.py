@@ -1,8 +1,8 @@
-"""Runtime: what the core of the clients needs of the world: connections, locks and pauses.
+"""Runtime: how the core of the clients waits: connections, locks and pauses.
 
-The core (session.py, core.py, event_reader.py, retries.py, probes.py) consists of coroutines that do no I/O of their
-own. `AsyncClient` awaits them on asyncio. `Client` runs them to their end at once: with the blocking runtime nothing
-that they await ever suspends.
+The core (operations.py, session.py, event_reader.py, retries.py, probes.py) consists of coroutines that do no I/O of
+their own. `AsyncClient` awaits them on asyncio. `Client` runs each to its end in one go: on the blocking runtime,
+nothing that they await suspends.
 """
 
 import threading

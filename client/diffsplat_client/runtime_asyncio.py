@@ -13,7 +13,7 @@ from diffsplat_client.transport import AsyncTransport
 
 
 class AsyncioRuntime:
-    """Waits by suspending the task. It follows its client from one event loop to the next."""
+    """Waits by suspending the task, in one event loop after another."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None  # the one that was used last

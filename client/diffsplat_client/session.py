@@ -35,7 +35,7 @@ _Transport = TypeVar("_Transport")
 
 
 class Session(Generic[_Transport]):
-    """What both clients stand on. `_Transport`: what they may be given to speak instead of gRPC."""
+    """The connection of both clients. `_Transport` is what they may be given in place of gRPC."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Session(Generic[_Transport]):
             keep_alive_s: seconds between pings while requests run, by which a network that has gone is noticed.
                 None: 10 to an edge; 330 to Triton alone, which allows no less than 300.
             retries: how often a request is sent again after UNAVAILABLE, before its first response and after a pause.
-            transport: what to speak instead of gRPC, for tests and other wires.
+            transport: what to use instead of gRPC, for tests and other wires.
         """
         token = token_from_environment() if token is None else token
         self.connection = Connection(url, token, tls, ca_certificate, client_certificate, keep_alive_s)
@@ -74,7 +74,7 @@ class Session(Generic[_Transport]):
         self._checked_at: float | None = None  # monotonic time of the last check of this connection
         self._readers: weakref.WeakSet[EventReader] = weakref.WeakSet()  # of the present connection
         self._pinged_often: AsyncTransport | None = None  # the connection, if it was made for an edge
-        self._keeps_requests = False  # whether an edge does, as of the last check
+        self._keeps_requests = False  # whether the last check found an edge
         self._lock = threading.Lock()
 
     @property

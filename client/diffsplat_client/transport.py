@@ -73,7 +73,7 @@ class Transport(Protocol):
         version: str = "",
         parameters: Parameters | None = None,
     ) -> ResponseStream:
-        """Send one inference, to the newest version unless told otherwise; its responses may be any number."""
+        """Send one inference, to the newest version by default; any number of responses may come."""
         ...
 
     def keeps_requests(self, timeout_s: float) -> bool:

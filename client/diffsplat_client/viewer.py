@@ -5,7 +5,6 @@ is enough, a title, and a workaround for Chromium.
 """
 
 import contextlib
-import html
 import io
 import os
 import re
@@ -92,6 +91,8 @@ def viewer_html(
     previews: Sequence[SplatCloud] = (),
 ) -> str:
     """The page that `write_viewer` writes."""
+    import html  # not above: its table of entities takes long to import
+
     with _scene_server() as server:
         scene, camera = server.scene, server.initial_camera
         scene.set_up_direction("+y")

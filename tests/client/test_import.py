@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "tritonclient", "grpc", "rich", "PIL", "imageio_ffmpeg", "viser", "diffsplat")
+HEAVY = ("asyncio", "ssl", "torch", "tritonclient", "grpc", "rich", "PIL", "imageio_ffmpeg", "viser", "diffsplat")
 
 
 @pytest.mark.parametrize("module", ["diffsplat_client", "diffsplat_client.cli"])
