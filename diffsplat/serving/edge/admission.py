@@ -24,27 +24,17 @@ from diffsplat_client.contract import (
 from diffsplat_client.request_checks import short
 from tritonclient.grpc import service_pb2 as pb
 
-from diffsplat.serving.edge.wire import Payload, Request
+from diffsplat.serving.edge.refusal import RefusedError
+from diffsplat.serving.edge.tensor_checks import check_contract, check_payload
+from diffsplat.serving.edge.wire import Request
 
 EMPTY_FINAL = "triton_enable_empty_final_response"
 MAX_ID_CHARACTERS = 128
-MAX_ELEMENTS = 2**31 - 1  # of a tensor; Triton 2.51 multiplies dims without a look at overflows
-MAX_STRINGS = 4096  # elements of a BYTES tensor
 
-_SIZES = {"BOOL": 1, "UINT8": 1, "INT32": 4, "INT64": 8, "FP32": 4}
 _PARAMETERS = (EMPTY_FINAL, ON_DISCONNECT, ATTACH)
 _SEED = "SEED"
 _DEADLINES = (DEADLINE.name, "START_DEADLINE_S")
 _GENERATION = {spec.name for spec in REQUEST_TENSORS}
-
-
-class RefusedError(Exception):
-    """The edge does not take a request: `code` is a key of contract.ERROR_CODES, `head` its message, if it is one."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.head: Any = None
 
 
 class Deadline(NamedTuple):
@@ -137,7 +127,9 @@ def _check(request: Request) -> Inference:
     head = request.head
     _check_id(head.id)
     _check_parameters(head)
-    _check_payload(head, request.payload)
+    check_payload(head, request.payload)
+    if head.model_name in ENSEMBLES:
+        check_contract(head)
     names = [tensor.name for tensor in head.inputs]
     is_stop = head.model_name == STOP_MODEL and names == [STOP.name]
     is_probe = head.model_name in MODELS and not names
@@ -189,40 +181,6 @@ def _check_parameters(head: Any) -> None:
     for tensor in (*head.inputs, *head.outputs):
         for name in tensor.parameters:
             raise RefusedError("INVALID_ARG", f"{short(tensor.name)}: parameter {short(name)} of a tensor is not taken")
-
-
-def _check_payload(head: Any, payload: Payload) -> None:
-    """Shapes must be possible and filled: Triton 2.51 ends or hangs on some that are not."""
-    if payload and len(payload) != len(head.inputs):
-        raise RefusedError("INVALID_ARG", f"{len(head.inputs)} inputs with the bytes of {len(payload)}")
-    names = [tensor.name for tensor in head.inputs]
-    if len(set(names)) != len(names):
-        raise RefusedError("INVALID_ARG", "two inputs of one name")
-    for index, tensor in enumerate(head.inputs):
-        name, shape = short(tensor.name), list(tensor.shape)
-        if any(size < 0 for size in shape) or (elements := math.prod(shape)) > MAX_ELEMENTS:
-            raise RefusedError("INVALID_ARG", f"{name} has shape {short(str(shape))}: no tensor can have it")
-        if not payload:
-            continue
-        content = payload[index]
-        if tensor.datatype == "BYTES":
-            filled = _count_strings(content) == elements
-        else:
-            filled = len(content) == elements * _SIZES.get(tensor.datatype, -1)
-        if not filled:
-            kind = short(f"{tensor.datatype} {shape}")
-            raise RefusedError("INVALID_ARG", f"{name} came as {kind} in {len(content)} bytes: they do not fit")
-
-
-def _count_strings(content: memoryview) -> int:
-    """Elements of a BYTES tensor, each with its length in front; -1 if the bytes do not divide like that."""
-    position = count = 0
-    while position < len(content) and count <= MAX_STRINGS:
-        if position + 4 > len(content):
-            return -1
-        position += 4 + int.from_bytes(content[position : position + 4], "little")
-        count += 1
-    return count if position == len(content) else -1
 
 
 def _add_seed(request: Request) -> None:

@@ -88,7 +88,7 @@ class HttpFront:
         client = self._client_of(request)
         if request.content_type != "application/json":  # what a page of another site may send without being asked
             raise RefusedError("INVALID_ARG", "Content-Type: must be application/json")
-        wanted = _read_request(await request.read())
+        wanted = read_body(await request.read())
         client_id = request.headers.get("Idempotency-Key") or uuid.uuid4().hex
         inference = self._dispatcher.admit(client, _to_message(wanted, client_id).SerializeToString())
         self._dispatcher.record(client, inference)
@@ -183,7 +183,7 @@ class HttpFront:
         return self._clients.get(name)
 
 
-def _read_request(body: bytes) -> GenerationRequest:
+def read_body(body: bytes) -> GenerationRequest:
     """Fields of GenerationRequest as JSON, image files in base64; without formats it is .ply."""
     try:
         values = json.loads(body)

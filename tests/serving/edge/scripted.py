@@ -76,7 +76,8 @@ def is_final(message: bytes) -> bool:
 class Away:
     """No server behind the edge."""
 
-    run: int | None = None
+    def run_of(self, model: str) -> int | None:
+        return None
 
 
 class ScriptedUpstream:

@@ -92,6 +92,14 @@ def shaped(datatype: str, shape: list[int], raw: bytes) -> Callable[[Any], None]
     return lambda message: add(message, "FRAME_POSES", datatype, shape, raw)
 
 
+def typed(*numbers: int) -> Callable[[Any], None]:
+    def apply(message: Any) -> None:
+        del message.raw_input_contents[:]
+        message.inputs[0].contents.int_contents.extend(numbers)
+
+    return apply
+
+
 def rename(**fields: str) -> Callable[[Any], None]:
     def apply(message: Any) -> None:
         for name, value in fields.items():
@@ -122,6 +130,13 @@ def classification(message: Any) -> None:
         (shaped("BYTES", [1], b"\xff\xff\xff\xff"), "do not fit"),
         (shaped("BYTES", [2], b"\0\0\0\0"), "do not fit"),
         (shaped("BYTES", [1], b"\0"), "do not fit"),
+        (shaped("INT32", [1, 4], b"\0" * 16), "FRAME_POSES has type 'INT32': must be FP32"),
+        (shaped("FP32", [4], b"\0" * 16), r"FRAME_POSES has shape \[4\]: must be \[-1, 4\]"),
+        (shaped("FP32", [1, 5], b"\0" * 20), r"FRAME_POSES has shape \[1, 5\]: must be \[-1, 4\]"),
+        (lambda message: add(message, "COLOUR", "BYTES", [1], b"\0\0\0\0"), "'COLOUR' is no input of diffsplat"),
+        (lambda message: message.outputs.add(name="COLOUR"), "'COLOUR' is no output of diffsplat"),
+        (rename(model_version="2"), "model version = '2': must be left out"),
+        (typed(1), "PROMPT.*with contents {'int_contents': 1}: they do not fit"),
         (lambda message: message.raw_input_contents.append(b""), "1 inputs with the bytes of 2"),
         (lambda message: add(message, "PROMPT", "BYTES", [1], b"\0\0\0\0"), "two inputs of one name"),
         (parameter, "request parameter 'sequence_id': is not taken"),
@@ -177,4 +192,4 @@ def test_damaged_messages_are_taken_or_refused_and_nothing_else() -> None:
         passed_on = pb.ModelInferRequest.FromString(inference.message("internal", elapsed_s=1.0))
         assert passed_on.id == "internal" and not passed_on.parameters["sequence_id"].int64_param
         assert len(passed_on.inputs) == len(passed_on.raw_input_contents) or not passed_on.raw_input_contents
-    assert 100 < taken < 3900
+    assert 50 < taken < 3900
