@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from training.data.procedural.palette import PALETTE
+from benchmarks.quality.truth import trained_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -77,11 +77,16 @@ def _nano(read: Read) -> str:
     text = (
         f"nano, the network that comes with the repository, was trained by this code: {_parameters() / 1e6:.0f} M "
         f"parameters, {size / 1e6:.0f} MB, grids of {grid} px. The runs that made its weights took {hours:.1f} hours "
-        f"on two CPU cores. It was trained on {nouns} everyday objects and shapes in {len(PALETTE)} colours and gets "
-        f"{nouns - len(missed)} of them right{but}. Of {splats['objects']} objects the median has "
+        f"on two CPU cores. It was trained on {nouns} everyday objects and shapes in {_colours(bundle)} colours and "
+        f"gets {nouns - len(missed)} of them right{but}. Of {splats['objects']} objects the median has "
         f"{splats['median']:,.0f} visible splats, the largest {splats['most']:,}."
     )
     return textwrap.fill(text, 120)
+
+
+def _colours(bundle: Mapping[str, Any]) -> int:
+    """How many colours the captions of a bundle's training named."""
+    return len(trained_config(bundle["lineage"]["stages"]).colours)
 
 
 def unrecognised(quality: Mapping[str, Any]) -> list[str]:

@@ -11,8 +11,11 @@ their four generated views:
     shape       a probe trained on true renders of other objects recognises the noun
     held-out    colour and shape are right for pairs of noun and colour that training never showed
     relations   the two objects of a scene are arranged as the prompt says, judged by their colours
+    counts      as many outlines stand apart as the prompt says, in its colour
     sizes       small and large shapes cover as much of the image as true ones
     silhouette  overlap of outlines with those of true objects of that noun
+    fuzz        hair and pits: share of the outline that opening and closing change, at 256 px
+    fringe      width of the half-transparent edge, at 256 px
     recon       PSNR of novel views of unseen objects, reconstructed by GSRecon, and the loss through GSVAE
 
 The table also shows how often each judge is right about true renders. The exit code is 1 if a figure misses its bar.
@@ -118,7 +121,8 @@ def _report(measured: Measured) -> str:
     if spread := figures["seed_spread"]:
         lines.append(
             f"over {spread['seeds']} seeds of {spread['prompts']} prompts: share of right objects +- "
-            f"{spread['accuracy_std']:.1%}, images of one prompt differ by {spread['image_difference']:.3f}"
+            f"{spread['accuracy_std']:.1%}, images of one prompt differ by {spread['image_difference']:.3f}, "
+            f"those of true objects by {spread['true_image_difference']:.3f}"
         )
     for option, values in (figures["sweeps"] or {}).items():
         for value, shares in values.items():

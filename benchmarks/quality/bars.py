@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.quality.calibration import Calibration
+from benchmarks.quality.figures import Row, figure_of, surface_rows
 
 
 class Bar(NamedTuple):
@@ -15,7 +16,7 @@ class Bar(NamedTuple):
 
     def is_met(self, figures: Mapping[str, Any]) -> bool:
         """Whether the figure was measured and reaches the limit."""
-        value = figures.get(self.figure)
+        value = figure_of(figures, self.figure)
         return value is not None and (value >= self.limit if self.at_least else value <= self.limit)
 
     def __str__(self) -> str:
@@ -42,23 +43,30 @@ def missed_bars(figures: Mapping[str, Any], grammar: str) -> list[Bar]:
 
 def table(figures: Mapping[str, Any], grammar: str, calibration: Calibration) -> str:
     """All figures, the bars, and what the judges reach on true renders."""
-    rows: list[tuple[str, str, str | None, str]] = [
-        ("colour", "colour_accuracy", f"{calibration.colour:.1%}", _parts(figures, "colour_accuracy")),
-        ("shape", "shape_accuracy", f"{calibration.shape:.1%}", _parts(figures, "shape_accuracy")),
-        ("held-out pairs", "heldout_accuracy", None, _held_out(figures)),
-        ("patterns", "pattern_accuracy", _percent(calibration.pattern), "both colours and the shape"),
-        ("relations", "relations_accuracy", _percent(calibration.relation), _fooled(calibration)),
-        ("sizes", "size_accuracy", _percent((figures.get("covered_area") or {}).get("true_accuracy")), _areas(figures)),
-        ("silhouette IoU", "silhouette_iou", f"{calibration.silhouette_iou:.3f}", "best of several true instances"),
-        ("recon", "recon_psnr_db", None, "dB on novel views of unseen objects"),
-        ("through the autoencoder", "vae_psnr_db", None, "dB"),
-        ("autoencoder costs", "vae_drop_db", None, "dB"),
-        ("per asset", "seconds_per_asset", None, "s, prompt to PLY and four views, median"),
+    rows: list[Row] = [
+        Row("colour", "colour_accuracy", f"{calibration.colour:.1%}", _parts(figures, "colour_accuracy")),
+        Row("shape", "shape_accuracy", f"{calibration.shape:.1%}", _parts(figures, "shape_accuracy")),
+        Row("held-out pairs", "heldout_accuracy", None, _held_out(figures)),
+        Row("patterns", "pattern_accuracy", _percent(calibration.pattern), "both colours and the shape"),
+        Row("relations", "relations_accuracy", _percent(calibration.relation), _fooled(calibration)),
+        Row(
+            "sizes",
+            "size_accuracy",
+            _percent(figure_of(figures, "covered_area.true_accuracy")),
+            _areas(figures),
+        ),
+        Row("counts", "count_accuracy", _percent(calibration.counts), "two or three, and their colour"),
+        Row("silhouette IoU", "silhouette_iou", f"{calibration.silhouette_iou:.3f}", "best of several true instances"),
+        Row("recon", "recon_psnr_db", None, "dB on novel views of unseen objects"),
+        Row("through the autoencoder", "vae_psnr_db", None, "dB"),
+        Row("autoencoder costs", "vae_drop_db", None, "dB"),
+        Row("per asset", "seconds_per_asset", None, "s, prompt to PLY and four views, median"),
     ]
+    rows += surface_rows(figures)
     limits = {bar.figure: bar for bar in BARS[grammar]}
     lines = [f"{'':24} {'':>8} {'bar':>9} {'on truth':>9}"]
     for name, figure, truth, note in rows:
-        value = figures.get(figure)
+        value = figure_of(figures, figure)
         if value is None:
             continue
         shown = f"{value:.1%}" if figure.endswith("_accuracy") else f"{value:.3g}" if value < 10 else f"{value:.2f}"

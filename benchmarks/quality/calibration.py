@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.quality.colour import ColourRule
+from benchmarks.quality.counts import is_counted
 from benchmarks.quality.probe import ShapeProbe, seen_nouns
 from benchmarks.quality.relations import is_arranged
 from benchmarks.quality.silhouette import best_iou, silhouettes
@@ -27,6 +28,7 @@ class Calibration(NamedTuple):
     colour_by_noun: dict[str, float]
     pattern: float | None
     relation: float | None
+    counts: float | None
     relation_fooled: float | None  # true scenes accepted under the other relation, or "on top of" upside down
     silhouette_iou: float  # of true objects against other true ones
 
@@ -41,6 +43,7 @@ def calibrate(
     outlines: Mapping[str, Tensor],
     singles: tuple[Tensor, Sequence[ObjectWords]],
     scenes: tuple[Tensor, Sequence[ObjectWords]],
+    rows: tuple[Tensor, Sequence[ObjectWords]],
 ) -> Calibration:
     """Judge true objects [N, V, 4, S, S] that nothing was fitted to."""
     views, facts = singles
@@ -53,6 +56,7 @@ def calibrate(
     patterned = [colours.is_right(views[row].float(), facts[row]) for row in marked]
     ious = [best_iou(silhouettes(one), outlines[words.shape]) for one, words in zip(views, facts, strict=True)]
     arranged, fooled = _judge_scenes(*scenes, colours.names)
+    counted = [is_counted(one, words) for one, words in zip(*rows, strict=True)]
     return Calibration(
         shape=float(np.mean(right)),
         shape_by_noun=_by_noun([words.shape for words in facts], right),
@@ -61,6 +65,7 @@ def calibrate(
         colour_by_noun=_by_noun([facts[row].shape for row in told], coloured),
         pattern=mean_or_none(patterned),
         relation=mean_or_none(arranged),
+        counts=mean_or_none(counted),
         relation_fooled=mean_or_none(fooled),
         silhouette_iou=float(np.mean(ious)),
     )

@@ -27,8 +27,8 @@ _SPREAD_SEEDS = 4
 _Item = TypeVar("_Item")
 
 # shape, object: single plain ones, pairs that training showed; size: every shape small and large; spread: some of the
-# single ones again with several seeds
-Group = Literal["shape", "object", "held-out", "pattern", "relation", "size", "spread"]
+# single ones again with several seeds; count: two or three alike
+Group = Literal["shape", "object", "held-out", "pattern", "relation", "count", "size", "spread"]
 
 
 class Case(NamedTuple):
@@ -52,21 +52,22 @@ class Amounts(NamedTuple):
     held_out: int
     patterns: int
     relations: int
+    counts: int
     sizes: int  # shapes, each small and large
     spread: int  # prompts, each with `_SPREAD_SEEDS` seeds
 
 
-FULL = Amounts(shapes=146, objects=172, held_out=108, patterns=28, relations=48, sizes=14, spread=12)
-QUICK = Amounts(shapes=16, objects=22, held_out=12, patterns=4, relations=8, sizes=0, spread=0)
+FULL = Amounts(shapes=158, objects=172, held_out=112, patterns=28, relations=48, counts=40, sizes=14, spread=12)
+QUICK = Amounts(shapes=16, objects=22, held_out=12, patterns=4, relations=8, counts=0, sizes=0, spread=0)
 
 
 def all_cases(config: SyntheticConfig, amounts: Amounts) -> list[Case]:
     """The requests for a bundle trained on `config`; the basic grammar has one fixed set."""
     if config.grammar == "basic":
         return _basic_cases(config)
-    singles = _spread_out(_seen_shapes(config), amounts.shapes) + _spread_out(_seen_objects(config), amounts.objects)
+    singles = spread_out(_seen_shapes(config), amounts.shapes) + spread_out(_seen_objects(config), amounts.objects)
     unseen = [words_of(noun, colour, config) for noun, colour in held_out_pairs(config)]
-    unseen = _spread_out(unseen * 2, amounts.held_out)
+    unseen = spread_out(unseen * 2, amounts.held_out)
     groups: list[tuple[Group, list[ObjectWords]]] = [
         ("shape", [words for words in singles if words.shape not in COMPOSITES]),
         ("object", [words for words in singles if words.shape in COMPOSITES]),
@@ -82,10 +83,12 @@ def all_cases(config: SyntheticConfig, amounts: Amounts) -> list[Case]:
             if number % 2:
                 prompt = draw_caption(words, np.random.default_rng([EVALUATION_SEED, _CAPTION_STREAM, number]))
             cases.append(Case(group, words, prompt, FIRST_SEED + number))
+    for words in _several(config, amounts.counts):
+        cases.append(Case("count", words, plain_caption(words), FIRST_SEED + len(cases)))
     for words in _sized(config, amounts.sizes):
         _, rest = plain_caption(words).split(" ", 1)
         cases.append(Case("size", words, f"a {words.size} {rest}", FIRST_SEED + len(cases)))
-    for words in _spread_out([words for words in singles if words.colour], amounts.spread):
+    for words in spread_out([words for words in singles if words.colour], amounts.spread):
         seeds = range(FIRST_SEED, FIRST_SEED + _SPREAD_SEEDS)
         cases += [Case("spread", words, plain_caption(words), seed) for seed in seeds]
     return cases
@@ -101,7 +104,7 @@ def sweep_cases(cases: list[Case], count: int) -> list[Case]:
     held_out = [case for case in cases if case.group == "held-out"]
     others = [case for case in cases if case.group in ("shape", "object") and case.words.colour]
     third = count // 3 if held_out else 0
-    return _spread_out(others, count - third) + _spread_out(held_out, third)
+    return spread_out(others, count - third) + spread_out(held_out, third)
 
 
 def _basic_cases(config: SyntheticConfig) -> list[Case]:
@@ -121,8 +124,9 @@ def _seen_objects(config: SyntheticConfig) -> list[ObjectWords]:
     """Every composite object without a colour and in up to three of its colours."""
     found = []
     for noun in config.composites:
-        colours = [colour for colour in COMPOSITES[noun].colours if (noun, colour) not in HELD_OUT]
-        found += [words_of(noun, colour, config) for colour in ("", *_spread_out(colours, 3))]
+        allowed = [colour for colour in COMPOSITES[noun].colours if colour in config.colours]
+        colours = [colour for colour in allowed if (noun, colour) not in HELD_OUT]
+        found += [words_of(noun, colour, config) for colour in ("", *spread_out(colours, 3))]
     return found
 
 
@@ -141,7 +145,7 @@ def _patterned(config: SyntheticConfig, count: int) -> list[ObjectWords]:
 def _sized(config: SyntheticConfig, count: int) -> list[ObjectWords]:
     """Shapes in colours that training showed, each small and large."""
     found = []
-    for number, shape in enumerate(_spread_out(config.shapes, count)):
+    for number, shape in enumerate(spread_out(config.shapes, count)):
         colours = [colour for colour in config.colours if (shape, colour) not in HELD_OUT]
         colour = colours[number % len(colours)]
         found += [words_of(shape, colour, config, size) for size in ("small", "large")]
@@ -149,12 +153,22 @@ def _sized(config: SyntheticConfig, count: int) -> list[ObjectWords]:
 
 
 def _scenes(config: SyntheticConfig, count: int) -> list[ObjectWords]:
-    two_shapes = replace(config, kind_weights=(0.0, 1.0, 0.0))
+    return _drawn(replace(config, kind_weights=(0.0, 1.0, 0.0, 0.0)), count)
+
+
+def _several(config: SyntheticConfig, count: int) -> list[ObjectWords]:
+    """Two or three alike, where the configuration has such."""
+    if not config.kind_weights[3]:
+        return []
+    return _drawn(replace(config, kind_weights=(0.0, 0.0, 0.0, 1.0)), count)
+
+
+def _drawn(config: SyntheticConfig, count: int) -> list[ObjectWords]:
     rngs = (np.random.default_rng([EVALUATION_SEED, _SCENE_STREAM, number]) for number in range(count))
-    return [draw_words(two_shapes, rng) for rng in rngs]
+    return [draw_words(config, rng) for rng in rngs]
 
 
-def _spread_out(items: Sequence[_Item], count: int) -> list[_Item]:
+def spread_out(items: Sequence[_Item], count: int) -> list[_Item]:
     """At most `count` of them, evenly spaced, order kept."""
     if len(items) <= count:
         return list(items)

@@ -5,16 +5,17 @@ The stages that are served generate them in batches, with the same requests and 
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffsplat_client.contract import GAUSSIAN_COLUMNS
 from diffsplat_client.request import GenerationRequest
 from torch import Tensor
 
 from benchmarks.quality.progress import Advance
+from benchmarks.quality.splats import Splats, splat_figures
+from benchmarks.quality.surface import SURFACE_PX, Surface, surface
 from benchmarks.quality.truth import views_elevation_deg
 from diffsplat.backbones import BackboneSpec
 from diffsplat.geometry.cameras import generated_view_cameras
@@ -24,7 +25,6 @@ from diffsplat.splats.render import render
 
 _BATCH = 8
 _MIN_ALPHA = 1e-3  # below it a pixel has no colour of its own
-_VISIBLE = 1 / 255  # opacity below which a splat is not drawn
 _TIMED, _WARM_UP = 7, 2
 
 
@@ -32,7 +32,8 @@ class Generated(NamedTuple):
     """N generated objects."""
 
     views: Tensor  # [N, V, 4, S, S], straight alpha
-    visible_splats: list[int]  # per object
+    splats: list[Splats]  # per object
+    surfaces: list[Surface]  # of those that were looked at closely
 
 
 def generate_views(
@@ -44,21 +45,38 @@ def generate_views(
 
 @torch.no_grad()
 def generate_objects(
-    pipeline: Pipeline, requests: Sequence[GenerationRequest], size: int, advance: Advance = lambda: None
+    pipeline: Pipeline,
+    requests: Sequence[GenerationRequest],
+    size: int,
+    advance: Advance = lambda: None,
+    close: Container[int] = (),
 ) -> Generated:
-    """Generate every request's object and render its views at `size` pixels; calls `advance` after each."""
-    views, visible = [], []
+    """Generate every request's object and render its views.
+
+    Args:
+        pipeline: What generates.
+        requests: N of them.
+        size: Side of the views in pixels.
+        advance: Called after each object.
+        close: Rows of the requests whose objects' surfaces are judged too, at `SURFACE_PX`.
+    """
+    views: list[Tensor] = []
+    splats: list[Splats] = []
+    surfaces: list[Surface] = []
+    spec = pipeline.encode.spec
     for start in range(0, len(requests), _BATCH):
         works = [pipeline.encode.run(request) for request in requests[start : start + _BATCH]]
         jobs = [pipeline.denoise.start(work) for work in works]
         while unfinished := [job for job in jobs if job.step < job.steps]:
             pipeline.denoise.step(unfinished)
         for job in jobs:
-            splats = pipeline.decode.run(job.latents, job.envelope).splats
-            views.append(_seen(splats, pipeline.encode.spec, size))
-            visible.append(int((splats[:, GAUSSIAN_COLUMNS["opacity"]] >= _VISIBLE).sum()))
+            made = pipeline.decode.run(job.latents, job.envelope).splats
+            if len(views) in close:
+                surfaces.append(surface(_seen(made, spec, SURFACE_PX)[:, 3]))
+            views.append(_seen(made, spec, size))
+            splats.append(splat_figures(made, spec.distance, spec.geometry.grid_size))
             advance()
-    return Generated(torch.stack(views), visible)
+    return Generated(torch.stack(views), splats, surfaces)
 
 
 def seconds_per_asset(pipeline: Pipeline, prompts: Sequence[str]) -> float:

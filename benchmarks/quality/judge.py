@@ -1,7 +1,7 @@
 """Verdicts on generated objects, and the figures computed from them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,22 +10,25 @@ from torch import Tensor
 
 from benchmarks.quality.calibration import mean_or_none
 from benchmarks.quality.cases import Case
+from benchmarks.quality.counts import is_counted
 from benchmarks.quality.probe import seen_nouns
 from benchmarks.quality.relations import is_arranged
 from benchmarks.quality.ruler import Ruler
 from benchmarks.quality.silhouette import best_iou, silhouettes
 from benchmarks.quality.truth import on_white
 from training.data.procedural.captions import plain_caption
+from training.data.procedural.object_words import ObjectWords
 
 
 class Verdict(NamedTuple):
     """The verdict on one generated object; None for what its prompt does not ask for."""
 
     case: Case
-    noun: str | None  # what the probe sees; not for scenes
+    noun: str | None  # what the probe sees; not for scenes and rows
     colour: bool | None  # the named colour, or both colours of a pattern, are there
     arranged: bool | None  # for scenes
-    iou: float | None  # not for scenes
+    iou: float | None  # not for scenes and rows
+    counted: bool | None = None  # for rows of two or three
 
     @property
     def shape(self) -> bool | None:
@@ -35,7 +38,7 @@ class Verdict(NamedTuple):
     @property
     def right(self) -> bool:
         """Everything that was asked for is there."""
-        return all(part is not False for part in (self.shape, self.colour, self.arranged))
+        return all(part is not False for part in (self.shape, self.colour, self.arranged, self.counted))
 
 
 def judge(cases: Sequence[Case], views: Tensor, ruler: Ruler) -> list[Verdict]:
@@ -47,6 +50,9 @@ def judge(cases: Sequence[Case], views: Tensor, ruler: Ruler) -> list[Verdict]:
             verdicts.append(Verdict(case, None, None, is_arranged(seen, words, ruler.colours.names), None))
             continue
         colour = ruler.colours.is_right(seen, words) if words.colour else None
+        if words.number:
+            verdicts.append(Verdict(case, None, colour, None, None, is_counted(seen, words)))
+            continue
         iou = best_iou(silhouettes(seen), ruler.outlines[words.shape])
         verdicts.append(Verdict(case, noun, colour, None, iou))
     return verdicts
@@ -77,17 +83,25 @@ def accuracies(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "heldout_shape": _share([v.shape for v in held_out]),
         "pattern_accuracy": _share([v.right for v in groups.get("pattern", [])]),
         "relations_accuracy": _share([v.arranged for v in groups.get("relation", [])]),
+        "count_accuracy": _share([v.right for v in groups.get("count", [])]),
         "silhouette_iou": mean_or_none(ious),
         "by_noun": _by_noun(singles + held_out),
     }
 
 
-def seed_spread(verdicts: Sequence[Verdict], views: Tensor) -> dict[str, float] | None:
+def seed_spread(
+    verdicts: Sequence[Verdict], views: Tensor, true_views: Callable[[ObjectWords, int], Tensor]
+) -> dict[str, float] | None:
     """How much the seed alone changes, over prompts asked with several seeds; None without such prompts.
 
+    Args:
+        verdicts: On N objects.
+        views: [N, V, 4, S, S] of them.
+        true_views: (words, number of objects M) -> [M, V, 4, S, S] of true objects of these words.
+
     Returns:
-        Standard deviation over seeds of the share of right objects, and the mean absolute difference, in [0, 1], of
-        the views of two objects of one prompt.
+        Standard deviation over seeds of the share of right objects; the mean absolute difference, in [0, 1], of the
+        views of two objects of one prompt; and the same of true objects of one prompt.
     """
     group = "spread" if any(verdict.case.group == "spread" for verdict in verdicts) else "shape"
     rows: dict[str, list[int]] = {}
@@ -98,11 +112,10 @@ def seed_spread(verdicts: Sequence[Verdict], views: Tensor) -> dict[str, float] 
     if not repeated:
         return None
     by_seed: dict[int, list[bool]] = {}
-    differences = []
+    differences, true = [], []
     for same in repeated:
-        images = on_white(views[same])  # [M, V, 3, S, S]
-        pairs = torch.combinations(torch.arange(len(same)))
-        differences.append(float((images[pairs[:, 0]] - images[pairs[:, 1]]).abs().mean()))
+        differences.append(_mean_difference(views[same]))
+        true.append(_mean_difference(true_views(verdicts[same[0]].case.words, len(same))))
         for row in same:
             by_seed.setdefault(verdicts[row].case.seed, []).append(verdicts[row].right)
     shares = [float(np.mean(right)) for right in by_seed.values()]
@@ -111,7 +124,15 @@ def seed_spread(verdicts: Sequence[Verdict], views: Tensor) -> dict[str, float] 
         "seeds": len(by_seed),
         "accuracy_std": float(np.std(shares)),
         "image_difference": float(np.mean(differences)),
+        "true_image_difference": float(np.mean(true)),
     }
+
+
+def _mean_difference(views: Tensor) -> float:
+    """Of all pairs of M objects, [M, V, 4, S, S]."""
+    images = on_white(views.float())
+    pairs = torch.combinations(torch.arange(len(views)))
+    return float((images[pairs[:, 0]] - images[pairs[:, 1]]).abs().mean())
 
 
 def confusions(verdicts: Sequence[Verdict]) -> dict[str, Counter[str]]:

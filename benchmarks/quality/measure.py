@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from benchmarks.quality.bars import missed_bars
-from benchmarks.quality.cases import FULL, QUICK, Amounts, Case, all_cases, sweep_cases, with_more_seeds
+from benchmarks.quality.cases import FULL, QUICK, Amounts, Case, all_cases, spread_out, sweep_cases, with_more_seeds
 from benchmarks.quality.generation import generate_objects, generate_views, seconds_per_asset
 from benchmarks.quality.judge import Verdict, accuracies, judge, seed_spread
 from benchmarks.quality.progress import Phases
@@ -16,13 +16,17 @@ from benchmarks.quality.reconstruction import reconstruct
 from benchmarks.quality.ruler import RULER_SIZES, Ruler, RulerSize, build_ruler, ruler_phases
 from benchmarks.quality.ruler_cache import CACHE, load_ruler, ruler_path, save_ruler
 from benchmarks.quality.sizes import judge_sizes
-from benchmarks.quality.truth import bundle_config
+from benchmarks.quality.splats import Splats, mean_figures
+from benchmarks.quality.surface import mean_surface
+from benchmarks.quality.truth import bundle_config, render_true, true_instances
 from diffsplat.bundle import Bundle
 from diffsplat.pipeline import Pipeline
+from training.data.procedural.object_words import ObjectWords
 from training.data.procedural.synthetic_config import SyntheticConfig
 
 SWEEPS: dict[str, tuple[float, ...]] = {"guidance_scale": (1.0, 2.0, 3.0, 5.0, 7.5), "steps": (5, 10, 20, 40)}
 _GENERATED, _SWEPT, _RECONSTRUCTED, _TIMED = "generated objects", "sweeps", "reconstruction", "seconds per asset"
+_SPREAD_FIRST = 350_000  # numbers of true objects that are compared with each other
 
 
 class Plan(NamedTuple):
@@ -31,11 +35,12 @@ class Plan(NamedTuple):
     amounts: Amounts = FULL
     ruler: RulerSize | None = None  # the grammar's own by default
     recon_objects: int = 48
+    surfaces: int = 48  # generated objects whose surfaces are judged
     sweep_prompts: int = 0  # asked again with every value of `SWEEPS`
     seeds: int = 1  # every request is made with so many
 
 
-QUICK_PLAN = Plan(QUICK, recon_objects=16)
+QUICK_PLAN = Plan(QUICK, recon_objects=16, surfaces=16)
 
 
 class Measured(NamedTuple):
@@ -65,6 +70,11 @@ def measure(bundle: Bundle, plan: Plan, cache: Path = CACHE, pipeline: Pipeline 
     phases |= {_GENERATED: len(cases), _RECONSTRUCTED: 1, _TIMED: 1}
     if swept:
         phases[_SWEPT] = len(swept) * sum(len(values) for values in SWEEPS.values())
+
+    def true_views(words: ObjectWords, count: int) -> Tensor:
+        numbers = range(_SPREAD_FIRST, _SPREAD_FIRST + count)
+        return render_true(true_instances(words, numbers, config), bundle.spec, pixels)
+
     with Phases(phases) as progress:
         ruler = kept
         if ruler is None:
@@ -73,7 +83,8 @@ def measure(bundle: Bundle, plan: Plan, cache: Path = CACHE, pipeline: Pipeline 
             save_ruler(path, ruler)
         pipeline = pipeline or Pipeline.from_bundle(bundle)
         requests = [case.request() for case in cases]
-        views, visible_splats = generate_objects(pipeline, requests, pixels, progress.begin(_GENERATED))
+        close = close_rows(cases, plan.surfaces)
+        views, splats, surfaces = generate_objects(pipeline, requests, pixels, progress.begin(_GENERATED), close)
         verdicts = judge(cases, views, ruler)
         sizes = judge_sizes(cases, views, config, bundle.spec)
         advance = progress.begin(_RECONSTRUCTED)
@@ -90,10 +101,13 @@ def measure(bundle: Bundle, plan: Plan, cache: Path = CACHE, pipeline: Pipeline 
         **accuracies(verdicts),
         "size_accuracy": sizes and sizes.accuracy,
         "covered_area": sizes and sizes._asdict(),
-        "visible_splats": splat_figures(visible_splats),
+        "visible_splats": splat_numbers(splats),
+        "splats": mean_figures(splats),
+        "surface": mean_surface(surfaces),
+        "colours": len(config.colours),
         **reconstruction._asdict(),
         "seconds_per_asset": seconds,
-        "seed_spread": seed_spread(verdicts, views),
+        "seed_spread": seed_spread(verdicts, views, true_views),
         "sweeps": sweeps,
         "on_true_renders": ruler.calibration.plain(),
     }
@@ -101,8 +115,15 @@ def measure(bundle: Bundle, plan: Plan, cache: Path = CACHE, pipeline: Pipeline 
     return Measured(figures, config, ruler, verdicts, views)
 
 
-def splat_figures(visible: Sequence[int]) -> dict[str, float]:
-    """Figures of the numbers of visible splats of N objects."""
+def close_rows(cases: Sequence[Case], count: int) -> list[int]:
+    """Rows of single objects, evenly spaced, whose surfaces are judged."""
+    singles = [row for row, case in enumerate(cases) if case.group in ("shape", "object", "held-out")]
+    return spread_out(singles, count)
+
+
+def splat_numbers(splats: Sequence[Splats]) -> dict[str, float]:
+    """How many splats of N objects are visible."""
+    visible = [one.visible for one in splats]
     return {"objects": len(visible), "median": statistics.median(visible), "most": max(visible)}
 
 

@@ -34,7 +34,7 @@ class RulerSize(NamedTuple):
 
     train: int  # per noun and colour
     test: int  # per noun and colour
-    scenes: int  # two-shape scenes that try the rule of relations
+    scenes: int  # two-shape scenes that try the rule of relations, and as many rows of objects that try counting
     outlines: int  # instances per noun; more where yaw is free
     epochs: int  # of the probe
 
@@ -60,7 +60,8 @@ class Ruler:
 def ruler_phases(config: SyntheticConfig, size: RulerSize) -> dict[str, int]:
     """Phases of `build_ruler` and their steps, for a progress bar."""
     nouns = len(nouns_of(config))
-    objects = nouns * len(config.colours) * (size.train + size.test) + size.scenes
+    drawn = sum(size.scenes for kind in (1, 3) if config.kind_weights[kind])
+    objects = nouns * len(config.colours) * (size.train + size.test) + drawn
     return {"true objects": objects, "shape probe": size.epochs}
 
 
@@ -80,16 +81,16 @@ def build_ruler(
         return torch.stack(seen) if seen else torch.zeros(0, spec.geometry.views, 4, pixels, pixels)
 
     train, test = _single_facts(config, size.train, _TRAIN_FIRST), _single_facts(config, size.test, _TEST_FIRST)
-    scenes = _scene_facts(config, size.scenes)
+    scenes, rows = (_kind_facts(config, kind, size.scenes) for kind in (1, 3))
     train_views, test_views = views_of(train, _TRAIN_FIRST), views_of(test, _TEST_FIRST)
-    scene_views = views_of(scenes, _TEST_FIRST)
+    scene_views, row_views = views_of(scenes, _TEST_FIRST), views_of(rows, _TEST_FIRST)
 
     plain = [row for row, words in enumerate(train) if words.pattern == "plain"]
     colours = fit_colour_rule(train_views[plain], [train[row] for row in plain], config.colours, nouns)
     labels = torch.tensor([nouns.index(words.shape) for words in train])
     probe = train_probe(LabelledViews(train_views, labels), len(nouns), size.epochs, on_epoch=epoch_done)
     outlines = {noun: _outlines(noun, config, spec, pixels, size.outlines) for noun in nouns}
-    trial = calibrate(probe, colours, outlines, (test_views, test), (scene_views, scenes))
+    trial = calibrate(probe, colours, outlines, (test_views, test), (scene_views, scenes), (row_views, rows))
     return Ruler(probe, colours, outlines, trial)
 
 
@@ -109,13 +110,13 @@ def _single_facts(config: SyntheticConfig, per_pair: int, stream: int) -> list[O
     return facts
 
 
-def _scene_facts(config: SyntheticConfig, count: int) -> list[ObjectWords]:
-    if not count:
+def _kind_facts(config: SyntheticConfig, kind: int, count: int) -> list[ObjectWords]:
+    """Facts of scenes (kind 1 of `SyntheticConfig.kind_weights`) or rows (3), where there are such."""
+    if not config.kind_weights[kind]:
         return []
-    two_shapes = replace(config, kind_weights=(0.0, 1.0, 0.0))
+    alone = replace(config, kind_weights=(0.0, float(kind == 1), 0.0, float(kind == 3)))
     return [
-        draw_words(two_shapes, np.random.default_rng([EVALUATION_SEED, _SCENE_STREAM, number]))
-        for number in range(count)
+        draw_words(alone, np.random.default_rng([EVALUATION_SEED, _SCENE_STREAM, number])) for number in range(count)
     ]
 
 

@@ -19,7 +19,7 @@ from training.data.procedural.synthetic_config import SyntheticConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "quality"
-_JUDGES = ("truth", "probe", "colour", "relations", "silhouette", "calibration", "ruler")
+_JUDGES = ("truth", "probe", "colour", "relations", "counts", "silhouette", "calibration", "ruler")
 _SOURCES = ("training/data", "diffsplat/geometry/cameras.py", *(f"benchmarks/quality/{name}.py" for name in _JUDGES))
 
 

@@ -6,6 +6,7 @@ Axes: N objects, V views, S pixels of a side.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from benchmarks.quality.calibration import mean_or_none
@@ -28,6 +29,7 @@ class SizeFigures(NamedTuple):
     true_large: float
     accuracy: float  # share of objects whose area is nearer to the size asked for than to the other
     true_accuracy: float  # the same for true objects
+    by_shape: dict[str, float]  # area of large over area of small ones, divided by that of true ones
 
 
 def covered_area(views: Tensor) -> list[float]:
@@ -65,8 +67,19 @@ def judge_sizes(
 
     return SizeFigures(
         mean(made, "small"), mean(made, "large"), mean(true, "small"), mean(true, "large"),
-        share_right(made), share_right(tried),
+        share_right(made), share_right(tried), _ratios(facts, made, true),
     )  # fmt: skip
+
+
+def _ratios(facts: Sequence[ObjectWords], made: Sequence[float], true: Sequence[float]) -> dict[str, float]:
+    """Shape -> its size ratio over the true one; shapes that cover nothing when small are left out."""
+    areas: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for words, pair in zip(facts, zip(made, true, strict=True), strict=True):
+        areas.setdefault((words.shape, words.size), []).append(pair)
+    mean = {key: np.mean(pairs, axis=0) for key, pairs in areas.items()}
+    shapes = [shape for shape, size in mean if size == "large" and mean[shape, "small"].all()]
+    ratios = {shape: mean[shape, "large"] / mean[shape, "small"] for shape in shapes}  # made, true
+    return {shape: float(of_made / of_true) for shape, (of_made, of_true) in ratios.items()}
 
 
 def _nearest_size(words: ObjectWords, area: float, yardstick: dict[ObjectWords, float]) -> str:

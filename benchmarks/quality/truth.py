@@ -5,7 +5,7 @@ colours and silhouettes do not depend on the background.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,14 @@ from diffsplat.geometry.cameras import orbit_camera_to_world
 from training.data.camera_chain import y_up_to_z_up
 from training.data.procedural.object_words import ObjectWords
 from training.data.procedural.objects import COMPOSITES
+from training.data.procedural.palette import PALETTE
 from training.data.procedural.render import render_views
 from training.data.procedural.solids import SIZES
 from training.data.procedural.synthetic import SyntheticObject, build_object, synthetic_object
 from training.data.procedural.synthetic_config import CONFIGS, SyntheticConfig
 
+_FIRST_COLOURS = tuple(colour for colour in PALETTE if colour != "white")  # of bundles whose lineage names none
+_FIRST_KIND_WEIGHTS = (0.35, 0.20, 0.45, 0.0)
 EVALUATION_SEED = 9_000  # a series of objects that training never uses; every bundle's lineage is checked for it
 
 
@@ -36,10 +39,27 @@ def bundle_config(bundle: Bundle) -> SyntheticConfig:
     stages: dict[str, dict[str, Any]] = bundle.lineage.get("stages", {})
     if EVALUATION_SEED in {stage.get("data", {}).get("seed") for stage in stages.values()}:
         raise ValueError(f"{bundle.root}: trained on data seed {EVALUATION_SEED}, whose objects are the test")
-    grammar = stages.get("diffusion", {}).get("data", {}).get("grammar", "basic")
+    try:
+        return trained_config(stages)
+    except ValueError as error:
+        raise ValueError(f"{bundle.root}: {error}") from error
+
+
+def trained_config(stages: Mapping[str, Mapping[str, Any]]) -> SyntheticConfig:
+    """What the stages of a lineage were trained on.
+
+    Raises:
+        ValueError: the lineage names an unknown grammar.
+    """
+    data = stages.get("diffusion", {}).get("data", {})
+    grammar = data.get("grammar", "basic")
     if grammar not in CONFIGS:
-        raise ValueError(f"{bundle.root}: lineage names grammar = {grammar!r}, must be one of {', '.join(CONFIGS)}")
-    return CONFIGS[grammar]
+        raise ValueError(f"lineage names grammar = {grammar!r}, must be one of {', '.join(CONFIGS)}")
+    config = CONFIGS[grammar]
+    if grammar == "rich":
+        colours, weights = data.get("colours", _FIRST_COLOURS), data.get("kind_weights", _FIRST_KIND_WEIGHTS)
+        config = replace(config, colours=tuple(colours), kind_weights=tuple(weights))
+    return config
 
 
 def views_elevation_deg(spec: BackboneSpec) -> float:

@@ -51,7 +51,7 @@ def test_what_a_noun_always_shows_is_not_taken_for_its_colour() -> None:
     assert sum(naive) < 0.8 * len(tried)
     assert sum(right) >= 0.9 * len(tried)
     wrong = [
-        rule.is_right(one, words._replace(colour=COLOURS[(COLOURS.index(words.colour) + 1) % 12]))
+        rule.is_right(one, words._replace(colour=COLOURS[(COLOURS.index(words.colour) + 1) % len(COLOURS)]))
         for words, one in tried
     ]
     assert sum(wrong) <= 0.05 * len(tried)

@@ -23,13 +23,16 @@ from diffsplat.bundle import Bundle, open_bundle, write_bundle
 from diffsplat.networks import network_builders
 from diffsplat.pipeline import Pipeline
 from diffsplat.text.tokenizer import Tokenizer, train_tokenizer
+from training.data.procedural.grammar import COUNTS
 from training.data.procedural.held_out import HELD_OUT
+from training.data.procedural.source import ProceduralSource
 from training.data.procedural.synthetic import DEFAULT_CONFIG, RICH_CONFIG, vocabulary
 
 KEYS = {
     "machine", "bundle", "digest", "grammar", "requests", "colour_accuracy", "shape_accuracy", "heldout_accuracy",
     "relations_accuracy", "pattern_accuracy", "silhouette_iou", "recon_psnr_db", "vae_psnr_db", "vae_drop_db",
-    "seconds_per_asset", "size_accuracy", "covered_area", "visible_splats", "seed_spread",
+    "seconds_per_asset", "size_accuracy", "count_accuracy", "splats", "surface", "psnr_db_by_side", "dead_pixels",
+    "covered_area", "visible_splats", "seed_spread",
     "sweeps", "on_true_renders", "missed", "by_noun",
 }  # fmt: skip
 RULER = RulerSize(train=1, test=1, scenes=6, outlines=1, epochs=1)
@@ -52,7 +55,7 @@ def rich_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
     with torch.random.fork_rng():
         torch.manual_seed(0)
         networks = {name: build() for name, build in network_builders(spec).items()}
-    data = {"kind": "procedural", "grammar": "rich", "seed": 0, "objects": 1}
+    data = ProceduralSource(0, 1, 16, config=RICH_CONFIG).identity()
     folder = tmp_path_factory.mktemp("bundles") / "tiny-rich"
     return write_bundle(folder, spec, networks, [tokenizer], {"stages": {"diffusion": {"data": data}}})
 
@@ -64,6 +67,9 @@ def with_data(bundle: Bundle, **data: Any) -> Bundle:
 def test_the_grammar_is_read_from_the_lineage(tiny_bundle: Bundle, pico_bundle: Bundle, rich_bundle: Bundle) -> None:
     assert bundle_config(pico_bundle) == bundle_config(tiny_bundle) == DEFAULT_CONFIG
     assert bundle_config(rich_bundle) == RICH_CONFIG
+    first = bundle_config(with_data(tiny_bundle, grammar="rich", seed=0))  # as nano's lineage, which names no colours
+    assert set(RICH_CONFIG.colours) - set(first.colours) == {"white"} and first.kind_weights[3] == 0.0
+    assert not [case for case in all_cases(first, FULL) if case.words.number or "white" in case.words]
     with pytest.raises(ValueError, match="grammar = 'klingon'"):
         bundle_config(with_data(tiny_bundle, grammar="klingon"))
     with pytest.raises(ValueError, match=f"data seed {EVALUATION_SEED}"):
@@ -85,6 +91,7 @@ def test_rich_cases_cover_every_noun_and_every_held_out_pair() -> None:
     assert all(case.words.size in case.prompt.split() for case in groups["size"])
     assert {case.words.relation for case in groups["relation"]} == set(RICH_CONFIG.relations)
     assert {case.words.pattern for case in groups["pattern"]} == {"striped", "two-tone"}
+    assert {case.words.number for case in groups["count"]} == set(COUNTS)
     alone = [case for case in cases if case.group != "spread"]
     assert len({case.seed for case in alone}) == len(alone)
     known = set(vocabulary(RICH_CONFIG))
@@ -120,8 +127,8 @@ def test_many_at_once_are_what_one_by_one_would_be(rich_bundle: Bundle) -> None:
 def test_a_rich_bundle_is_measured_and_its_missed_bars_are_the_exit_code(
     rich_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    amounts = Amounts(shapes=3, objects=3, held_out=2, patterns=2, relations=2, sizes=2, spread=1)
-    plan = Plan(amounts, RULER, recon_objects=2, sweep_prompts=2)
+    amounts = Amounts(shapes=3, objects=3, held_out=2, patterns=2, relations=2, counts=2, sizes=2, spread=1)
+    plan = Plan(amounts, RULER, recon_objects=2, surfaces=2, sweep_prompts=2)
     paths = {name: tmp_path / "new" / f"{name}.{end}" for name, end in (("json", "json"), ("sheet", "png"))}
     args = parser().parse_args(
         [str(rich_bundle.root), "--json", str(paths["json"]), "--sheet", str(paths["sheet"]),
@@ -131,7 +138,7 @@ def test_a_rich_bundle_is_measured_and_its_missed_bars_are_the_exit_code(
     figures = json.loads(paths["json"].read_text())
     assert set(figures) >= KEYS
     assert figures["grammar"] == "rich" and figures["missed"]
-    for name in ("colour", "shape", "heldout", "relations", "pattern"):
+    for name in ("colour", "shape", "heldout", "relations", "pattern", "count"):
         assert 0.0 <= figures[f"{name}_accuracy"] <= 1.0
     areas = figures["covered_area"]
     assert 0.0 < areas["true_small"] < 0.6 * areas["true_large"] < 0.6 and areas["true_accuracy"] == 1.0
@@ -140,6 +147,12 @@ def test_a_rich_bundle_is_measured_and_its_missed_bars_are_the_exit_code(
     assert 0 <= figures["visible_splats"]["median"] <= figures["visible_splats"]["most"] <= 4 * 32 * 32
     assert set(figures["sweeps"]) == set(SWEEPS)
     assert figures["seed_spread"]["seeds"] == 4
+    assert 0.0 < figures["seed_spread"]["true_image_difference"] < 0.5
+    assert set(figures["psnr_db_by_side"]["vae"]) == {"32", "64", "128"}
+    assert figures["psnr_db_by_side"]["recon"]["32"] == figures["recon_psnr_db"]
+    true = figures["grid_surface"]["true"]
+    assert 0.0 < true["fuzz"] < 0.03 and 0.5 < true["fringe_px"] < 1.0
+    assert figures["on_true_renders"]["counts"] >= 5 / 6
     assert figures["on_true_renders"]["relation"] == 1.0 and figures["on_true_renders"]["colour"] > 0.9
     printed = capsys.readouterr().out
     assert "true objects: done" in printed

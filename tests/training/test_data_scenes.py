@@ -3,21 +3,25 @@
 import json
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
 from training.data.dataset import Dataset
 from training.data.procedural.captions import all_captions, draw_caption, plain_caption
-from training.data.procedural.grammar import COLOUR_SYNONYMS, RELATIONS, nouns_of
+from training.data.procedural.grammar import COLOUR_SYNONYMS, COUNTS, RELATIONS, SIZE_WORDS, nouns_of
 from training.data.procedural.held_out import HELD_OUT, HELD_OUT_OBJECTS, HELD_OUT_SHAPES
 from training.data.procedural.object_words import ObjectWords
 from training.data.procedural.objects import COMPOSITES
 from training.data.procedural.palette import PALETTE, nearest_colour
 from training.data.procedural.parts import bounds
+from training.data.procedural.plurals import plural
 from training.data.procedural.scenes import held_out_pairs
 from training.data.procedural.solids import ALL_SHAPES, PATTERNS
 from training.data.procedural.source import ProceduralSource
 from training.data.procedural.synthetic import RICH_CONFIG, build_object, synthetic_object, vocabulary
+from training.data.record import unpack_views
+from training.data.sample import build_sample
 
 SERIES = [synthetic_object(5, index, RICH_CONFIG) for index in range(600)]
 
@@ -29,7 +33,7 @@ def pairs_of(words: ObjectWords) -> set[tuple[str, str]]:
 
 
 def test_there_is_enough_to_learn():
-    assert len(ALL_SHAPES) >= 10 and len(PALETTE) == 12 and len(COMPOSITES) >= 20
+    assert len(ALL_SHAPES) >= 10 and len(PALETTE) == 13 and len(COMPOSITES) >= 20
     wanted = "toy robot,frog,teddy bear,panda,book,cookie,snowman,chair,table,lamp,tree,house,car,rocket,mug"
     assert set(wanted.split(",")) <= set(COMPOSITES)
     assert not set(ALL_SHAPES) & set(COMPOSITES)
@@ -50,7 +54,9 @@ def test_an_object_is_a_function_of_seed_index_and_configuration():
 def test_series_hold_every_kind_in_its_share():
     composite = np.mean([made.words.shape in COMPOSITES for made in SERIES])
     two = np.mean([bool(made.words.relation) for made in SERIES])
-    assert abs(composite - 0.45) < 0.07 and abs(two - 0.20) < 0.06  # three and a half standard deviations
+    several = np.mean([bool(made.words.number) for made in SERIES])
+    assert abs(composite - 0.41) < 0.07 and abs(two - 0.18) < 0.06  # three and a half standard deviations
+    assert abs(several - 0.14) < 0.05 and {made.words.number for made in SERIES} == {"", *COUNTS}
     singles = [made.words for made in SERIES if made.words.shape in ALL_SHAPES and not made.words.relation]
     assert {words.pattern for words in singles} == set(PATTERNS)
     assert {words.shape for words in singles} == set(ALL_SHAPES)
@@ -61,9 +67,9 @@ def test_series_hold_every_kind_in_its_share():
 def test_held_out_pairs_are_never_made_and_can_be_asked_for():
     assert not {pair for made in SERIES for pair in pairs_of(made.words)} & HELD_OUT
     asked = replace(RICH_CONFIG, held_out="only")
-    shown = {pair for index in range(500) for pair in pairs_of(synthetic_object(0, index, asked).words)}
+    shown = {pair for index in range(600) for pair in pairs_of(synthetic_object(0, index, asked).words)}
     assert shown == HELD_OUT == set(held_out_pairs(asked))
-    only_shapes = replace(asked, composites=(), kind_weights=(1.0, 0.0, 0.0))
+    only_shapes = replace(asked, composites=(), kind_weights=(1.0, 0.0, 0.0, 0.0))
     assert set(held_out_pairs(only_shapes)) == HELD_OUT_SHAPES
     with pytest.raises(ValueError, match="held-out pairs"):
         synthetic_object(0, 0, replace(only_shapes, shapes=("cube",), colours=("red",)))
@@ -99,11 +105,17 @@ def test_captions_tell_the_truth_in_the_vocabulary():
             tokens = caption.split()
             assert set(tokens) <= known, caption
             assert "{" not in caption and "  " not in caption and caption == caption.strip()
-            assert any(f" {name} " in f" {caption} " for name in nouns_of(words.shape)), caption
+            names = nouns_of(words.shape)
+            if words.number:
+                names = tuple(plural(name) for name in names)
+                said = [count for count in COUNTS if count in tokens] or ["two" if "pair" in tokens else ""]
+                assert said == [words.number], caption
+            assert any(f" {name} " in f" {caption} " for name in names), caption
             if words.other_shape:
                 assert any(f" {name} " in f" {caption} " for name in nouns_of(words.other_shape)), caption
                 assert any(f" {between} " in caption for between in RELATIONS[words.relation])
-            told = {tints[token] for token in tokens if token in tints}
+            stated = caption.removesuffix(" on a white background").split()
+            told = {tints[token] for token in stated if token in tints}
             assert told == {colour for colour in (words.colour, words.second_colour, words.other_colour) if colour}
 
 
@@ -114,6 +126,8 @@ def test_drawn_captions_are_among_all_captions():
         ObjectWords("sphere", "red", "large", "striped", "cyan", grammar="rich"),
         ObjectWords("panda", "", "large", grammar="rich"),
         ObjectWords("cube", "red", "large", "plain", "", "on top of", "dome", "blue", "rich"),
+        ObjectWords("bunny", "grey", "large", grammar="rich", number="two"),
+        ObjectWords("panda", "", "large", grammar="rich", number="three"),
     ):
         every = set(all_captions(words))
         assert {draw_caption(words, rng) for _ in range(300)} <= every
@@ -130,6 +144,42 @@ def test_plain_captions_read_as_users_write():
     assert plain("cone", "orange", "small", "striped", "blue") == "an orange and blue striped cone"
     on_top = plain("cube", "red", "large", "plain", "", "on top of", "cylinder", "blue")
     assert on_top == "a red cube on top of a blue cylinder"
+    assert plain_caption(ObjectWords("cube", "red", "large", grammar="rich", number="two")) == "two red cubes"
+    assert plain_caption(ObjectWords("pine tree", "", "large", grammar="rich", number="three")) == "three pine trees"
+
+
+def test_sizes_are_mostly_said_where_they_are_not_medium():
+    rng = np.random.default_rng(0)
+
+    def share(size: str) -> float:
+        words = ObjectWords("cube", "red", size, grammar="rich")
+        known = {token for word in SIZE_WORDS[size] for token in word.split()}
+        return float(np.mean([bool(known & set(draw_caption(words, rng).split())) for _ in range(400)]))
+
+    assert share("small") > 0.6 and share("large") > 0.6 and share("medium") < 0.25
+
+
+@pytest.mark.parametrize("shape", ["sphere", "cube", "cone", "cylinder"])
+def test_small_objects_are_small_in_their_views(shape: str):
+    """A size is a fact of the world: no view is normalised to the object."""
+    covered = {}
+    for size in ("small", "medium", "large"):
+        config = replace(RICH_CONFIG, size_jitter=0.0, distance_range=(1.4, 1.4), yaw_range_deg=(0.0, 0.0))
+        made = build_object(ObjectWords(shape, "red", size, grammar="rich"), 0, 0, config)
+        seen = build_sample(unpack_views(made.render_packed((0, 6, 12, 18), 64)), "", "", "pixel_centers")
+        covered[size] = float(seen.alphas.mean())
+    assert covered["large"] / covered["small"] == pytest.approx((1.0 / 0.62) ** 2, rel=0.12)
+    assert covered["small"] < covered["medium"] < covered["large"]
+
+
+def test_several_objects_stand_apart_in_a_row():
+    """From the front as many outlines as the caption says, of one colour, at one height."""
+    for index, made in enumerate(made for made in SERIES if made.words.number and made.words.shape in ALL_SHAPES):
+        count = COUNTS[made.words.number]
+        assert len(made.primitives) == count and len({part.rgb for part in made.primitives}) == 1
+        solid = (made.render((27,), 96).rgba[0, ..., 3] > 0.5).astype(np.uint8)
+        outlines, _ = cv2.connectedComponents(solid)
+        assert outlines - 1 == count, (index, made.words)
 
 
 def test_relations_are_true():

@@ -205,6 +205,6 @@ def test_a_rich_configuration_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="grammar = 'rich'"):
         SyntheticConfig(patterns=("plain", "striped"))
     with pytest.raises(ValueError, match="kind_weights"):
-        SyntheticConfig(grammar="rich", kind_weights=(0.0, 0.0, 1.0))
+        SyntheticConfig(grammar="rich", kind_weights=(0.0, 0.0, 1.0, 0.0))
     with pytest.raises(ValueError, match="shapes = .'torus'"):
         SyntheticConfig(shapes=("torus",))

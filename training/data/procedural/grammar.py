@@ -9,10 +9,12 @@ import numpy as np
 
 from training.data.procedural.object_words import ObjectWords
 from training.data.procedural.objects import COMPOSITES
+from training.data.procedural.plurals import plural
 from training.data.procedural.solids import ALL_SHAPES
 
 PLAIN_SHARE = 0.4  # captions in the plainest form, the one that users type most
-SIZED_SHARE = 0.3  # captions of single shapes that mention the size
+# Captions of single shapes that mention the size: rarely where it is medium, so that others mostly mean that.
+SIZED_SHARES = {"small": 0.7, "medium": 0.15, "large": 0.7}
 SYNONYM_SHARE = 0.3  # nouns replaced by another name
 RELATIONS: dict[str, tuple[str, ...]] = {
     "on top of": ("on top of", "on", "above", "standing on"),
@@ -23,6 +25,7 @@ SIZE_WORDS: dict[str, tuple[str, ...]] = {
     "medium": ("medium-sized",),
     "large": ("large", "big", "huge"),
 }
+COUNTS = {"two": 2, "three": 3}
 COLOUR_SYNONYMS: dict[str, tuple[str, ...]] = {
     "grey": ("gray",),
     "purple": ("violet",),
@@ -43,6 +46,16 @@ FRAMES = (
 )
 OBJECT_FRAMES = ("a cute {x}", "a toy {x}", "a simple {x}", "a cartoon {x}", "a nice {x}", "a low poly {x}")
 COLOUR_LAST = ("{size}{noun} that is {colour}", "{size}{noun} in {colour}", "{size}{noun} coloured {colour}")
+COUNT_PHRASES = ("{count} {colour}{nouns}", "{count} {nouns} in {tint}", "a pair of {colour}{nouns}")
+COUNT_FRAMES = (
+    "{x}",
+    "{x} side by side",
+    "{x} in a row",
+    "{x} next to each other",
+    "a photo of {x}",
+    "a rendering of {x}",
+    "{x} on a white background",
+)
 PATTERN_PHRASES = {
     "striped": (
         "{size}{colour} and {second} striped {noun}",
@@ -59,7 +72,13 @@ PATTERN_PHRASES = {
 
 def plain(words: "ObjectWords") -> str:
     """The caption that a user would type first: "a red cube on top of a blue cylinder"."""
-    text = _with_article(_phrase(words.shape, words.colour, words.pattern, words.second_colour, "", 0))
+    if words.number:
+        return _count_phrase(words.shape, words.colour, words.number, 0)
+    return _plain(words, "")
+
+
+def _plain(words: "ObjectWords", size: str) -> str:
+    text = _with_article(_phrase(words.shape, words.colour, words.pattern, words.second_colour, size, 0))
     if words.relation:
         text += f" {words.relation} {_with_article(_phrase(words.other_shape, words.other_colour, '', '', '', 0))}"
     return text
@@ -67,10 +86,13 @@ def plain(words: "ObjectWords") -> str:
 
 def draw(words: "ObjectWords", rng: np.random.Generator) -> str:
     """A random caption: synonyms, order, size and frame."""
-    if rng.random() < PLAIN_SHARE:
-        return plain(words)
+    is_plain = rng.random() < PLAIN_SHARE
+    if words.number:
+        return plain(words) if is_plain else _draw_count(words, rng)
     single = words.shape in ALL_SHAPES and not words.relation
-    size = pick(SIZE_WORDS[words.size], rng) + " " if single and rng.random() < SIZED_SHARE else ""
+    size = pick(SIZE_WORDS[words.size], rng) + " " if single and rng.random() < SIZED_SHARES[words.size] else ""
+    if is_plain:
+        return _plain(words, size)
     first = _draw_phrase(words.shape, words.colour, words.pattern, words.second_colour, size, rng)
     if words.relation:
         between = pick(RELATIONS[words.relation], rng)
@@ -82,6 +104,16 @@ def draw(words: "ObjectWords", rng: np.random.Generator) -> str:
 
 def every(words: "ObjectWords") -> tuple[str, ...]:
     """Every caption that `draw` can return for a single object; for two, all phrases of both and all relations."""
+    if words.number:
+        return tuple(
+            dict.fromkeys(
+                frame.replace("{x}", _count_phrase(name, tint, words.number, form))
+                for frame in COUNT_FRAMES
+                for name in nouns_of(words.shape)
+                for tint in (words.colour, *COLOUR_SYNONYMS.get(words.colour, ()))
+                for form in _count_forms(words)
+            )
+        )
     sizes: tuple[str, ...] = ("",)
     if words.shape in ALL_SHAPES and not words.relation:
         sizes = ("", *(word + " " for word in SIZE_WORDS[words.size]))
@@ -124,6 +156,25 @@ def _draw_phrase(noun: str, colour: str, pattern: str, second: str, size: str, r
     return _phrase(name, _tint(colour, rng), pattern, _tint(second, rng), size, form)
 
 
+def _draw_count(words: "ObjectWords", rng: np.random.Generator) -> str:
+    name = pick(nouns_of(words.shape), rng) if rng.random() < SYNONYM_SHARE else words.shape
+    forms = _count_forms(words)
+    form = forms[int(rng.integers(len(forms)))]
+    phrase = _count_phrase(name, _tint(words.colour, rng), words.number, form)
+    return pick(COUNT_FRAMES, rng).replace("{x}", phrase)
+
+
+def _count_forms(words: "ObjectWords") -> list[int]:
+    """Rows of `COUNT_PHRASES` that say what the words do: a pair is of two, and a colour has a name."""
+    fits = [True, bool(words.colour), words.number == "two"]
+    return [form for form, fit in enumerate(fits) if fit]
+
+
+def _count_phrase(noun: str, colour: str, count: str, form: int) -> str:
+    before = f"{colour} " if colour else ""
+    return COUNT_PHRASES[form].format(count=count, colour=before, tint=colour, nouns=plural(noun))
+
+
 def _tint(colour: str, rng: np.random.Generator) -> str:
     others = COLOUR_SYNONYMS.get(colour, ())
     return pick(others, rng) if others and rng.random() < SYNONYM_SHARE else colour
@@ -160,10 +211,14 @@ def pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
 def vocabulary(nouns: tuple[str, ...], colours: tuple[str, ...]) -> tuple[str, ...]:
     """Every word that captions of these shapes and objects in these colours may use, sorted."""
     patterns = tuple(form for forms in PATTERN_PHRASES.values() for form in forms)
-    templates = " ".join((*FRAMES, *OBJECT_FRAMES, *COLOUR_LAST, *patterns)).replace("{", " {").replace("}", "} ")
+    counts = (*COUNT_PHRASES, *COUNT_FRAMES)
+    templates = (
+        " ".join((*FRAMES, *OBJECT_FRAMES, *COLOUR_LAST, *patterns, *counts)).replace("{", " {").replace("}", "} ")
+    )
     found = {word for word in templates.split() if "{" not in word} | {"a", "an"}
     names = [name for noun in nouns for name in nouns_of(noun)]
     tints = [tint for colour in colours for tint in (colour, *COLOUR_SYNONYMS.get(colour, ()))]
-    for text in (*names, *tints, *sum(RELATIONS.values(), ()), *sum(SIZE_WORDS.values(), ())):
+    plurals = [plural(name) for name in names]
+    for text in (*names, *plurals, *COUNTS, *tints, *sum(RELATIONS.values(), ()), *sum(SIZE_WORDS.values(), ())):
         found.update(text.split())
     return tuple(sorted(found))

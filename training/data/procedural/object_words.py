@@ -15,3 +15,4 @@ class ObjectWords(NamedTuple):
     other_shape: str = ""
     other_colour: str = ""
     grammar: str = "basic"  # or "rich"
+    number: str = ""  # a key of COUNTS if there are several of the same shape or object and colour

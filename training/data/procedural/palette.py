@@ -14,7 +14,7 @@ COLOURS: dict[str, Rgb] = {
     "purple": (0.60, 0.15, 0.80),
     "cyan": (0.10, 0.80, 0.85),
 }
-# Twelve names, at least 24 apart in CIE L*a*b* at the mean shade, and all far from the white background.
+# Names at least 24 apart in CIE L*a*b* at the mean shade, at which all are far from the white background.
 PALETTE: dict[str, Rgb] = {
     **COLOURS,
     "orange": (1.00, 0.50, 0.05),
@@ -23,10 +23,11 @@ PALETTE: dict[str, Rgb] = {
     "black": (0.09, 0.09, 0.10),
     "grey": (0.55, 0.55, 0.56),
     "magenta": (0.90, 0.08, 0.55),
+    "white": (0.90, 0.90, 0.88),
 }
 MEAN_SHADE = 0.725  # mean of the renderer's light over a sphere: ambient 0.45 and half of the rest
 
-WHITE: Rgb = (0.90, 0.90, 0.88)
+WHITE = PALETTE["white"]
 CREAM: Rgb = (0.95, 0.86, 0.66)
 DARK: Rgb = (0.10, 0.10, 0.11)
 STEEL: Rgb = (0.66, 0.68, 0.72)

@@ -42,12 +42,12 @@ class Solid(NamedTuple):
     half: tuple[float, float, float]  # half extents of the largest instance
     nouns: tuple[str, ...] = ()  # other names
     parameter: float = 0.0
-    stripes: tuple[int, int] = (STRIPES, 5)  # pattern and number of bands when striped
+    stripes: tuple[int, int] = (STRIPES, 4)  # pattern and number of bands when striped
     halves: tuple[int, int] = (STRIPES, 2)  # and when two-tone
     tilt_deg: tuple[float, float] = (0.0, 0.0)
 
 
-_SLICES, _SIDES = (SECTORS, 8), (SECTORS, 2)  # flat things, whose z says little
+_SLICES, _SIDES = (SECTORS, 6), (SECTORS, 2)  # flat things, whose z says little
 ALL_SHAPES: dict[str, Solid] = {
     "sphere": Solid(*SHAPES["sphere"], ("ball", "orb")),
     "cube": Solid(*SHAPES["cube"], ("block",)),
@@ -62,7 +62,7 @@ ALL_SHAPES: dict[str, Solid] = {
     "wedge": Solid(WEDGE, (0.22, 0.30, 0.22), ("ramp",)),
     "prism": Solid(PRISM, (0.26, 0.30, 0.20), ("triangular prism",)),
     "diamond": Solid(DIAMOND, (0.32, 0.32, 0.44), ("octahedron", "gem")),
-    "ring": Solid(TUBE, (0.42, 0.42, 0.11), ("tube",), 0.66, _SLICES, _SIDES),
+    "ring": Solid(TUBE, (0.40, 0.40, 0.17), ("tube",), 0.78, _SLICES, _SIDES),
 }
 PATTERNS = ("plain", "striped", "two-tone")
 

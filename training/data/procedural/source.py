@@ -107,7 +107,10 @@ class ProceduralSource:
 
     def identity(self) -> dict[str, Any]:
         """The series, and which part of it."""
-        facts = {"kind": "procedural", "grammar": self.config.grammar, "seed": self.seed, "objects": self.count}
+        facts: dict[str, Any] = {"kind": "procedural", "grammar": self.config.grammar}
+        facts |= {"seed": self.seed, "objects": self.count}
+        if self.config.grammar == "rich":
+            facts |= {"colours": list(self.config.colours), "kind_weights": list(self.config.kind_weights)}
         return facts | ({"first_index": self.first_index} if self.first_index else {})
 
     def pixels_key(self) -> str:

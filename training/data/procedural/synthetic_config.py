@@ -29,7 +29,8 @@ class SyntheticConfig:
     patterns: tuple[str, ...] = ("plain",)
     relations: tuple[str, ...] = ()
     composites: tuple[str, ...] = ()
-    kind_weights: tuple[float, float, float] = (1.0, 0.0, 0.0)  # single shapes, two-shape scenes, composite objects
+    # single shapes, two-shape scenes, composite objects, several of a shape or object
+    kind_weights: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
     pattern_share: float = 0.35  # of single shapes, when there are patterns
     yaw_range_deg: tuple[float, float] = (
         -30.0,
@@ -52,7 +53,9 @@ class SyntheticConfig:
             raise ValueError(f"patterns = {self.patterns} must contain 'plain'")
         if basic and (self.patterns != ("plain",) or self.relations or self.composites or self.held_out != "shown"):
             raise ValueError("patterns, relations, composites and held_out need grammar = 'rich'")
-        _, pairs, objects = self.kind_weights
+        _, pairs, objects, several = self.kind_weights
+        if basic and several > 0:
+            raise ValueError(f"kind_weights = {self.kind_weights}: several objects need grammar = 'rich'")
         if min(self.kind_weights) < 0 or sum(self.kind_weights) <= 0:
             raise ValueError(f"kind_weights = {self.kind_weights} must not be negative or all zero")
         if (pairs > 0 and not self.relations) or (objects > 0 and not self.composites):
@@ -71,7 +74,8 @@ RICH_CONFIG = SyntheticConfig(
     patterns=PATTERNS,
     relations=tuple(RELATIONS),
     composites=tuple(COMPOSITES),
-    kind_weights=(0.35, 0.20, 0.45),
+    kind_weights=(0.34, 0.18, 0.34, 0.14),
+    pattern_share=0.45,
     held_out="never",
 )
 CONFIGS = {"basic": DEFAULT_CONFIG, "rich": RICH_CONFIG}  # by grammar

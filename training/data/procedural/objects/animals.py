@@ -147,12 +147,12 @@ def pig(d: Draw) -> Parts:
 
 
 ANIMALS = {
-    "teddy bear": Composite(teddy_bear, ("brown", *BRIGHT), ("brown",), ("teddy",)),
+    "teddy bear": Composite(teddy_bear, ("brown", *BRIGHT, "white"), ("brown",), ("teddy",)),
     "panda": Composite(panda, nouns=("panda bear",)),
     "frog": Composite(frog, BRIGHT, ("green",)),
-    "duck": Composite(duck, BRIGHT, ("yellow",), ("rubber duck", "toy duck")),
+    "duck": Composite(duck, (*BRIGHT, "white"), ("yellow", "white"), ("rubber duck", "toy duck")),
     "fish": Composite(fish, BRIGHT, nouns=("toy fish",)),
     "penguin": Composite(penguin),
-    "bunny": Composite(bunny, ("grey", "brown", "pink", "blue"), ("grey", "brown"), ("rabbit",)),
+    "bunny": Composite(bunny, ("white", "grey", "brown", "pink", "blue"), ("white", "grey", "brown"), ("rabbit",)),
     "pig": Composite(pig, ("pink", "brown", "blue", "yellow"), ("pink",), ("piggy",)),
 }
