@@ -44,7 +44,7 @@ class GridCache:
             StorageError: a grid cannot be written.
             ValueError: a file is damaged; the message names it.
         """
-        singles = [_row(batch, row) for row in range(len(batch.uids))]
+        singles = [batch.rows(slice(row, row + 1)) for row in range(len(batch.uids))]
         return torch.stack([self._grid(single) for single in singles]).to(batch.images_rgb.device).float()
 
     def _grid(self, single: Batch) -> Tensor:
@@ -64,10 +64,6 @@ class GridCache:
         grid = self._reconstruct(single)[0].half().cpu()
         replace_file(path, lambda temporary: _save(temporary, grid.numpy()))
         return grid
-
-
-def _row(batch: Batch, row: int) -> Batch:
-    return Batch._make(values[row : row + 1] for values in batch)
 
 
 def _save(path: Path, values: np.ndarray) -> None:

@@ -115,6 +115,7 @@ def cached_latents(
     networks: EncoderNetworks,
     origin: dict[str, Any],
     skip_broken: bool = False,
+    views_each: int = 0,
 ) -> LatentCache:
     """Latents of every object from every reference view; those that `folder` lacks are computed and written there.
 
@@ -126,12 +127,15 @@ def cached_latents(
         networks: On the device that computes.
         origin: JSON facts that decide the latents.
         skip_broken: Leave out objects that cannot be read.
+        views_each: How many of the reference views each object is encoded from, by turns; 0: all of them.
 
     Raises:
         BrokenRecord: an object cannot be read.
         StorageError: a file cannot be written.
     """
     facts = {**origin, "objects": objects.source.identity(), "first_views": list(first_views)}
+    if views_each:
+        facts["views_each"] = views_each
     text = json.dumps(facts, sort_keys=True).encode()
     if not (folder / _ORIGIN).is_file() or (folder / _ORIGIN).read_bytes() != text:
         shutil.rmtree(folder, ignore_errors=True)
@@ -142,7 +146,9 @@ def cached_latents(
     if missing:
         objects.source.prepare()
     for view, start in with_time_left(missing, f"latents of {len(objects)} objects") if missing else ():
-        rows = range(start, min(start + _CHUNK, len(objects)))
+        place, turns = first_views.index(view), len(first_views)
+        whole = range(start, min(start + _CHUNK, len(objects)))
+        rows = [row for row in whole if not views_each or (place - row) % turns < views_each]
         tensors = _encode(list(_samples(objects, rows, view, skip_broken)), view, spec, networks)
         _write(paths[view, start], save(tensors))
     cache = LatentCache([paths[chunk] for chunk in chunks], spec)
@@ -151,7 +157,7 @@ def cached_latents(
     return cache
 
 
-def _samples(objects: Dataset, rows: range, view: int, skip_broken: bool) -> Iterator[tuple[int, Sample]]:
+def _samples(objects: Dataset, rows: Sequence[int], view: int, skip_broken: bool) -> Iterator[tuple[int, Sample]]:
     for row in rows:
         try:
             yield row, objects.seen_from(row, view)

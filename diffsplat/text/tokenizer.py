@@ -108,6 +108,11 @@ class Tokenizer:
         """Rows of the token embedding."""
         return self._inner.get_vocab_size()
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> row of the token embedding."""
+        return self._inner.get_vocab()
+
     def encode(self, prompts: Sequence[str], drop_padding: bool = False) -> TokenBatch:
         """Tokens of prompts, each cut and padded to `max_tokens`; underscores count as spaces.
 

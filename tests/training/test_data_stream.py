@@ -1,12 +1,13 @@
 """The cached data set and its resumable walk."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from training.data.dataset import Dataset
 from training.data.procedural.source import ProceduralSource
-from training.data.sample import Batch
 from training.data.stream import BatchStream
 
 
@@ -20,7 +21,12 @@ def dataset() -> Dataset:
     return make()
 
 
-def assert_same(first: Batch, second: Batch) -> None:
+def with_targets() -> Dataset:
+    targets = ProceduralSource(0, 11, 32, pool_size=3, first_views=(0, 27))
+    return Dataset(make().source, num_views=6, first_views=(0, 27), targets=targets)
+
+
+def assert_same(first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
@@ -41,6 +47,21 @@ def test_a_batch_has_the_documented_shapes_and_ranges(dataset: Dataset):
     torch.testing.assert_close(radius, torch.full((3,), 1.4))
     torch.testing.assert_close(batch.camera_to_world[:, 0, 0, 3], torch.zeros(3))  # azimuth 0
     assert batch.to("cpu").captions == batch.captions
+
+
+def test_targets_are_the_same_views_of_another_size(dataset: Dataset):
+    """They change nothing else of a batch, and are divided as it is."""
+    plain, batch = (next(BatchStream(objects, 3, seed=1)) for objects in (dataset, with_targets()))
+    assert plain.truth is plain and batch.truth is batch.targets
+    assert_same(plain[:-1], batch[:-1])
+    targets = batch.truth
+    assert targets.images_rgb.shape == (3, 6, 3, 32, 32) and targets.alphas.shape == (3, 6, 1, 32, 32)
+    torch.testing.assert_close(targets.camera_to_world, batch.camera_to_world)
+    assert (targets.captions, targets.uids) == (batch.captions, batch.uids)
+    shrunk = torch.nn.functional.avg_pool2d(targets.alphas.flatten(0, 1), 2)
+    assert (shrunk - batch.alphas.flatten(0, 1)).abs().mean() < 0.02
+    cut = batch.to("cpu").rows(slice(1, 2))
+    assert cut.uids == batch.uids[1:2] and torch.equal(cut.truth.images_rgb, targets.images_rgb[1:2])
 
 
 def test_input_views_stand_at_quarter_turns(dataset: Dataset):

@@ -35,6 +35,8 @@ class Data:
 
     grammar: Literal["basic", "rich"] = "basic"  # kinds of objects and captions: procedural.synthetic_config.CONFIGS
     pool_size: int = 4  # novel views rendered per procedural object, from which each sample draws
+    store_views: bool = True  # render procedural objects once, into `cache`; False: whenever they are asked for
+    target_size: int = 0  # side of the true views that renders are compared with; 0: that of the splat grids
 
     captions: Path | None = None  # CSV of ids and captions (Cap3D's), instead of those beside the objects of a path
     ids: Path | None = None  # list of the objects of a path to use: text, CSV or JSON
@@ -126,6 +128,7 @@ class StageConfig:
             Bound("data.batch_size", data.batch_size, 1, data.objects or 10**6),
             Bound("data.validation_objects", data.validation_objects, 1, 4096),
             Bound("data.pool_size", data.pool_size, 0, 30),
+            Bound("data.target_size", data.target_size, 0, 4096),
             Bound("data.workers", data.workers, 0, 1024),
             Bound("data.prefetch", data.prefetch, 1, 1024),
             Bound("optim.steps", optim.steps, 1, 10**9),

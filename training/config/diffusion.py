@@ -42,12 +42,15 @@ class DiffusionConfig(StageConfig):
     vae: Path = Path("runs/pico/vae")
     # finished run of this stage, bundle, or base model in diffusers' layout to start from; random weights if not given
     start: Path | None = None
+    # `start` was trained on other latents or words: its weights go on with those of this run, if the networks are alike
+    adapt: bool = False
     # base model or bundle with the frozen text encoders and the image autoencoder; `start` if that is a base model
     base: Path | None = None
     # trained: the text encoder is trained with its denoiser; frozen: those of `base` run at every step;
     # stored: their embeddings were computed once, see `encode-text`
     text: Literal["trained", "frozen", "stored"] = "trained"
     text_store: Path | None = None
+    views_each: int = 0  # reference views that an object's latents are made from, by turns; 0: all of `first_views`
     dropout_rate: float = 0.05  # of conditions, for guidance: see training.objectives.drop_conditions
     objective: ObjectiveOptions = ObjectiveOptions()
     rendering: RenderingOptions = RenderingOptions()
@@ -58,6 +61,7 @@ class DiffusionConfig(StageConfig):
         """Adds the share of dropped conditions and the numbers of the losses."""
         return [
             *super().bounds(),
+            Bound("views_each", self.views_each, 0, len(self.data.first_views) or 10**6),
             Bound("dropout_rate", self.dropout_rate, 0.0, 0.5),
             Bound("evaluation_steps", self.evaluation_steps, 1, 1000),
             *(Bound("evaluation_guidance", scale, 1.0, 100.0) for scale in self.evaluation_guidance),

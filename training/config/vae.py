@@ -17,6 +17,8 @@ class VaeConfig(StageConfig):
 
     recon: Path = Path("runs/pico/recon")  # finished run of the recon stage, or a bundle
     vae: Path | None = None  # finished run of this stage, or a bundle, to start from
+    # `vae` was trained on another recon stage: its weights go on, and the latents become others; part = "all" alone
+    adapt: bool = False
     base: Path | None = None  # base model with a folder `vae`, or an autoencoder's own: its weights, widened
     tiny_base: Path | None = None  # for the tiny decoder: an image model's tiny autoencoder, such as taesd
     first_weights: Literal["random", "average"] = "random"  # of a new autoencoder: training.stages.vae_start
@@ -50,6 +52,8 @@ class VaeConfig(StageConfig):
         super().check()
         if self.part != "all" and self.vae is None:
             raise ValueError(f"vae is not set: part = {self.part!r} needs the finished run whose latents it keeps")
+        if self.adapt and (self.part != "all" or self.vae is None):
+            raise ValueError(f"adapt = True: needs vae and part = 'all', not vae = {self.vae}, part = {self.part!r}")
         if self.vae is not None and self.base is not None:
             raise ValueError(f"base = {self.base} and vae = {self.vae}: an autoencoder starts from one of the two")
         if self.base is not None and self.first_weights != "random":

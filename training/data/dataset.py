@@ -26,6 +26,8 @@ class Dataset:
         published_side: Side to which full-size views are resized as published (`sample.build_sample`).
         picking: "even" as described; "random" draws all views of a sample at random, poles excepted (ElevEst).
 
+        targets: The same objects at another size; samples then have `Sample.targets`.
+
     Raises:
         ValueError: an argument is out of range; the message names it.
     """
@@ -40,6 +42,7 @@ class Dataset:
         pixel_rule: PixelRule = "pixel_centers",
         picking: Literal["even", "random"] = "even",
         published_side: int | None = None,
+        targets: ObjectSource | None = None,
     ) -> None:
         if not 1 <= num_input_views <= num_views:
             raise ValueError(f"num_input_views = {num_input_views} must lie in [1, num_views = {num_views}]")
@@ -49,6 +52,7 @@ class Dataset:
         self.pixel_rule: PixelRule = pixel_rule
         self._picking = picking
         self._published_side = published_side
+        self._targets = targets
         layout = source.layout
         self._input_views = []
         weights = []
@@ -88,7 +92,10 @@ class Dataset:
                 picked = fill_views(layout, inputs, self.num_views, others if enough else usable, rng)
         except ValueError as error:
             raise BrokenRecord(f"{self.source.uid(index)}: {error}") from error
-        return self._build(index, picked, self.source.caption(index, rng))
+        sample = self._build(self.source, index, picked, self.source.caption(index, rng))
+        if self._targets is None:
+            return sample
+        return sample._replace(targets=self._build(self._targets, index, picked, sample.caption))
 
     def seen_from(self, index: int, first_view: int) -> Sample:
         """Object `index` by its input views from `first_view` on, with its plainest caption.
@@ -100,7 +107,7 @@ class Dataset:
         missing = sorted(set(picked) - set(self.source.usable_views(index)))
         if missing:
             raise BrokenRecord(f"{self.source.uid(index)}: views {missing} are missing")
-        return self._build(index, picked, self.source.caption(index, None))
+        return self._build(self.source, index, picked, self.source.caption(index, None))
 
     def _inputs_from(self, first_view: int) -> tuple[int, ...]:
         ring = self.source.layout.ring_of(first_view)
@@ -115,9 +122,9 @@ class Dataset:
         weights = self._weights[whole]
         return self._input_views[whole[rng.choice(len(whole), p=weights / weights.sum())]]
 
-    def _build(self, index: int, picked: tuple[int, ...], caption: str) -> Sample:
-        packed = self.source.views(index, picked)
-        uid = self.source.uid(index)
+    def _build(self, source: ObjectSource, index: int, picked: tuple[int, ...], caption: str) -> Sample:
+        packed = source.views(index, picked)
+        uid = source.uid(index)
         try:
             check_aim(packed.camera_to_world_zup)
             views = unpack_views(packed)

@@ -29,6 +29,7 @@ class Sample(NamedTuple):
     intrinsics: Tensor  # [V, 4] fx, fy, cx, cy in units of the image side
     caption: str
     uid: str
+    targets: "Sample | None" = None  # the same views of another size, if renders are compared with those
 
 
 class Batch(NamedTuple):
@@ -43,6 +44,18 @@ class Batch(NamedTuple):
     intrinsics: Tensor  # [B, V, 4]
     captions: tuple[str, ...]
     uids: tuple[str, ...]
+    targets: "Batch | None" = None  # the same views of another size, if renders are compared with those
+
+    @property
+    def truth(self) -> "Batch":
+        """The views that renders are compared with."""
+        return self if self.targets is None else self.targets
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the objects."""
+        whole = self._replace(targets=None)
+        cut = Batch._make(None if values is None else values[rows] for values in whole)
+        return cut._replace(targets=None if self.targets is None else self.targets.rows(rows))
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""
@@ -56,6 +69,7 @@ class Batch(NamedTuple):
             intrinsics=self.intrinsics.to(device),
             captions=self.captions,
             uids=self.uids,
+            targets=None if self.targets is None else self.targets.to(device),
         )
 
 
@@ -121,13 +135,14 @@ def _resized(maps: Tensor, side: int) -> Tensor:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of equal shape.
+    """Stack samples of equal shape, all with targets or none.
 
     Raises:
         ValueError: the list is empty.
     """
     if not samples:
         raise ValueError("cannot collate an empty list of samples")
+    targets = [sample.targets for sample in samples if sample.targets is not None]
     return Batch(
         images_rgb=torch.stack([sample.images_rgb for sample in samples]),
         alphas=torch.stack([sample.alphas for sample in samples]),
@@ -138,6 +153,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         intrinsics=torch.stack([sample.intrinsics for sample in samples]),
         captions=tuple(sample.caption for sample in samples),
         uids=tuple(sample.uid for sample in samples),
+        targets=collate(targets) if targets else None,
     )
 
 

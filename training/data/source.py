@@ -79,6 +79,8 @@ def open_source(data: Data, geometry: SplatGeometry, validation: bool) -> Object
             first_index=VALIDATION_INDEX if validation else 0,
             config=CONFIGS[data.grammar],
         )
+        if not data.store_views:
+            return source
         return RenderedSource(source, data.cache, threads=len(os.sched_getaffinity(0)))
     return open_records(data, None if data.compat else geometry.grid_size, validation)
 

@@ -116,7 +116,7 @@ def _view_figures(
     shown: dict[str, list[Tensor]] = {name: [] for name in ("recon", *decoders)}
     starts = range(0, len(truth.uids), _CHUNK)
     for start in with_time_left(starts, "views"):
-        batch = Batch._make(field[start : start + _CHUNK] for field in truth).to(config.device)
+        batch = truth.rows(slice(start, start + _CHUNK)).to(config.device)
         grid = stage.reconstruct(gsrecon, batch)
         grids = {"recon": grid}
         if decoders:

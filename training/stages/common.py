@@ -1,5 +1,6 @@
 """Code that stages share: backbone, objects, network inputs from a batch, panels."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ def spec_of(config: StageConfig) -> BackboneSpec:
 def dataset(data: Data, spec_name: str, validation: bool) -> Dataset:
     """The objects of a run."""
     geometry = BACKBONES[spec_name].geometry
+    targets = dataclasses.replace(geometry, grid_size=data.target_size)
     return Dataset(
         open_source(data, geometry, validation),
         num_input_views=geometry.views,
@@ -49,6 +51,7 @@ def dataset(data: Data, spec_name: str, validation: bool) -> Dataset:
         first_views=data.first_views,
         pixel_rule=geometry.unproject_pixel_rule,
         published_side=geometry.grid_size if data.compat and data.source != "procedural" else None,
+        targets=open_source(data, targets, validation) if data.target_size else None,
     )
 
 
@@ -122,9 +125,9 @@ class ObjectStage:
         return grid_to_gaussians(grid, batch_cameras(batch, self.geometry.views), self.geometry)
 
     def render(self, gaussians: Gaussians, batch: Batch) -> Renders:
-        """Gaussians seen by all cameras of the batch."""
-        size = self.geometry.grid_size
-        return render(gaussians, batch_cameras(batch), size, size, self.geometry)
+        """Gaussians seen by all cameras of the batch, at the size of its views."""
+        side = batch.images_rgb.shape[-1]
+        return render(gaussians, batch_cameras(batch), side, side, self.geometry)
 
     def rendering_loss(self, weights: RenderWeights) -> RenderingLoss:
         """The rendering loss of this stage's backbone; ValueError if weights of a perceptual term are missing."""

@@ -31,6 +31,7 @@ from training.stages.common import dataset, mixed_precision, spec_of
 from training.stages.diffusion_panels import asked_objects, beside, generated_cameras, images_of
 from training.stages.diffusion_rendering import RenderedEstimate
 from training.stages.diffusion_start import (
+    adapted,
     base_of,
     may_start,
     open_image_encoder,
@@ -73,10 +74,12 @@ class DiffusionStage:
             gsvae={**autoencoder_config(spec, self.vae.facts), **self.vae.facts["latent_scale"]},
             text=self.text_facts.spec,
         )
-        if self.start is not None and not may_start(self.spec, BackboneSpec.from_dict(self.start.facts["spec"])):
-            raise ValueError(
-                f"start = {config.start} was trained with another spec than {spec.name} on {config.vae} has"
-            )
+        if self.start is not None:
+            before = BackboneSpec.from_dict(self.start.facts["spec"])
+            if not may_start(self.spec, adapted(before, self.spec) if config.adapt else before):
+                raise ValueError(
+                    f"start = {config.start} was trained with another spec than {spec.name} on {config.vae} has"
+                )
         self.image_base = base_of(config, "the images' autoencoder") if spec.is_image_conditioned else None
         objective = dataclasses.replace(config.objective, stratified=config.objective.stratified and not config.compat)
         self.objective = Objective.of(spec.schedule, objective)
@@ -256,6 +259,7 @@ class DiffusionStage:
                     self.encoders,
                     origin,
                     data.skip_broken,
+                    0 if validation else self.config.views_each,
                 )
         return self._caches[validation]
 

@@ -33,6 +33,8 @@ from training.stages.common import dataset
 from training.text_encoders import open_text_encoders
 from training.text_store import TextStore, read_facts
 
+_SHORTEST_STEM = 3  # letters
+
 
 class OpenedText(NamedTuple):
     """The text of a run, before any network is built."""
@@ -89,7 +91,8 @@ def open_text(config: DiffusionConfig, spec: BackboneSpec, start: Parent | None)
         if len(spec.text.encoders) != 1 or not is_open:
             raise ValueError(f"text = 'trained': those of {spec.name} are frozen; take 'frozen' or 'stored'")
         (encoder,) = spec.text.encoders
-        tokenizer_json = _new_tokenizer(config, spec) if start is None else _tokenizer_of(start)
+        same_words = None if config.adapt else start
+        tokenizer_json = _new_tokenizer(config, spec) if same_words is None else _tokenizer_of(same_words)
         vocab_size = Tokenizer.for_encoder(tokenizer_json, encoder).vocab_size
         encoder = dataclasses.replace(encoder, config={**encoder.config, "vocab_size": vocab_size})
         return OpenedText(dataclasses.replace(spec.text, encoders=(encoder,)), tokenizer_json, {"kind": "trained"})
@@ -153,6 +156,18 @@ def may_start(spec: BackboneSpec, before: BackboneSpec) -> bool:
     return same_denoiser(spec, before)
 
 
+def adapted(before: BackboneSpec, spec: BackboneSpec) -> BackboneSpec:
+    """The spec of a denoiser that goes on with the latents and the vocabulary of another spec."""
+    names: tuple[str, ...] = ("scaling_factor", "shift_factor")
+    scale = {name: spec.gsvae[name] for name in names if name in spec.gsvae}
+    encoders = before.text.encoders
+    if len(encoders) == len(spec.text.encoders) == 1:
+        words = {"vocab_size": spec.text.encoders[0].config["vocab_size"]}
+        encoders = (dataclasses.replace(encoders[0], config={**encoders[0].config, **words}),)
+    text = dataclasses.replace(before.text, encoders=encoders)
+    return dataclasses.replace(before, geometry=spec.geometry, gsvae={**before.gsvae, **scale}, text=text)
+
+
 def same_denoiser(first: BackboneSpec, second: BackboneSpec) -> bool:
     """Whether the networks of one can go on as the other: what lies beside the denoiser may differ."""
     fields = ("family", "latent_channels", "latent_size", "schedule", "geometry", "text", "denoiser")
@@ -176,11 +191,32 @@ def start_text(
         return PromptText(open_text_encoders(base_of(config, "its text"), named, device=device).prompts), None
     (encoder,) = text.spec.encoders
     network: nn.Module = build_encoder(encoder)
-    if start is not None:
-        start.load(TEXT_ENCODER, network)
     assert text.tokenizer_json is not None
     tokenizer = Tokenizer.for_encoder(text.tokenizer_json, encoder)
+    if start is not None and config.adapt:
+        _load_known_words(start, network, tokenizer)
+    elif start is not None:
+        start.load(TEXT_ENCODER, network)
     return trained_text(text.spec, tokenizer, network), network.requires_grad_(True).to(device)
+
+
+def _load_known_words(start: Parent, network: nn.Module, tokenizer: Tokenizer) -> None:
+    """Weights of `start`'s text encoder, with the embeddings of its words at their places in another vocabulary.
+
+    A word that `start` does not know begins as the longest of its words that the new one begins with, as "cubes" does
+    as "cube", or else at random.
+    """
+    (encoder,) = BackboneSpec.from_dict(start.facts["spec"]).text.encoders
+    state = start.load(TEXT_ENCODER, build_encoder(encoder)).state_dict()
+    known = Tokenizer.for_encoder(_tokenizer_of(start), encoder).vocabulary
+    (name,) = (name for name in state if name.endswith("token_embedding.weight"))
+    rows = network.state_dict()[name].clone()
+    for word, row in tokenizer.vocabulary.items():
+        begins = [old for old in known if len(old) >= _SHORTEST_STEM and word.startswith(old)]
+        old = word if word in known else max(begins, key=len, default="")
+        if old:
+            rows[row] = state[name][known[old]]
+    network.load_state_dict({**state, name: rows})
 
 
 def open_image_encoder(folder: Path, spec: BackboneSpec) -> ImageEncoder:

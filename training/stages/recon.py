@@ -52,7 +52,7 @@ class ReconStage(ObjectStage):
         with mixed_precision(self.config):
             grid = self.reconstruct(self.gsrecon, batch).float()  # [B, Vi, 12, H, W]
         gaussians = self.gaussians(grid, batch)
-        errors, parts = self.rendering(self.render(gaussians, batch), batch, self.updates)
+        errors, parts = self.rendering(self.render(gaussians, batch.truth), batch.truth, self.updates)
 
         alphas = batch.alphas[:, :views]  # [B, Vi, 1, H, W]
         centres = positions(gaussians, views, self.geometry.grid_size)

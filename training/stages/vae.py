@@ -39,7 +39,8 @@ class VaeStage(ObjectStage):
         self._grids: GridCache | None = None
         self.recon = open_parent(config.recon, "gsrecon")
         self.start = None if config.vae is None else open_parent(config.vae, "gsvae")
-        if self.start is not None and self.start.facts["recon"] != self.recon.facts["files"]:
+        known = self.start is None or self.start.facts["recon"] == self.recon.facts["files"]
+        if not known and not config.adapt:
             raise ValueError(f"vae = {config.vae} was trained on another recon stage than {config.recon}")
         self.spec = autoencoder_spec(self.spec, config, None if self.start is None else self.start.facts)
 
@@ -83,9 +84,9 @@ class VaeStage(ObjectStage):
         shown_grid = decoded.clamp(-1.0, 1.0)
         grid_error = F.mse_loss(shown_grid, grid) if config.compat else visible_error(decoded, grid)
         count = min(config.rendered_objects, len(grid))  # the batch is in random order
-        shown = Batch._make(field[:count] for field in batch)
-        renders = self.render(self.gaussians(shown_grid[:count], shown), shown)
-        errors, parts = self.rendering(renders, shown, self.updates)
+        shown = batch.rows(slice(count))
+        renders = self.render(self.gaussians(shown_grid[:count], shown), shown.truth)
+        errors, parts = self.rendering(renders, shown.truth, self.updates)
         kl = posterior.kl().mean()
         total = config.grid_weight * grid_error + config.render_weight * errors.mean()
         if not config.compat:
@@ -120,6 +121,8 @@ class VaeStage(ObjectStage):
         }
         if self.start is not None and self.config.part != "all":
             lineage["latents"] = latents_of(self.start.facts)
+        elif self.start is not None:
+            lineage["started_from"] = [self.start.facts["files"], *self.start.facts.get("started_from", [])]
         save_finished(out, {"gsvae": self.gsvae}, {**lineage, **self._latent_facts()}, {})
 
     def _decode(self, latents: Tensor) -> Tensor:
