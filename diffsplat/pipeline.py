@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
+from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
 
 from diffsplat.backends.transfer import to_host
@@ -106,6 +107,10 @@ class Pipeline:
             InvalidRequestError: names the bad field, its value and the allowed range.
             NotFiniteError: the denoiser's numbers left the range of its precision.
         """
+        if request.num_seeds > 1:
+            raise InvalidRequestError(
+                f"num_seeds = {request.num_seeds}: must be 1, a pipeline makes one object at a time"
+            )
         work = self.encode.run(request)
         envelope = work.envelope
         started = perf_counter()

@@ -71,6 +71,12 @@ class AsyncClient(Operations[AsyncTransport]):
         """
         return await self._follow_new(prompt, options, timeout_s).result()
 
+    async def generate_all(
+        self, prompt: str | GenerationRequest = "", *, timeout_s: float | None = None, **options: Any
+    ) -> list[Generation]:
+        """Generate the objects of `num_seeds` seeds and wait for all of them; arguments and errors as in `generate`."""
+        return await self._follow_new(prompt, options, timeout_s).results()
+
     def stream(
         self, prompt: str | GenerationRequest = "", *, timeout_s: float | None = None, **options: Any
     ) -> AsyncGenerationStream:

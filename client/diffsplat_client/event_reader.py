@@ -1,22 +1,20 @@
 """EventReader: one request from its sending to Finished, and how it is stopped: the core of both kinds of streams."""
 
 import contextlib
-import dataclasses
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from diffsplat_client.contract import FRAMES, PREVIEW, STATUS, STOP_ANSWERS
-from diffsplat_client.errors import DiffSplatError, RequestCancelledError, ServerError
-from diffsplat_client.events import Event, Finished, events_of
-from diffsplat_client.failures import early_end_error
-from diffsplat_client.formats import RAW
-from diffsplat_client.generation import Generation, parse_generation, read_assets
+from diffsplat_client.contract import STATUS, STOP_ANSWERS
+from diffsplat_client.errors import DiffSplatError, InvalidRequestError, RequestCancelledError
+from diffsplat_client.events import Event, Finished
+from diffsplat_client.gathering import Gathering
+from diffsplat_client.generation import Generation
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.runtime import Runtime
-from diffsplat_client.status import Status, find_early_end, parse_status
+from diffsplat_client.status import Status, parse_status
 from diffsplat_client.transport import AsyncResponseStream, Tensors, TransportError
 
 STOP_TIMEOUT_S = 1.0  # a STOP only saves the server work: not worth a long wait
@@ -55,11 +53,11 @@ class EventReader:
         self._calls, self._runtime = calls, runtime
         self._responses: AsyncResponseStream | None = None  # once it is sent
         self._started = 0.0  # monotonic time of the call
-        self._tensors: Tensors = {}  # all that belongs to the result, from all responses so far
+        self._gathering = Gathering(request, request_id)
         self._events: deque[Event] = deque()  # read, and not yet asked for
-        self._last: Status | None = None  # the status "finished" or "ended"
+        self._left = False  # the reader has left
         self._over = False  # it has ended, or the reader has left
-        self._lock = threading.Lock()  # guards _over and _responses
+        self._lock = threading.Lock()  # guards _over, _left and _responses
         self._reading = runtime.lock()  # callers that share a reader take turns
 
     @property
@@ -75,13 +73,12 @@ class EventReader:
     async def next(self) -> Event | None:
         """The next event, None after the last one; raises what `Client.generate` raises."""
         async with self._reading:
-            if self._over:
+            if self._left or (self._over and not self._events):
                 return None
             try:
                 while not self._events:
-                    if (tensors := await (await self._open()).read()) is None:
-                        return Finished(self._result())
-                    self._events.extend(self._take(tensors))
+                    tensors = await (await self._open()).read()
+                    self._events.extend(self._end_events() if tensors is None else self._take(tensors))
                 return self._events.popleft()
             except TransportError as error:
                 # a stage that fails does not end the others: the denoiser may still be at work
@@ -92,21 +89,40 @@ class EventReader:
                 raise
 
     async def result(self) -> Generation:
-        """Read to the end."""
+        """The only result; InvalidRequestError, before anything is sent, where there are several."""
+        if self.request is not None and self.request.num_seeds > 1:
+            raise InvalidRequestError(
+                f"num_seeds = {self.request.num_seeds}: must be 1 for one object; generate_all and results give several"
+            )
+        return (await self.results())[0]
+
+    async def results(self) -> list[Generation]:
+        """Read to the end: all results, by index."""
+        results = []
         try:
             while (event := await self.next()) is not None:
                 if isinstance(event, Finished):
-                    return event.result
+                    results.append(event.result)
+            if self._left:
+                raise RequestCancelledError("the request was stopped")
         finally:
             await self.close()
-        raise RequestCancelledError("the request was stopped")
+        return sorted(results, key=lambda result: result.index)
 
     async def first_status(self) -> Status | None:
-        """Where the request stands, None when the first message does not come in time; then leave."""
+        """Where the request stands, None when the first message does not come in time; then leave.
+
+        It has finished when all its results have: until then, those that have say nothing.
+        """
+        finished = set()
         try:
             while (tensors := await (await self._open()).read()) is not None:
                 if STATUS.name in tensors:
-                    return parse_status(tensors[STATUS.name])
+                    status = parse_status(tensors[STATUS.name])
+                    if status.phase == "finished":
+                        finished.add(status.index)
+                    if status.phase != "finished" or len(finished) == status.results:
+                        return status
         except TransportError as error:
             if error.code != "DEADLINE_EXCEEDED":
                 raise self._calls.explain(error) from None
@@ -127,7 +143,7 @@ class EventReader:
     def leave(self) -> bool:
         """Read no more; whether the server still works on the request."""
         with self._lock:
-            was_over, self._over = self._over, True
+            was_over, self._over, self._left = self._over, True, True
             responses = self._responses
         if was_over or responses is None:
             return False
@@ -156,36 +172,16 @@ class EventReader:
         return self._responses
 
     def _take(self, tensors: Tensors) -> list[Event]:
-        """Keep what belongs to the result; the events in the response.
+        return self._gathering.take(tensors, self._started)
 
-        Triton numbers the outputs of an ensemble's stages as they arrive, so a stage that overtakes its own answer to
-        an earlier progress message finds its tensors in that message's response: only the names can be trusted.
-        """
-        of_now = (STATUS.name, PREVIEW.name)
-        self._tensors |= {name: tensor for name, tensor in tensors.items() if name not in of_now}
-        if STATUS.name in tensors:
-            status = parse_status(tensors[STATUS.name])
-            if status.phase in ("finished", "ended"):
-                self._last = status
-        return events_of(tensors)
-
-    def _result(self) -> Generation:
-        """The server has closed the stream: everything it had is here."""
+    def _end_events(self) -> list[Event]:
+        """The server has closed the stream."""
         if self._over:  # somebody closed the reader meanwhile
             raise RequestCancelledError("the request was stopped")
-        if self._last is None:
-            raise ServerError("the server closed the stream without a result")
-        if (end := self._last.early_end or find_early_end(self._tensors)) is not None:
+        try:
+            events = self._gathering.end(self._started)
+        except TransportError as error:
             self._over = True  # nothing is left to stop
-            raise self._calls.explain(early_end_error(end))
-        request = self.request or _seen_request(self._tensors)
-        result = parse_generation(self._tensors, request, self.request_id, self._last, self._started)
-        if self.request is None:  # without the poses that were asked for
-            result = dataclasses.replace(result, frames=self._tensors.get(FRAMES.name))
+            raise self._calls.explain(error) from None
         self._over = True
-        return result
-
-
-def _seen_request(tensors: Tensors) -> GenerationRequest:
-    """What a result shows of its request: the files' formats."""
-    return GenerationRequest(formats=tuple(read_assets(tensors)) or (RAW,))
+        return events

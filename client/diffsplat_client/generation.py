@@ -48,6 +48,7 @@ class Generation:
     )  # milliseconds by stage; "total": as measured by this client
     warnings: tuple[str, ...] = ()  # for example that the prompt was cut
     served: Served | None = None  # None from a server of an older release
+    index: int = 0  # which object of `request.num_seeds` it is
 
 
 class Output(NamedTuple):
@@ -84,6 +85,7 @@ def parse_generation(
         timings_ms=output.timings_ms,
         warnings=status.warnings,
         served=output.served,
+        index=status.index,
     )
 
 

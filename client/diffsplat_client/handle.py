@@ -49,6 +49,10 @@ class GenerationHandle:
         """Wait for the result. RequestTimeoutError after `timeout_s` does not stop the request: ask again."""
         return run(self._follow(timeout_s).result())
 
+    def results(self, timeout_s: float | None = None) -> list[Generation]:
+        """The same for requests with `num_seeds`: all results."""
+        return run(self._follow(timeout_s).results())
+
     def cancel(self, timeout_s: float = STOP_TIMEOUT_S) -> str:
         """Stop the request at its next step; the answer, and errors, as in `Client.stop`."""
         return run(self._stop(timeout_s))
@@ -80,6 +84,10 @@ class AsyncGenerationHandle:
     async def result(self, timeout_s: float | None = None) -> Generation:
         """Wait for the result. RequestTimeoutError after `timeout_s` does not stop the request: ask again."""
         return await self._follow(timeout_s).result()
+
+    async def results(self, timeout_s: float | None = None) -> list[Generation]:
+        """The same for requests with `num_seeds`: all results."""
+        return await self._follow(timeout_s).results()
 
     async def cancel(self, timeout_s: float = STOP_TIMEOUT_S) -> str:
         """Stop the request at its next step; the answer, and errors, as in `Client.stop`."""

@@ -19,6 +19,9 @@ from diffsplat_client.output_options import (
 )
 from diffsplat_client.request_checks import ONE_IMAGE, check_text, short
 
+MAX_NUM_SEEDS = 16
+MAX_SEED = 2**63 - 1
+
 
 @dataclass(frozen=True, eq=False)
 class GenerationRequest(OutputOptions):
@@ -47,7 +50,13 @@ class GenerationRequest(OutputOptions):
     estimate_elevation: bool = option(False, "estimate elevation_deg from the image")
     distance: float | None = option(None, "distance of the cameras from the object", limits=DISTANCE_LIMITS)
     seed: int | None = option(
-        None, "seed of all noise; without one the server draws one and reports it", limits=(0, 2**63 - 1), integer=True
+        None,
+        "seed of all noise; without one the server draws one and reports it",
+        limits=(0, MAX_SEED),
+        integer=True,
+    )
+    num_seeds: int = option(
+        1, "objects to make of one prompt, with seed, seed + 1, ...", limits=(1, MAX_NUM_SEEDS), integer=True
     )
     steps: int | None = option(None, "denoising steps", limits=(1, 200), integer=True)
     scheduler: str | None = option(None, "sampler", choices=SCHEDULERS)
@@ -177,6 +186,10 @@ def check_together(request: GenerationRequest) -> None:
         raise InvalidRequestError(
             f"estimate_elevation = True and elevation_deg = {short(request.elevation_deg)} exclude each other: "
             "must be one of them"
+        )
+    if request.seed is not None and request.seed > MAX_SEED - request.num_seeds + 1:
+        raise InvalidRequestError(
+            f"seed = {request.seed} and num_seeds = {request.num_seeds}: the last seed must be at most {MAX_SEED}"
         )
     if request.init_std > 0 and has_image:
         raise InvalidRequestError(

@@ -33,6 +33,8 @@ class Status:
     elevation_deg: float
     seconds_left: float | None  # until its last step has ended, as the server expects
     warnings: tuple[str, ...] = ()
+    index: int = 0  # which result of the request it is about
+    results: int = 1  # of the request: its NUM_SEEDS
     previews: int = 0  # made so far; the last of them comes with the first message that counts it
     previews_skipped: int = 0  # that were due, and for which the server had no time
     seconds_to_start: float | None = None  # until its first step begins; None once it runs
@@ -53,6 +55,8 @@ def parse_status(tensor: np.ndarray) -> Status:
             seconds_left=_read_seconds(values.get("seconds_left")),
             seconds_to_start=_read_seconds(values.get("seconds_to_start")),
             warnings=tuple(str(warning) for warning in values.get("warnings", ())),
+            index=int(values.get("index", 0)),
+            results=int(values.get("results", 1)),
             previews=int(values.get("previews", 0)),
             previews_skipped=int(values.get("previews_skipped", 0)),
             early_end=_read_early_end(values) if values["phase"] == "ended" else None,

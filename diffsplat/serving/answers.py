@@ -79,22 +79,24 @@ class AnswerLedger:
         with self._lock:
             return sum(size for size, _ in self._shares.values())
 
-    def reserve(self, size: AnswerBytes, until_s: float | None = None) -> str:
+    def reserve(self, size: AnswerBytes, until_s: float | None = None, answers: int = 1) -> str:
         """Set aside an answer's bytes; returns the ticket that gives them back.
 
         Args:
             size: of the answer.
             until_s: time of the clock after which no stage starts to work on the request.
+            answers: of this size, of the same request.
 
         Raises:
             AnswersFullError: there is no room now.
             InvalidRequestError: there never is.
         """
         total = sum(size)
-        if total > self.max_bytes:
+        if total * answers > self.max_bytes:
+            several = "num_seeds x " if answers > 1 else ""
             raise InvalidRequestError(
-                f"frame_poses x frame_size: the answer would have {_mb(total)} MB, this server makes at most "
-                f"{_mb(self.max_bytes)} MB at a time"
+                f"{several}frame_poses x frame_size: the answer would have {_mb(total * answers)} MB, this server "
+                f"makes at most {_mb(self.max_bytes)} MB at a time"
             )
         now = self._clock()
         free_s = now + MAX_HOLD_S if until_s is None else until_s + GRACE_S
@@ -114,7 +116,8 @@ class AnswerLedger:
     def reserve_for(self, envelope: _Envelope, splats: int) -> _Envelope:
         """`reserve` for the object of `splats` splats that an envelope asks for; a copy with the ticket."""
         size = answer_bytes(envelope.request, splats)
-        return dataclasses.replace(envelope, ticket=self.reserve(size, envelope.deadlines.end_by_s))
+        answers = getattr(envelope.request, "num_seeds", 1)
+        return dataclasses.replace(envelope, ticket=self.reserve(size, envelope.deadlines.end_by_s, answers))
 
     def release(self, ticket: str, stage: str | None = None) -> None:
         """Free the share of one stage, or of all stages."""

@@ -12,10 +12,10 @@ requests, a `Listener` gets the events of one request.
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Generic
+from collections.abc import Callable, Sequence
+from typing import Any, Generic
 
-from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
+from diffsplat_client.errors import InvalidRequestError, RequestCancelledError, RequestTimeoutError
 
 from diffsplat.serving.engine_forecast import Forecast, Outlook, StepTimes
 from diffsplat.serving.engine_interface import (
@@ -81,44 +81,54 @@ class Engine(Generic[Work, State]):
         self._thread = threading.Thread(target=self._run, name="denoise-engine", daemon=True)
         self._thread.start()
 
-    def submit(
+    def submit(self, request_id: str, work: Work, listener: Listener[State], **options: Any) -> None:
+        """`submit_together` of one."""
+        self.submit_together(request_id, [(work, listener)], **options)
+
+    def submit_together(
         self,
         request_id: str,
-        work: Work,
-        listener: Listener[State],
+        works: Sequence[tuple[Work, Listener[State]]],
         *,
         priority: int = 0,
         start_by_s: float | None = None,
         end_by_s: float | None = None,
         preview_every: int = 0,
     ) -> None:
-        """Queue a request; returns at once.
+        """Queue works of one request, all of them or none; returns at once.
 
         Args:
             request_id: what `stop` may name.
-            work: for the model.
-            listener: gets the events of the request.
+            works: each for the model, and who gets its events.
             priority: the higher goes first.
             start_by_s: time of the clock by which it must have been started, else it is given up.
             end_by_s: time of the clock by which it must have finished, else it is given up.
             preview_every: steps after which a preview is due; 0: never.
 
         Raises:
-            QueueFullError, EngineClosedError: it was not accepted; the listener was not called.
+            QueueFullError, EngineClosedError: they were not accepted; no listener was called.
+            InvalidRequestError: there are more than could ever be.
         """
-        size = self.model.size(work)
+        if len(works) > self.policy.max_queue + self.policy.max_batch:
+            most = self.policy.max_queue + self.policy.max_batch
+            raise InvalidRequestError(f"num_seeds = {len(works)}: must be at most {most} for this server")
+        sizes = [self.model.size(work) for work, _ in works]
         with self._changed:
             if self._closing:
                 raise EngineClosedError
-            self._check_queue()
-            task = Task(self._arrivals, priority, size.rows, size.steps)
-            self._arrivals += 1
-            times_s = (self._clock(), start_by_s, end_by_s)
-            job: Job[Work, State] = Job(request_id, task, work, listener, *times_s, preview_every)
-            job.stopped = self._early_stops.take(request_id)
-            self._jobs.append(job)
-            if (position := self._queue().get(task.arrival, 0)) > 0:
-                self._reports.tell_place(job, position, self._outlook.of(self._tasks()).get(task.arrival))
+            self._check_queue(len(works))
+            times_s, request = (self._clock(), start_by_s, end_by_s), self._arrivals
+            stopped = self._early_stops.take(request_id)
+            jobs: list[Job[Work, State]] = []
+            for (work, listener), size in zip(works, sizes, strict=True):
+                task = Task(self._arrivals, priority, size.rows, size.steps, request=request)
+                self._arrivals += 1
+                jobs.append(Job(request_id, task, work, listener, *times_s, preview_every, stopped=stopped))
+            self._jobs += jobs
+            queue = self._queue()
+            for job in jobs:
+                if (position := queue.get(job.task.arrival, 0)) > 0:
+                    self._reports.tell_place(job, position, self._outlook.of(self._tasks()).get(job.task.arrival))
             self._changed.notify()
 
     def stop(self, request_id: str) -> str:
@@ -160,11 +170,11 @@ class Engine(Generic[Work, State]):
 
     # --- with the lock ---
 
-    def _check_queue(self) -> None:
-        """QueueFullError if as many requests wait as may; those that are started at the next boundary do not count."""
+    def _check_queue(self, count: int) -> None:
+        """QueueFullError if more would wait than may; those that are started at the next boundary do not count."""
         started = sum(job.task.started for job in self._jobs)
         waiting = len(self._jobs) - started
-        if waiting >= self.policy.max_queue + max(0, self.policy.max_batch - started):
+        if waiting + count > self.policy.max_queue + max(0, self.policy.max_batch - started):
             starts = [soon.to_start for soon in self._outlook.of(self._tasks()).values() if soon.to_start > 0]
             hint = max(min(starts), 0.1) if starts else None
             raise QueueFullError(f"{self.policy.max_queue} requests are already waiting: try again later", hint)

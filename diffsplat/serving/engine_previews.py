@@ -64,12 +64,12 @@ class Previews:
         return task.previewed_s + cost_s <= own_s and all(
             other.delayed_s + cost_s <= self._policy.preview_share * other.steps * step_s(other.rows)
             for other in tasks
-            if other is not task
+            if other.request != task.request
         )
 
     def _note(self, task: Task, tasks: Sequence[Task], seconds: float) -> None:
         self._times.note_preview(seconds)
         task.previewed_s += seconds
         for other in tasks:
-            if other is not task:
+            if other.request != task.request:
                 other.delayed_s += seconds

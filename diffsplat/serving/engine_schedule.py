@@ -42,6 +42,7 @@ class Task:
     steps: int
     step: int = 0  # steps done
     yielded_s: float = 0.0
+    request: int = -1  # the `arrival` of the first one of the same request
     previewed_s: float = 0.0  # that its previews have taken
     delayed_s: float = 0.0  # that previews of others have taken while it was there
     started: bool = False  # its state is in memory

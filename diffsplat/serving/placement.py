@@ -72,7 +72,10 @@ def place(repository: Path, asked: str, instances: Mapping[str, int], version: s
     except DeviceError as error:
         fix = f"; {_again(repository, 'cpu')}" if asked == AUTO else ""
         raise ServerStartError(f"{repository}: {error}{fix}") from None
-    needed = sum(_needed_bytes(records[model], kind, instances[model]) for model in ON_DEVICE if model in records)
+    graphs = {model: _graph_bytes(records[model]) for model in ON_DEVICE if model in records}
+    graphs["denoise"] = graphs.get("denoise", 0.0) + graphs.get("decode", 0.0)  # it decodes previews
+    process = CONTEXT_BYTES if kind == "cuda" else 0.0
+    needed = sum(instances[model] * (size + process) for model, size in graphs.items() if model in records)
     try:
         for record in records.values():
             _check_graphs(record, facts)
@@ -100,13 +103,13 @@ def _check_graphs(record: ExportRecord, facts: DeviceFacts) -> None:
         check_precision(facts, graph.precision)
 
 
-def _needed_bytes(record: ExportRecord, kind: str, instances: int) -> float:
-    """Memory of a stage's processes. Torch graphs of one network share its weights, so that these count once."""
+def _graph_bytes(record: ExportRecord) -> float:
+    """Memory of the graphs of a stage. Torch graphs of one network share its weights, so that these count once."""
     sizes: dict[tuple[str, str], float] = {}
     for graph in record.graphs.values():
         key = (graph.file, graph.precision)
         sizes[key] = max(sizes.get(key, 0.0), graph.chosen.memory_mb or graph.chosen.megabytes or 0.0)
-    return instances * (sum(sizes.values()) * 1e6 + (CONTEXT_BYTES if kind == "cuda" else 0.0))
+    return sum(sizes.values()) * 1e6
 
 
 def _again(repository: Path, device: str) -> str:

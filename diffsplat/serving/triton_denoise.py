@@ -28,7 +28,7 @@ from diffsplat.serving.triton_io import (
     to_torch,
 )
 from diffsplat.serving.triton_stage import StageModel
-from diffsplat.serving.triton_stream import ResponseSender, refuse
+from diffsplat.serving.triton_stream import ResponseSender, SharedSender, refuse
 from diffsplat.stages.envelope import Envelope
 
 if TYPE_CHECKING:
@@ -92,22 +92,24 @@ class DenoiseModel(StageModel):
                 refuse(sender, error, request_id)
 
     def _submit(self, sender: Any, request_id: str, work: "DenoiseWork") -> None:
-        envelope = self.answers.reserve_for(work.envelope, _splats(self.stage.spec))
-        assert envelope.ticket is not None
-        listener = ResponseSender(sender, request_id, envelope, self.answers)
+        """One request for each seed; they share the text, the images, and the stream."""
+        shared, listeners = SharedSender(sender, work.envelope.request.num_seeds), []
         try:
-            start_by_s, end_by_s = envelope.deadlines
-            self.engine.submit(
+            for envelope in work.envelope.for_each_seed():
+                envelope = self.answers.reserve_for(envelope, _splats(self.stage.spec))
+                listeners.append(ResponseSender(shared, request_id, envelope, self.answers))
+            start_by_s, end_by_s = work.envelope.deadlines
+            self.engine.submit_together(
                 request_id,
-                work,
-                listener,
-                priority=envelope.request.priority,
+                [(work._replace(envelope=listener.envelope), listener) for listener in listeners],
+                priority=work.envelope.request.priority,
                 start_by_s=start_by_s,
                 end_by_s=end_by_s,
-                preview_every=envelope.request.preview_every,
+                preview_every=work.envelope.request.preview_every,
             )
         except Exception:
-            self.answers.release(envelope.ticket)
+            for listener in listeners:
+                listener.release()
             raise
 
     def finalize(self) -> None:

@@ -21,6 +21,7 @@ from diffsplat.serving.answers import AnswerLedger, return_share
 from diffsplat.serving.log_lines import log_to_stderr
 from diffsplat.serving.triton_gauge import InFlightGauge
 from diffsplat.serving.triton_io import (
+    array_tensor,
     check_request_id,
     describe_early_end,
     read_array,
@@ -106,19 +107,20 @@ class LaterStage(StageModel):
 
     def _respond(self, request: Any) -> Any:
         """Never an error response: Triton 2.51 crashes when it overtakes a progress message of the same request."""
+        tensors = []
         try:
-            tensors = self.answer(request)
+            source = self.read(request, self.source)
+            if source is not None:
+                envelope = self.envelope.from_json(required_text(request, self.request_tensor))
+                tensors.append(array_tensor(f"INDEX_{self.name.upper()}", np.array([envelope.index], np.int32)))
+                tensors += self._answer(request, source, envelope)
         except Exception as error:
             end = describe_early_end(error, request.request_id(), self.name)
-            tensors = [text_tensor(f"EARLY_END_{self.name.upper()}", json.dumps(end))]
+            tensors.append(text_tensor(f"EARLY_END_{self.name.upper()}", json.dumps(end)))
         return pb_utils.InferenceResponse(tensors)
 
-    def answer(self, request: Any) -> list[Any]:
-        """Do the work if there is any and its deadline has not passed."""
-        source = self.read(request, self.source)
-        if source is None:
-            return []
-        envelope = self.envelope.from_json(required_text(request, self.request_tensor))
+    def _answer(self, request: Any, source: Any, envelope: Any) -> list[Any]:
+        """Do the work if its deadline has not passed."""
         queued_ms, started = envelope.queued_ms(), perf_counter()
         made = False
         try:

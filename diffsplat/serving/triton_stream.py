@@ -16,10 +16,57 @@ if TYPE_CHECKING:
     from diffsplat.stages.denoise_job import DenoiseJob
 
 
-class ResponseSender:
-    """The engine's listener for one request: sends each event as a response."""
+class SharedSender:
+    """The response sender of one request, which its results share. In the engine's thread.
 
-    def __init__(self, sender: Any, request_id: str, envelope: Envelope, answers: AnswerLedger) -> None:
+    The first failure is told; what the other results still say is not. The stream ends with the last of them.
+    """
+
+    def __init__(self, sender: Any, results: int) -> None:
+        self._sender = sender
+        self._left = results
+        self._failed = False
+
+    def send(self, response: Any) -> None:
+        """One more response."""
+        if not self._failed:
+            self._sender.send(response)
+
+    def finish(self, response: Any) -> bool:
+        """The last response of a result that is made; whether it was sent."""
+        self._send_last(response, is_end=self._left == 1, told=not self._failed)
+        self._left -= 1  # only now: where this fails, `fail` follows
+        return not self._failed
+
+    def fail(self, response: Any) -> None:
+        """The last response of a result that is not."""
+        self._left -= 1
+        told, self._failed = not self._failed, True
+        try:
+            self._send_last(response, is_end=not self._left, told=told)
+        except Exception:  # such as no memory for the message: then the stream at least ends
+            self._send_last(response, is_end=not self._left, told=False)
+            raise
+
+    def is_cancelled(self) -> bool:
+        """True once a result has failed, or if `denoise` was called directly and the caller has left.
+
+        An ensemble does not pass that on.
+        """
+        return self._failed or bool(self._sender.is_cancelled())
+
+    def _send_last(self, response: Any, *, is_end: bool, told: bool) -> None:
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if is_end else 0
+        if told:
+            self._sender.send(response, flags=flags)
+        elif is_end:
+            self._sender.send(flags=flags)
+
+
+class ResponseSender:
+    """The engine's listener for one result of a request: sends each event as a response."""
+
+    def __init__(self, sender: SharedSender, request_id: str, envelope: Envelope, answers: AnswerLedger) -> None:
         """`answers` has set aside the bytes that the envelope's ticket stands for."""
         self.sender = sender
         self.request_id = request_id
@@ -43,27 +90,27 @@ class ResponseSender:
             text_tensor("RESOLVED_REQUEST", envelope.to_json()),
             torch_tensor("LATENTS", latents),
         ]
-        self.sender.send(pb_utils.InferenceResponse(tensors), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        if not self.sender.finish(pb_utils.InferenceResponse(tensors)):
+            self.release()
 
     def failed(self, error: Exception, end_state: str) -> None:
         """A last STATUS with the reason, and the end of the stream.
 
         Not an error response: Triton 2.51 crashes when one overtakes a progress message in the later stages.
         """
-        if self.envelope.ticket is not None:
-            self.answers.release(self.envelope.ticket)
+        self.release()
         end = describe_early_end(error, self.request_id, "denoise", end_state)
         last = dataclasses.replace(self.last, phase="ended", seconds_left=None)
-        response = pb_utils.InferenceResponse([self._status(last, end)])
-        try:
-            self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        except Exception:  # such as no memory for the message: then the stream at least ends
-            self.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            raise
+        self.sender.fail(pb_utils.InferenceResponse([self._status(last, end)]))
+
+    def release(self) -> None:
+        """Give back the bytes of an answer that is not made."""
+        if self.envelope.ticket is not None:
+            self.answers.release(self.envelope.ticket)
 
     def is_cancelled(self) -> bool:
-        """True if `denoise` was called directly and the caller has left; an ensemble does not pass this on."""
-        return bool(self.sender.is_cancelled())
+        """Whether nobody wants this result any more."""
+        return self.sender.is_cancelled()
 
     def _status(self, progress: EngineProgress, end: dict[str, str] | None = None) -> Any:
         request = self.envelope.request
@@ -73,6 +120,8 @@ class ResponseSender:
             "steps": progress.steps or request.steps,
             "queue_position": progress.queue_position,
             "seed": request.seed,
+            "index": self.envelope.index,
+            "results": request.num_seeds,
             "elevation_deg": request.elevation_deg,
             "warnings": self.envelope.warnings,
             "seconds_to_start": progress.seconds_to_start,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from diffsplat_client.errors import InvalidRequestError, RequestTimeoutError
 from diffsplat_client.output_options import OUTPUT_OPTIONS, OutputOptions
-from diffsplat_client.request import GenerationRequest
+from diffsplat_client.request import MAX_NUM_SEEDS, GenerationRequest
 
 MAX_CHARACTERS = 1_000_000  # of the JSON; the longest sensible one, 720 poses and two prompts, has a tenth
 _MUST_BE_FILLED = ("elevation_deg", "distance", "seed", "steps", "scheduler", "eta", "guidance_scale")
@@ -52,6 +52,7 @@ class OutputEnvelope:
     timings_ms: dict[str, float] = field(default_factory=dict)  # stage -> milliseconds
     deadlines: Deadlines = Deadlines()
     sent_s: float | None = None  # when the stage before sent it, on the clock of Deadlines; set by `to_json`
+    index: int = 0  # which result of the request's num_seeds it is
     ticket: str | None = None  # of the bytes set aside for the answer, see diffsplat.serving.answers
 
     def to_json(self) -> str:
@@ -63,6 +64,7 @@ class OutputEnvelope:
                 "timings_ms": self.timings_ms,
                 "deadlines": self.deadlines,
                 "sent_s": time.monotonic(),
+                "index": self.index,
                 "ticket": self.ticket,
             }
         )
@@ -83,16 +85,18 @@ class OutputEnvelope:
             timings_ms = {str(stage): float(ms) for stage, ms in values.get("timings_ms", {}).items()}
             deadlines = Deadlines(*(_seconds(value) for value in values.get("deadlines", ())))
             sent_s = _seconds(values.get("sent_s"))
+            index = _index(values.get("index", 0))
             ticket = None if values.get("ticket") is None else _ticket(values["ticket"])
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise InvalidRequestError(
                 'REQUEST must be JSON: {"request": {...}, "warnings": [...], "timings_ms": {...}, '
-                '"deadlines": [seconds or null, seconds or null], "sent_s": seconds or null, "ticket": text or null}'
+                '"deadlines": [seconds or null, seconds or null], "sent_s": seconds or null, '
+                '"index": number, "ticket": text or null}'
             ) from None
         request = cls._read_request(options)
         if request.frame_poses is not None and np.isnan(request.frame_poses[:, 0]).any():
             raise InvalidRequestError("frame_poses leaves an elevation open: must be filled in")
-        return cls(request, warnings, timings_ms, deadlines, sent_s, ticket)
+        return cls(request, warnings, timings_ms, deadlines, sent_s, index, ticket)
 
     @classmethod
     def _read_request(cls, options: dict[str, Any]) -> Any:
@@ -105,6 +109,13 @@ class OutputEnvelope:
     def queued_ms(self) -> float:
         """Milliseconds since the stage before sent it; 0 if it does not say when."""
         return 0.0 if self.sent_s is None else round(max(0.0, time.monotonic() - self.sent_s) * 1e3, 3)
+
+
+def _index(value: Any) -> int:
+    """A number of a result; ValueError for anything else."""
+    if isinstance(value, int) and 0 <= value < MAX_NUM_SEEDS:
+        return value
+    raise ValueError
 
 
 def _ticket(value: Any) -> str:
@@ -134,3 +145,12 @@ class Envelope(OutputEnvelope):
             if getattr(request, name) is None:
                 raise InvalidRequestError(f"REQUEST leaves {name} open: encode fills it in")
         return request
+
+    def for_each_seed(self) -> "list[Envelope]":
+        """One for each of the request's results."""
+        assert self.request.seed is not None
+        seeds = range(self.request.seed, self.request.seed + self.request.num_seeds)
+        return [
+            dataclasses.replace(self, request=dataclasses.replace(self.request, seed=seed), index=index)
+            for index, seed in enumerate(seeds)
+        ]

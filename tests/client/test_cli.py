@@ -147,6 +147,19 @@ def test_previews_are_written_and_the_page_plays_them(fakes, serve_fake, last, t
     assert played == [3, 4, len(last["GAUSSIANS"])]
 
 
+def test_each_seed_has_its_folder(fakes, serve_fake, last, tmp_path, capsys) -> None:
+    def result(index: int) -> dict:
+        stages = {f"INDEX_{stage}": np.array([index], np.int32) for stage in ("RASTERIZE", "PACKAGE")}
+        return {**last, **fakes.status("finished", 3, index=index, results=2, seed=7 + index), **stages}
+
+    serve_fake(fakes.transport(result(1), result(0)))
+    assert generate(tmp_path, "--no-viewer", "--num-seeds=2") == 0
+    for index in (0, 1):
+        description = json.loads((tmp_path / f"a-red-cube-{index}" / "generation.json").read_text("utf-8"))
+        assert description["seed"] == 7 + index and description["request"]["num_seeds"] == 2
+    assert "seed 7" in (out := capsys.readouterr().out) and "seed 8" in out
+
+
 def test_the_published_file_lies_beside_the_one_that_viewers_show(fakes, serve_fake, last, tmp_path) -> None:
     last |= fakes.files(ply_compat=b"the published bytes")
     serve_fake(fakes.transport(last))

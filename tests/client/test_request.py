@@ -51,6 +51,7 @@ CONTROLLED = GenerationRequest(
     control_scale=0.7,
     guess_mode=True,
     extract_canny=True,
+    num_seeds=2,
 )
 
 

@@ -45,6 +45,8 @@ def test_the_sum_is_limited_and_shares_come_back() -> None:
         ledger.reserve(AnswerBytes(0, 100_000))
     with pytest.raises(InvalidRequestError, match=r"frame_poses x frame_size: .* 10.1 MB, .* at most 10.0 MB"):
         ledger.reserve(AnswerBytes(10_100_000, 0))
+    with pytest.raises(InvalidRequestError, match=r"num_seeds x frame_poses x frame_size: .* 12.0 MB"):
+        ledger.reserve(AnswerBytes(2_000_000, 1_000_000), answers=4)
     return_share(first, "rasterize")
     wait_for(ledger, 6_000_000)
     return_share(first, "rasterize")  # once is enough

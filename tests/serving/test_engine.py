@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from diffsplat_client.errors import RequestCancelledError, RequestTimeoutError
+from diffsplat_client.errors import InvalidRequestError, RequestCancelledError, RequestTimeoutError
 
 from diffsplat.serving.engine import Engine
 from diffsplat.serving.engine_interface import (
@@ -289,3 +289,44 @@ def test_policy_comes_from_the_parameters_of_the_config() -> None:
     ):
         with pytest.raises(ValueError, match=f"{name} = .*{value}.*: {says}"):
             EnginePolicy.from_parameters({name: value})
+
+
+class TestTogether:
+    """Works of one request."""
+
+    def test_all_are_taken_or_none(self, engines: list[Engine]) -> None:
+        model = CountingModel(gate=threading.Semaphore(0))
+        engine = start(engines, model)  # two run, two wait
+        first = submit(engine, "first", 1)
+        assert model.entered.acquire(timeout=TIMEOUT_S)
+        works = [((name, 1), Recorder()) for name in "abcd"]
+        with pytest.raises(QueueFullError):
+            engine.submit_together("four", works)
+        assert engine.load == EngineLoad(1, 0, 0)
+        engine.submit_together("three", works[:3])
+        model.gate.release(8)  # type: ignore[union-attr]
+        for recorder in (first, *(recorder for _, recorder in works[:3])):
+            assert recorder.wait().result is not None
+        assert not works[3][1].over.is_set()
+
+    def test_more_than_could_ever_be_are_an_error(self, engines: list[Engine]) -> None:
+        engine = start(engines, CountingModel())
+        with pytest.raises(InvalidRequestError, match="num_seeds = 5: must be at most 4 for this server"):
+            engine.submit_together("many", [((name, 1), Recorder()) for name in "abcde"])
+
+    def test_a_stop_ends_all_of_them(self, engines: list[Engine]) -> None:
+        model = CountingModel(gate=threading.Semaphore(0))
+        engine = start(engines, model)
+        works = [((name, 100), Recorder()) for name in "abc"]
+        engine.submit_together("three", works)
+        assert model.entered.acquire(timeout=TIMEOUT_S)
+        assert engine.stop("three") == "requested"
+        model.gate.release(100)  # type: ignore[union-attr]
+        assert [recorder.wait().end_state for _, recorder in works] == ["cancelled", "cancelled", "aborted"]
+
+    def test_a_stop_that_came_first_stops_all_of_them(self, engines: list[Engine]) -> None:
+        engine = start(engines, CountingModel())
+        assert engine.stop("early") == "not_found"
+        works = [((name, 3), Recorder()) for name in "ab"]
+        engine.submit_together("early", works)
+        assert {recorder.wait().end_state for _, recorder in works} == {"aborted"}

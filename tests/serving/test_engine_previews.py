@@ -133,3 +133,17 @@ def test_who_ends_with_the_step_does_not_wait_for_previews_of_others(engines: li
     bench.run(("showing", 20, 1), ("short", 1, 0))
     steps_s = bench.recorders["short"].ended_s - 1000.0 - bench.painter.spent_s
     assert bench.recorders["short"].ended_s < bench.recorders["showing"].ended_s and steps_s <= 3 * STEP_S
+
+
+def test_previews_of_one_request_delay_no_other(engines: list[Engine]) -> None:
+    """Its seeds share the time that it asked for; alone, each of two would lose to the other's."""
+    bench = Bench(engines, cost_s=0.5, policy={"preview_share": 0.0})
+    times = StepTimes()
+    times.note_preview(bench.cost_s)
+    engine = Engine(bench.model, EnginePolicy(preview_share=0.0), bench.clock, times=times, preview=bench.painter)
+    engines.append(engine)
+    recorders = [Recorder(bench.clock) for _ in range(2)]
+    engine.submit_together("both", list(zip([("a", 4), ("b", 4)], recorders, strict=True)), preview_every=2)
+    for recorder in recorders:
+        recorder.wait()
+    assert bench.painter.made == [("a", 2), ("b", 2)]

@@ -133,6 +133,32 @@ class TestStreaming:
             assert preview.cloud.to_array().shape == local.shape == (200, 14)
             assert np.abs(preview.cloud.positions.mean(axis=0) - local[:, :3].mean(axis=0)).max() < 1e-3
 
+    def test_several_seeds_are_single_runs_that_share_their_text(
+        self, client: Client, pipeline: "Pipeline", server: TritonServer, four_views: np.ndarray
+    ) -> None:
+        request = GenerationRequest("a red cube", seed=5, steps=6, frame_poses=four_views, frame_size=32)
+        encoded = runs_of("encode", server)
+        several = dataclasses.replace(request, num_seeds=6, preview_every=2, formats=("ply", "raw"))
+        results = client.generate_all(several)
+        assert runs_of("encode", server) == encoded + 1
+        assert [(result.index, result.seed) for result in results] == [(index, 5 + index) for index in range(6)]
+        for result in results:
+            local = pipeline.generate(dataclasses.replace(request, seed=result.seed))
+            assert_same_object(result, local, 1e-3)
+            assert result.frames is not None and local.frames is not None
+            assert np.abs(result.frames.astype(int) - local.frames.astype(int)).max() <= 8
+            assert set(result.assets) == {"ply"} and result.timings_ms["rasterize"] > 0
+
+    def test_a_stop_ends_all_seeds_and_leaves_room(self, client: Client, wire: GrpcTransport) -> None:
+        request = dataclasses.replace(LONG, num_seeds=4)
+        responses = wire.stream(ENSEMBLE, request.to_tensors(), "many", TIMEOUT_S)
+        seen = {status_of(next(responses))["index"]}
+        assert stop(wire, "many") == "requested"
+        *_, last = [status_of(response) for response in responses]
+        assert last["phase"] == "ended" and last["end_state"] == "cancelled" and last["results"] == 4 and seen
+        assert stop(wire, "many") == "already_finished"
+        client.generate("a red cube", steps=1)
+
     def test_stop_ends_a_running_request(self, wire: GrpcTransport, client: Client) -> None:
         responses = wire.stream(ENSEMBLE, LONG.to_tensors(), "to-be-stopped", TIMEOUT_S)
         assert status_of(next(responses))["step"] == 1
@@ -200,6 +226,14 @@ def test_the_metrics_page_shows_what_the_engine_does(client: Client, server: Tri
     assert changes["queue"] == changes["first_progress"] == 2 and changes["batch_size"] == changes["step"] >= 1
     for state in ("active", "paused", "waiting"):
         assert f'diffsplat_denoise_requests{{state="{state}",version="1"}} ' in page
+
+
+def runs_of(model: str, server: TritonServer) -> int:
+    """Requests that a model has answered."""
+    page = read_metrics(server.metrics_url)
+    return sum(
+        map(int, re.findall(rf'^nv_inference_request_success\{{model="{model}",.*\}} (\d+)$', page, re.MULTILINE))
+    )
 
 
 def engine_counts(page: str) -> dict[str, int]:

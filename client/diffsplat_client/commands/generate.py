@@ -79,28 +79,43 @@ def run(args: argparse.Namespace) -> int:
     with leave_on_sigterm(), client_of(args, timeout_s=args.timeout_s) as client:
         if batch:
             return make_all(args, client, jobs)
-        generation, paths = make(args, client, request, first.folder)
+        made = make(args, client, request, first.folder)
+    for generation, paths in made:
         report(generation, paths)
-    return 1 if warn_if_empty(generation) else 0
+    return int(any([warn_if_empty(generation) for generation, _ in made]))
 
 
 def make(
     args: argparse.Namespace, client: Client, request: GenerationRequest, folder_name: str, label: str = ""
-) -> tuple[Generation, list[Path]]:
-    """Generate one object and write its files; returns their paths."""
-    # files are written to a temporary folder, which is deleted in any case, and moved when all are complete
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as staging:
-        previews: list[SplatCloud] = []
+) -> list[tuple[Generation, list[Path]]]:
+    """Generate the objects of one request and write their files; returns their paths.
 
-        def keep(preview: Preview) -> None:
-            previews.append(preview.cloud)
-            if args.previews:
-                args.previews.mkdir(parents=True, exist_ok=True)
-                write_ply(args.previews / f"{folder_name}-{preview.step:03d}.ply", preview.cloud)
+    Each has a folder, with its index behind the name where there are several.
+    """
+    names = [folder_name] if request.num_seeds == 1 else [f"{folder_name}-{i}" for i in range(request.num_seeds)]
+    previews: dict[int, list[SplatCloud]] = {index: [] for index in range(request.num_seeds)}
 
-        generation = follow(client, request, keep, label)
-        names = write_artifacts(generation, client.server_parameters, Path(staging), args.viewer, args.video, previews)
-        return generation, move_files(Path(staging), names, args.out / folder_name, args.overwrite)
+    def keep(preview: Preview) -> None:
+        previews[preview.index].append(preview.cloud)
+        if args.previews:
+            args.previews.mkdir(parents=True, exist_ok=True)
+            write_ply(args.previews / f"{names[preview.index]}-{preview.step:03d}.ply", preview.cloud)
+
+    made = []
+    for generation in follow(client, request, keep, label):
+        # files are written to a temporary folder, which is deleted in any case, and moved when all are complete
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as staging:
+            files = write_artifacts(
+                generation,
+                client.server_parameters,
+                Path(staging),
+                args.viewer,
+                args.video,
+                previews[generation.index],
+            )
+            folder = args.out / names[generation.index]
+            made.append((generation, move_files(Path(staging), files, folder, args.overwrite)))
+    return made
 
 
 def make_all(args: argparse.Namespace, client: Client, jobs: list[Job]) -> int:
@@ -110,25 +125,29 @@ def make_all(args: argparse.Namespace, client: Client, jobs: list[Job]) -> int:
         label = f"[{number}/{len(jobs)}] "
         try:
             request = request_from(args, job.prompt, job.images()).validate()
-            generation, paths = make(args, client, request, job.folder, label)
+            made = make(args, client, request, job.folder, label)
         except (DiffSplatError, OSError) as error:
             failed.append(job.folder)
             print(f"diffsplat: {label}{job.folder}: {' '.join(str(error).split())}", file=sys.stderr)
             continue
-        for warning in generation.warnings:
-            print(f"warning: {label}{job.folder}: {warning}", file=sys.stderr)
-        if warn_if_empty(generation, f"{label}{job.folder}: "):
-            failed.append(job.folder)
-        seconds = generation.timings_ms["total"] / 1e3
-        about = f"{len(generation.cloud)} splats, seed {generation.seed}, {seconds:.1f} s"
-        print(f"{label}{paths[0].parent}: {about}", flush=True)
+        for generation, paths in made:
+            folder = paths[0].parent
+            for warning in generation.warnings:
+                print(f"warning: {label}{folder.name}: {warning}", file=sys.stderr)
+            if warn_if_empty(generation, f"{label}{folder.name}: "):
+                failed.append(folder.name)
+            seconds = generation.timings_ms["total"] / 1e3
+            about = f"{len(generation.cloud)} splats, seed {generation.seed}, {seconds:.1f} s"
+            print(f"{label}{folder}: {about}", flush=True)
     if failed:
         print(f"diffsplat: {len(failed)} of {len(jobs)} failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def follow(client: Client, request: GenerationRequest, keep: Callable[[Preview], None], label: str = "") -> Generation:
-    """Generate one object with a progress bar on stderr, prefixed with `label`; `keep` gets its previews."""
+def follow(
+    client: Client, request: GenerationRequest, keep: Callable[[Preview], None], label: str = ""
+) -> list[Generation]:
+    """Generate the objects of a request, each with a bar on stderr, prefixed with `label`; `keep` gets previews."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as ProgressBar
@@ -144,23 +163,26 @@ def follow(client: Client, request: GenerationRequest, keep: Callable[[Preview],
     console = Console(stderr=True)
     bar = ProgressBar(*columns, console=console, transient=True)
     with client.stream(request) as events, bar if console.is_interactive else nullcontext():
-        task, shown = bar.add_task("sent", total=None, left="", label=label), "no preview yet"
+        tasks = [bar.add_task("sent", total=None, left="", label=label) for _ in range(request.num_seeds)]
+        shown = ["no preview yet"] * request.num_seeds
+        results = []
         for event in events:
             match event:
-                case Queued(position=position, seconds_to_start=seconds):
+                case Queued(position=position, seconds_to_start=seconds, index=index):
                     left = "" if seconds is None else f"{seconds:.1f} s to start"
-                    bar.update(task, description=f"waiting, place {position}", left=left)
-                case Progress(step=step, steps=steps, seconds_left=seconds, previews_skipped=skipped):
+                    bar.update(tasks[index], description=f"waiting, place {position}", left=left)
+                case Progress(step=step, steps=steps, seconds_left=seconds, previews_skipped=skipped, index=index):
                     left = "" if seconds is None else f"{seconds:.1f} s left"
                     phase = "denoising" if step < steps else "decoding"
-                    phase += f", {shown}" + f", {skipped} skipped" * bool(skipped) if request.preview_every else ""
-                    bar.update(task, description=phase, completed=step, total=steps, left=left)
-                case Preview(cloud=cloud, step=step, number=number):
-                    shown = f"preview {number}: {len(cloud)} splats after step {step}"
+                    if request.preview_every:
+                        phase += f", {shown[index]}" + f", {skipped} skipped" * bool(skipped)
+                    bar.update(tasks[index], description=phase, completed=step, total=steps, left=left)
+                case Preview(cloud=cloud, step=step, number=number, index=index):
+                    shown[index] = f"preview {number}: {len(cloud)} splats after step {step}"
                     keep(event)
                 case Finished(result=generation):
-                    return generation
-    raise AssertionError("a stream ends with Finished or raises")
+                    results.append(generation)
+    return sorted(results, key=lambda generation: generation.index)
 
 
 def report(generation: Generation, paths: list[Path]) -> None:

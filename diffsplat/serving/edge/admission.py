@@ -57,6 +57,7 @@ class Inference:
             means nothing beyond its stream.
         attaches: it is not to be computed, only found.
         digest: of what the client sent but for the id, if the id lasts.
+        places: how many requests it counts for: one for each of its seeds.
     """
 
     client_id: str
@@ -67,6 +68,7 @@ class Inference:
     on_disconnect: str | None = None
     attaches: bool = False
     digest: bytes = b""
+    places: int = 1
 
     @property
     def model(self) -> str:
@@ -152,7 +154,8 @@ def _check(request: Request) -> Inference:
         _add_seed(request)
     repeatable = head.model_name in ENSEMBLES and bool(names)
     deadlines = tuple(_deadlines(request))
-    return Inference(head.id, request, is_stop, repeatable, deadlines, on_disconnect, attaches, digest)
+    places = max(_number(request, "NUM_SEEDS", "INT32", "<i") or 1, 1)  # anything odd is refused by the first stage
+    return Inference(head.id, request, is_stop, repeatable, deadlines, on_disconnect, attaches, digest, places)
 
 
 def _digest(request: Request) -> bytes:
@@ -194,10 +197,17 @@ def _add_seed(request: Request) -> None:
 
 
 def _deadlines(request: Request) -> list[Deadline]:
-    deadlines = []
+    found = ((name, _number(request, name, "FP32", "<f")) for name in _DEADLINES)
+    names = [tensor.name for tensor in request.head.inputs]
+    # anything else is refused by the first stage
+    return [Deadline(names.index(name), seconds) for name, seconds in found if seconds is not None and seconds > 0]
+
+
+def _number(request: Request, name: str, datatype: str, layout: str) -> Any:
+    """The value of an input of one element; None for anything else."""
     for index, tensor in enumerate(request.head.inputs):
-        if tensor.name in _DEADLINES and tensor.datatype == "FP32" and math.prod(tensor.shape) == 1:
-            raw = struct.unpack("<f", request.payload[index]) if request.payload else tensor.contents.fp32_contents
-            if len(raw) == 1 and raw[0] > 0:  # anything else is refused by the first stage
-                deadlines.append(Deadline(index, raw[0]))
-    return deadlines
+        if tensor.name == name and tensor.datatype == datatype and math.prod(tensor.shape) == 1:
+            contents = tensor.contents.fp32_contents if datatype == "FP32" else tensor.contents.int_contents
+            values = struct.unpack(layout, request.payload[index]) if request.payload else contents
+            return values[0] if len(values) == 1 else None
+    return None

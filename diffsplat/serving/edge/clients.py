@@ -41,10 +41,11 @@ class Client:
     unread_answers: int = 0
     jobs: list[Job] = field(default_factory=list)
 
-    def check_room(self) -> None:
-        """RefusedError while it has as many requests as it may have."""
-        if len(self.jobs) >= self.limits.max_requests:
-            raise RefusedError("UNAVAILABLE", f"{len(self.jobs)} requests of this client are running: try again later")
+    def check_room(self, places: int) -> None:
+        """RefusedError if it would have more requests than it may have."""
+        taken = sum(job.inference.places for job in self.jobs)
+        if taken + places > self.limits.max_requests:
+            raise RefusedError("UNAVAILABLE", f"{taken} requests of this client are running: try again later")
 
 
 class Clients:

@@ -174,7 +174,7 @@ class Dispatcher:
     def _make_job(self, client: Client, inference: Inference) -> Job:
         if self.draining:
             raise RefusedError("UNAVAILABLE", "the server is shutting down and takes no new requests")
-        client.check_room()
+        client.check_room(inference.places)
         return Job(inference, self._upstream, self._runs)
 
 

@@ -3,7 +3,7 @@
 POST   /v1/splats               -> 202, its id and addresses
 GET    /v1/splats/{id}          where it stands
 GET    /v1/splats/{id}/events   the same as server-sent events, to the end
-GET    /v1/splats/{id}/result   a file: the first one, or that of ?format=NAME
+GET    /v1/splats/{id}/result   a file: the first one, or that of ?format=NAME&index=N
 GET    /v1/splats/{id}/preview  the newest preview
 DELETE /v1/splats/{id}          stop it
 GET    /healthz
@@ -29,6 +29,7 @@ from diffsplat_client.contract import (
     GAUSSIAN_WIDTH,
     KEEP,
     ON_DISCONNECT,
+    PACKAGE_INDEX,
     PREVIEW,
     REQUEST_TENSORS,
     STOP_ANSWERS,
@@ -124,7 +125,7 @@ class HttpFront:
         return stream
 
     async def _result(self, request: web.Request) -> web.StreamResponse:
-        """The file of `?format`, by default the first one, once it is there.
+        """The file of `?format` and `?index`, else the first one, once it is there.
 
         409 and `Retry-After` before, 503 and `Retry-After` if the request is to be sent again.
         """
@@ -141,14 +142,14 @@ class HttpFront:
             async for message in answers:
                 response = Response.parse(message)
                 names = [name.decode() for name in response.strings(ASSET_FORMATS.name)]
-                if names:
+                if names and str(response.read_int(PACKAGE_INDEX.name)) == request.query.get("index", "0"):
                     wanted = request.query.get("format", names[0])
                     if wanted not in names:
                         raise RefusedError("NOT_FOUND", f"format = {short(wanted)}: the result has {', '.join(names)}")
                     return _file_answer(wanted, response.strings(ASSETS.name)[names.index(wanted)])
         finally:
             answers.leave()
-        raise RefusedError("NOT_FOUND", "the result of this request has no file: its formats were raw alone")
+        raise RefusedError("NOT_FOUND", "the result of this request has no such file: no such index, or raw alone")
 
     async def _preview(self, request: web.Request) -> web.Response:
         """The newest preview as .ply, while the request runs."""

@@ -1,6 +1,6 @@
 """What a client has seen of its request, so that a second run of it shows what is new and nothing twice."""
 
-from diffsplat_client.contract import PREVIEW, STATUS
+from diffsplat_client.contract import INDEX_OF, PREVIEW, STATUS
 
 from diffsplat.serving.edge.wire import Response
 
@@ -13,8 +13,8 @@ class SeenAnswers:
 
     def __init__(self) -> None:
         self._repeats = False
-        self._outputs: set[str] = set()  # of the result
-        self._standing = (-1, 0)  # phase and step
+        self._outputs: set[tuple[str, int]] = set()  # of results: name, and index of the result
+        self._standing: dict[int, tuple[int, int]] = {}  # of each result: phase and step
         self._final = False
 
     def begin_again(self) -> None:
@@ -24,17 +24,20 @@ class SeenAnswers:
     def take(self, response: Response) -> Response | None:
         """What the client has not seen of it; None if that is nothing."""
         status = response.read_json(STATUS.name)
-        standing = self._standing if status is None else _standing(status.get("phase"), status.get("step"))
+        index = 0 if status is None else status.get("index", 0)
+        seen = self._standing.get(index, (-1, 0))
+        standing = seen if status is None else _standing(status.get("phase"), status.get("step"))
+        outputs = {(name, response.read_int(INDEX_OF.get(name, ""))) for name in set(response.names) - _PASSING}
         new = response
         if self._repeats:
-            known = self._outputs.intersection(response.names)
-            if standing < self._standing or (standing == self._standing and standing[0] != _ORDER["queued"]):
+            known = {name for name, _ in outputs & self._outputs}
+            if standing < seen or (standing == seen and standing[0] != _ORDER["queued"]):
                 known |= _PASSING
             new = response.without(known)
             if not new.names and not (response.is_final and not self._final):
                 return None
-        self._standing = max(self._standing, standing)
-        self._outputs |= set(response.names) - _PASSING
+        self._standing[index] = max(seen, standing)
+        self._outputs |= outputs
         self._final = self._final or response.is_final
         return new
 

@@ -30,6 +30,8 @@ class Standing:
     queue_position: int | None = None
     seconds_left: float | None = None
     seed: int | None = None
+    index: int = 0
+    results: int = 1
     previews: int = 0
     previews_skipped: int = 0
     warnings: tuple[str, ...] = ()
@@ -43,7 +45,10 @@ class Standing:
         return dataclasses.asdict(self)
 
 
-_FIELDS = ("phase", "step", "steps", "queue_position", "seconds_left", "seed", "previews", "previews_skipped")
+_FIELDS = (
+    *("phase", "step", "steps", "queue_position", "seconds_left", "seed"),
+    *("index", "results", "previews", "previews_skipped"),
+)
 
 
 def standing_of(recording: Recording) -> Standing:

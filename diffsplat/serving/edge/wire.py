@@ -96,6 +96,10 @@ class Response:
             content = content[end:]
         return found
 
+    def read_int(self, name: str) -> int:
+        """Content of an INT32 [1] output, 0 if it is not there."""
+        return int.from_bytes(self.payload[self.names.index(name)], "little") if name in self.names else 0
+
     def without(self, names: set[str]) -> "Response":
         """A copy that lacks these outputs."""
         kept = [index for index, name in enumerate(self.names) if name not in names]

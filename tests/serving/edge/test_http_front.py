@@ -182,6 +182,31 @@ def test_previews_are_announced_and_fetched_while_the_request_runs() -> None:
     drive(work, [begin, shown(1), shown(2), go, RESULT])
 
 
+def test_results_of_several_seeds_are_fetched_by_index() -> None:
+    def result(index: int) -> bytes:
+        message = pb.ModelStreamInferResponse.FromString(
+            answer(STATUS=status("finished", 20, index=index), ASSETS=[b"%d" % index], ASSET_FORMATS=[b"ply"])
+        )
+        message.infer_response.outputs.add(name="INDEX_PACKAGE", datatype="INT32", shape=[1])
+        message.infer_response.raw_output_contents.append(index.to_bytes(4, "little"))
+        return message.SerializeToString()
+
+    async def work(front: Front) -> None:
+        _, job = await front.post({**CUBE, "num_seeds": 2})
+        refused, said = await front.post(CUBE)
+        assert refused.status == 503 and said["error"].startswith("2 requests of this client are running")
+        go.set()
+        await front.until_ended(job)
+        for index in (0, 1):
+            got = await front.http.get(f"{job['result_url']}?index={index}")
+            assert await got.read() == b"%d" % index
+        missing, said = await front.get(job["result_url"] + "?index=2")
+        assert missing.status == 404 and "no such file" in said["error"]
+
+    go = asyncio.Event()
+    drive(work, [go, result(1), result(0)])
+
+
 @pytest.mark.parametrize("end", ["stopped", "finished", "unknown"])
 def test_cancel_answers_one_of_three(end: str) -> None:
     async def work(front: Front) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
 from diffsplat.serving.drain import DRAINING
 from diffsplat.serving.edge import jobs
@@ -148,6 +149,34 @@ def test_previews_that_were_shown_are_not_shown_again_after_a_restart() -> None:
         await restarted
         assert [step for phase, step in statuses(messages) if phase == "denoising"] == [4, 6, 8]
         assert outputs(messages) == ["PREVIEW", "PREVIEW", "GAUSSIANS", "ASSETS"]
+
+    drive(work())
+
+
+def test_each_result_of_a_request_is_delivered_once() -> None:
+    async def work() -> None:
+        def result(index: int) -> bytes:
+            message = pb.ModelStreamInferResponse.FromString(answer(GAUSSIANS=b"splats"))
+            message.infer_response.outputs.add(name="INDEX_PACKAGE", datatype="INT32", shape=[1])
+            message.infer_response.raw_output_contents.append(index.to_bytes(4, "little"))
+            return message.SerializeToString()
+
+        def step_of(index: int, number: int) -> bytes:
+            return answer(STATUS=status("denoising", number, index=index, results=2))
+
+        upstream = ScriptedUpstream(
+            [step_of(0, 4), step_of(1, 2), result(1), "dies"],
+            [step_of(0, 1), step_of(1, 3), step_of(0, 5), result(1), result(0)],
+        )
+        follow = Followed(upstream)
+        restarted = restart(upstream, 1)
+        messages = await follow.read_all()
+        await restarted
+        assert [step for _, step in statuses(messages)] == [4, 2, 3, 5]
+        assert outputs(messages) == ["GAUSSIANS", "INDEX_PACKAGE"] * 2
+        results = [message for message in messages if outputs([message])]
+        indices = [read(message).infer_response.raw_output_contents[-1][0] for message in results]
+        assert indices == [1, 0]
 
     drive(work())
 

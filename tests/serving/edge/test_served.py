@@ -196,7 +196,7 @@ def test_requests_survive_the_death_of_a_stage_and_the_others_work_on(
     before = find_stubs(supervisor.server.pid)
     restarts, reloads = supervisor.restarts, supervisor.reloads[model]
     (sample,) = unseen_samples(pico_bundle.spec.geometry, EVALUATION_SEED, 1)
-    views = sample_request(sample, format="raw").to_tensors()
+    views = sample_request(sample, formats=("raw",)).to_tensors()
     meanwhile: list[bool] = []
 
     def reconstruct() -> None:
