@@ -30,6 +30,9 @@ class GrpcAioTransport:
     async def server_ready(self, timeout_s: float) -> bool:
         return bool((await self._ask(self._stub.ServerReady, pb.ServerReadyRequest(), timeout_s)).ready)
 
+    async def model_ready(self, model: str, timeout_s: float) -> bool:
+        return bool((await self._ask(self._stub.ModelReady, pb.ModelReadyRequest(name=model), timeout_s)).ready)
+
     async def versions(self, model: str, timeout_s: float) -> list[str]:
         reply = await self._ask(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=model), timeout_s)
         return list(reply.versions)

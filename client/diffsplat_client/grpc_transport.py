@@ -39,6 +39,9 @@ class GrpcTransport:
     def server_ready(self, timeout_s: float) -> bool:
         return bool(self._call(self._stub.ServerReady, pb.ServerReadyRequest(), timeout_s).ready)
 
+    def model_ready(self, model: str, timeout_s: float) -> bool:
+        return bool(self._call(self._stub.ModelReady, pb.ModelReadyRequest(name=model), timeout_s).ready)
+
     def versions(self, model: str, timeout_s: float) -> list[str]:
         return list(self._call(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=model), timeout_s).versions)
 

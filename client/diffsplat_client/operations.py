@@ -85,7 +85,7 @@ class Operations(Session[_Transport]):
 
     async def _reconstruct(self, request: ReconstructionRequest, timeout_s: float | None) -> Reconstruction:
         limit_s, request_id, started = self._limit_s(timeout_s), new_id(), time.monotonic()
-        transport = await self._connect(started, limit_s)
+        transport = await self._connect(started, limit_s, RECONSTRUCTION)
         if "reconstruction" not in self.server_parameters:
             raise ServerUnavailableError(
                 f"the server at {self.url} makes no reconstructions: its bundle has no GSRecon, or it is older"

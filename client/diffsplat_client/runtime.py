@@ -92,6 +92,9 @@ class BlockingTransport:
     async def server_ready(self, timeout_s: float) -> bool:
         return self._transport.server_ready(timeout_s)
 
+    async def model_ready(self, model: str, timeout_s: float) -> bool:
+        return self._transport.model_ready(model, timeout_s)
+
     async def versions(self, model: str, timeout_s: float) -> list[str]:
         return self._transport.versions(model, timeout_s)
 

@@ -72,6 +72,7 @@ class Session(Generic[_Transport]):
         self.server_parameters: dict[str, str] = {}  # the ensemble's, known after the first request
         self._transport = None if transport is None else self._adapt(transport)
         self._checked_at: float | None = None  # monotonic time of the last check of this connection
+        self._checked_model = ""  # that it found ready
         self._readers: weakref.WeakSet[EventReader] = weakref.WeakSet()  # of the present connection
         self._pinged_often: AsyncTransport | None = None  # the connection, if it was made for an edge
         self._keeps_requests = False  # whether the last check found an edge
@@ -171,14 +172,14 @@ class Session(Generic[_Transport]):
         self._transport = self._pinged_often = self._checked_at = None
         self._readers = weakref.WeakSet()
 
-    async def _connect(self, started: float, timeout_s: float) -> AsyncTransport:
+    async def _connect(self, started: float, timeout_s: float, model: str = ENSEMBLE) -> AsyncTransport:
         """The transport to a server that is ready and speaks this contract, within what is left of `timeout_s`."""
         transport = self._open()
-        if self._checked_at is not None and started - self._checked_at < RECHECK_S:
+        if self._checked_at is not None and started - self._checked_at < RECHECK_S and model == self._checked_model:
             return transport
         try:
             question_s = self._question_s(started, timeout_s)
-            if not await transport.server_ready(question_s):
+            if not await transport.model_ready(model, question_s):
                 raise ServerUnavailableError(f"the server at {self.url} is not ready: it is starting or stopping")
             question_s = self._question_s(started, timeout_s)
             parameters = await transport.parameters(ENSEMBLE, question_s)
@@ -195,7 +196,7 @@ class Session(Generic[_Transport]):
                 f"{CONTRACT_VERSION}: install matching releases"
             )
         self.server_parameters, self._keeps_requests = parameters, keeps_requests
-        self._checked_at = time.monotonic()
+        self._checked_at, self._checked_model = time.monotonic(), model
         return transport if keeps_requests else self._ping_seldom(transport)
 
     def _question_s(self, started: float, timeout_s: float) -> float:

@@ -56,6 +56,10 @@ class Transport(Protocol):
         """Whether every model is loaded and the server takes requests."""
         ...
 
+    def model_ready(self, model: str, timeout_s: float) -> bool:
+        """Whether a model is loaded and takes requests; an edge says so for all stages that it needs."""
+        ...
+
     def versions(self, model: str, timeout_s: float) -> list[str]:
         """The loaded versions of a model."""
         ...
@@ -101,6 +105,10 @@ class AsyncTransport(Protocol):
     """Transport as coroutines: what `AsyncClient` asks of a server, and the form in which the core sees every wire."""
 
     async def server_ready(self, timeout_s: float) -> bool:
+        """As in Transport."""
+        ...
+
+    async def model_ready(self, model: str, timeout_s: float) -> bool:
         """As in Transport."""
         ...
 

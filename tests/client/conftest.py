@@ -93,6 +93,7 @@ class FakeTransport:
         self.script = list(script)
         self.block = block
         self.ready: bool | TransportError = True
+        self.down: set[str] = set()  # models that are not ready
         self.config: dict[str, str] | TransportError = {"contract_version": str(CONTRACT_VERSION), "bundle": "pico"}
         self.calls: list[tuple[str, Tensors, str, float]] = []
         self.streams: list[FakeStream] = []
@@ -109,6 +110,9 @@ class FakeTransport:
         if isinstance(self.ready, TransportError):
             raise self.ready
         return self.ready
+
+    def model_ready(self, model: str, timeout_s: float) -> bool:
+        return self.server_ready(timeout_s) and model not in self.down
 
     def versions(self, model: str, timeout_s: float) -> list[str]:
         if self.ready is not True:

@@ -49,6 +49,10 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.peers.add(context.peer())
         return pb.ServerReadyResponse(ready=True)
 
+    def ModelReady(self, request, context):
+        self.peers.add(context.peer())
+        return pb.ModelReadyResponse(ready=True)
+
     def ModelConfig(self, request, context):
         response = pb.ModelConfigResponse()
         response.config.name = request.name

@@ -218,10 +218,10 @@ class TestStopping:
         fake, asked, may_answer = fakes.transport(fakes.finished()), asyncio.Event(), asyncio.Event()
 
         class Slow(BlockingTransport):
-            async def server_ready(self, timeout_s: float) -> bool:
+            async def model_ready(self, model: str, timeout_s: float) -> bool:
                 asked.set()
                 await may_answer.wait()
-                return await super().server_ready(timeout_s)
+                return await super().model_ready(model, timeout_s)
 
         async def main() -> None:
             events = AsyncClient("host:1", transport=Slow(fake)).stream("x")

@@ -379,13 +379,13 @@ def test_threads_share_a_stream(fakes) -> None:
 
 def test_the_deadline_covers_the_connection(fakes, clock, monkeypatch) -> None:
     fake = fakes.transport(fakes.finished())
-    ready = fake.server_ready
+    ready = fake.model_ready
 
-    def slow(timeout_s: float) -> bool:
+    def slow(model: str, timeout_s: float) -> bool:
         clock[0] += 0.5
-        return ready(timeout_s)
+        return ready(model, timeout_s)
 
-    monkeypatch.setattr(fake, "server_ready", slow)
+    monkeypatch.setattr(fake, "model_ready", slow)
     Client(transport=fake).generate("x", timeout_s=2)
     assert fake.calls[0][3] == 1.5
     with pytest.raises(RequestTimeoutError):

@@ -231,3 +231,16 @@ def test_a_request_is_not_changed_by_sending_it() -> None:
     request.validate().to_tensors()["IMAGES"][:] = 0
     for name, value in before.items():
         np.testing.assert_array_equal(getattr(request, name), value)
+
+
+def test_each_ensemble_says_itself_whether_it_is_ready(fakes) -> None:
+    """While the edge has a stage of `diffsplat` loaded anew, reconstructions go on, and the other way round."""
+    fake = serving(fakes, answer(fakes))
+    fake.down = {"diffsplat"}
+    client = Client("host:1", transport=fake)
+    client.reconstruct(**views())
+    with pytest.raises(ServerUnavailableError, match="host:1 is not ready"):
+        client.generate("x")
+    fake.down = {"diffsplat_reconstruct"}
+    with pytest.raises(ServerUnavailableError, match="host:1 is not ready"):
+        Client("host:1", transport=fake).reconstruct(**views())

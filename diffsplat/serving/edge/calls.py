@@ -64,11 +64,11 @@ class Calls:
 
     async def _model_ready(self, message: bytes, context: Any) -> bytes:
         """Triton calls a model ready whose processes are dead; whether its stages work, the supervisor knows."""
-        answer: bytes = await self._forwarder("ModelReady")(message, context)
-        if self._dispatcher.ready_for(pb.ModelReadyRequest.FromString(message).name):
+        await self._client_of(context)
+        if not self._dispatcher.ready_for(pb.ModelReadyRequest.FromString(message).name):
+            answer: bytes = pb.ModelReadyResponse(ready=False).SerializeToString()
             return answer
-        answer = pb.ModelReadyResponse(ready=False).SerializeToString()
-        return answer
+        return await self._forwarder("ModelReady")(message, context)
 
     async def _health(self, message: bytes, context: Any) -> bytes:
         return _SERVING if self._dispatcher.ready else _NOT_SERVING

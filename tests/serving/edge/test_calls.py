@@ -31,6 +31,9 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.finish = threading.Event()
         self.changed = threading.Condition()
 
+    def ModelReady(self, request: Any, context: Any) -> Any:
+        return pb.ModelReadyResponse(ready=True)
+
     def ServerReady(self, request: Any, context: Any) -> Any:
         raise AssertionError("the edge knows without Triton")
 
@@ -212,8 +215,10 @@ def test_questions_are_answered_by_the_one_who_knows(stub: Any, edge: Edge) -> N
     with pytest.raises(grpc.RpcError) as error:
         stub.ModelMetadata(pb.ModelMetadataRequest(name="none"))
     assert error.value.code() == grpc.StatusCode.NOT_FOUND and error.value.details() == "unknown model none"
+    assert stub.ModelReady(pb.ModelReadyRequest(name="diffsplat")).ready
     edge._runs.run = None  # type: ignore[misc]
     assert not stub.ServerReady(pb.ServerReadyRequest()).ready
+    assert not stub.ModelReady(pb.ModelReadyRequest(name="diffsplat")).ready, "though Triton says that it is"
 
 
 @pytest.mark.parametrize(
