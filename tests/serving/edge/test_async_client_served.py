@@ -208,7 +208,7 @@ def test_without_the_edge_a_death_is_an_error(service: Service) -> None:
                     pass
 
     asyncio.run(main())
-    wait_for(lambda: service.supervisor.run is not None)
+    wait_for(lambda: service.supervisor.run_of("diffsplat") is not None)
 
 
 @pytest.mark.parametrize("page", ["client/README.md", "docs/api.md"])
