@@ -23,7 +23,7 @@ def connection_error(error: TransportError, connection: Connection, timeout_s: f
     url, proxy = connection.url, connection.proxy()
     through = "" if proxy is None else f" through the proxy {proxy}"
     if error.code == FORKED:
-        return ServerUnavailableError(f"{error.message}: make a Client in the process that uses it")
+        return ServerUnavailableError(error.message)
     if error.code == "DEADLINE_EXCEEDED":
         return ServerUnavailableError(f"no answer from {url}{through} within {timeout_s:g} s")
     if error.code == "NOT_FOUND" or "unknown model" in error.message:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import weakref
 from collections.abc import Awaitable
 from typing import Any
 
@@ -11,20 +12,28 @@ from tritonclient.grpc import service_pb2_grpc
 
 from diffsplat_client import grpc_messages
 from diffsplat_client.connection import Connection
-from diffsplat_client.transport import Parameters, Tensors, TransportError
+from diffsplat_client.transport import FORKED, Parameters, Tensors, TransportError
+
+_USED: "weakref.WeakSet[Any]" = weakref.WeakSet()  # channels and calls of grpc.aio in this process
+os.register_at_fork(after_in_child=lambda: grpc_messages.leave_to_the_parent(_USED))
 
 
 class GrpcAioTransport:
     """Triton's gRPC protocol, as a Connection says."""
 
+    _process: int | None = None  # the one that grpc.aio was used in, and a thread of which it needs
+
     def __init__(self, connection: Connection) -> None:
-        self._process = os.getpid()
+        """TransportError `FORKED` in a child of a process that has used grpc.aio: it would hang, or crash."""
+        GrpcAioTransport._process = GrpcAioTransport._process or os.getpid()
+        _check_process()
         self._metadata = connection.metadata
         credentials, options = connection.credentials(), connection.channel_options()
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(connection.url, options)
         else:
             self._channel = grpc.aio.secure_channel(connection.url, credentials, options)
+        _USED.add(self._channel)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def server_ready(self, timeout_s: float) -> bool:
@@ -66,11 +75,22 @@ class GrpcAioTransport:
         return await _settle(self._call(method, request, timeout_s))
 
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
-        grpc_messages.check_process(self._process)
+        _check_process()
         try:
-            return method(request, timeout=timeout_s, metadata=self._metadata)
+            call = method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.UsageError:  # another task has closed the channel
             raise grpc_messages.closed_error() from None
+        _USED.add(call)
+        return call
+
+
+def _check_process() -> None:
+    if os.getpid() != GrpcAioTransport._process:
+        raise TransportError(
+            FORKED,
+            f"process {os.getpid()} was forked from one that had used AsyncClient: start processes with spawn, or fork "
+            "before the first use",
+        )
 
 
 class GrpcAioStream:

@@ -1,5 +1,6 @@
 """Messages of Triton's gRPC protocol, made and read without sending anything. Needs tritonclient."""
 
+import ctypes
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -77,7 +78,19 @@ def closed_error() -> TransportError:
 def check_process(process: int) -> None:
     """A forked child has its parent's connection without the threads that serve it: every call would hang."""
     if os.getpid() != process:
-        raise TransportError(FORKED, f"process {os.getpid()} was forked from {process}, which made the connection")
+        raise TransportError(
+            FORKED,
+            f"process {os.getpid()} was forked from {process}, which made the connection: make a Client in the process "
+            "that uses it",
+        )
+
+
+def leave_to_the_parent(of_grpc: Iterable[object]) -> None:
+    """In a forked child, keep grpc's objects for ever: their finaliser takes a lock that a thread of the parent may
+    have held at the fork, and would wait for a thread that the child does not have.
+    """
+    for each in of_grpc:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(each))
 
 
 def _request_error(message: str) -> TransportError:

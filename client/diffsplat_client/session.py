@@ -174,11 +174,11 @@ class Session(Generic[_Transport]):
 
     async def _connect(self, started: float, timeout_s: float, model: str = ENSEMBLE) -> AsyncTransport:
         """The transport to a server that is ready and speaks this contract, within what is left of `timeout_s`."""
-        transport = self._open()
-        if self._checked_at is not None and started - self._checked_at < RECHECK_S and model == self._checked_model:
-            return transport
+        question_s = self._question_s(started, timeout_s)
         try:
-            question_s = self._question_s(started, timeout_s)
+            transport = self._open()
+            if self._checked_at is not None and started - self._checked_at < RECHECK_S and model == self._checked_model:
+                return transport
             if not await transport.model_ready(model, question_s):
                 raise ServerUnavailableError(f"the server at {self.url} is not ready: it is starting or stopping")
             question_s = self._question_s(started, timeout_s)
