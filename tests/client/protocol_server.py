@@ -38,6 +38,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.decode_says = "INVALID_ARG: LATENTS is missing"
         self.stopped = threading.Event()
         self.ended = threading.Event()
+        self.hanging = threading.Event()  # grpc's blocking server may miss a cancel that comes before
         self.go = threading.Event()
 
     def ServerLive(self, request, context):
@@ -100,7 +101,9 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             elif prompt == "waits":
                 assert self.go.wait(HANGS_S)
             elif prompt == "hangs":
-                context.add_callback(self.ended.set)
+                if not context.add_callback(self.ended.set):  # it has ended already
+                    self.ended.set()
+                self.hanging.set()
                 self.ended.wait(HANGS_S)
                 return
             count = 5 if prompt.startswith("small") else 500_000

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from diffsplat_client import (
     AsyncClient,
+    AsyncGenerationStream,
     DiffSplatError,
     Finished,
     InvalidRequestError,
@@ -40,6 +41,15 @@ def over(fake) -> AsyncClient:
 
 async def happens(event: threading.Event) -> bool:
     return await asyncio.to_thread(event.wait, HANGS_S)
+
+
+async def half_read(client: AsyncClient, server) -> AsyncGenerationStream:
+    """A stream of a request that hangs after its first event."""
+    server.hanging.clear()
+    events = client.stream("hangs")
+    await anext(events)
+    assert await happens(server.hanging)
+    return events
 
 
 async def only_this_task() -> None:
@@ -127,8 +137,7 @@ class TestStopping:
     def test_cancelling_the_task_stops_the_request(self, server) -> None:
         async def main() -> None:
             async with client_of(server) as client:
-                events = client.stream("hangs")
-                await anext(events)
+                events = await half_read(client, server)
                 task = asyncio.ensure_future(anext(events))
                 await asyncio.sleep(0)
                 task.cancel()
@@ -183,8 +192,7 @@ class TestStopping:
     def test_the_timeout_of_asyncio_and_that_of_the_client(self, server) -> None:
         async def main() -> None:
             async with client_of(server) as client:
-                events = client.stream("hangs")
-                await anext(events)
+                events = await half_read(client, server)
                 with pytest.raises(asyncio.TimeoutError):
                     await asyncio.wait_for(anext(events), 0.05)
                 assert server.stopped.is_set()
@@ -207,8 +215,7 @@ class TestStopping:
             async with client_of(server) as client:
                 for close in ("stream", "client"):
                     server.ended.clear()
-                    events = client.stream("hangs")
-                    await anext(events)
+                    events = await half_read(client, server)
                     task = asyncio.ensure_future(anext(events))
                     await asyncio.sleep(0)
                     await (events if close == "stream" else client).close()
@@ -265,7 +272,7 @@ class TestStopping:
     def test_forgetting_a_half_read_stream(self, server) -> None:
         async def main() -> None:
             async with client_of(server) as client:
-                await anext(client.stream("hangs"))
+                await half_read(client, server)
                 gc.collect()
                 assert await happens(server.stopped) and await happens(server.ended)
                 await only_this_task()
@@ -319,28 +326,20 @@ class TestEventLoops:
         tasks = []
 
         async def main() -> None:
-            events = client.stream("hangs")
-            await anext(events)
+            events = await half_read(client, server)
             tasks.append(asyncio.ensure_future(anext(events)))
             await asyncio.sleep(0)
 
         asyncio.run(main())
         assert tasks[0].cancelled() and server.stopped.is_set()
-        assert len(asyncio.run(client.generate("x")).cloud) == 500_000, "in the next loop it works on"
-        tasks.clear()
-        gc.collect()  # the loop may have ended before grpc had sent the call's end, which goes with the call then
         assert server.ended.wait(HANGS_S)
+        assert len(asyncio.run(client.generate("x")).cloud) == 500_000, "in the next loop it works on"
 
     def test_a_loop_that_is_closed_under_a_half_read_stream(self, server) -> None:
         """Nobody can send a STOP any more; the connection goes with the stream, and the server sees its client gone."""
         client, loop = client_of(server), asyncio.new_event_loop()
 
-        async def begin() -> object:
-            stream = client.stream("hangs")
-            await anext(stream)
-            return stream
-
-        events = loop.run_until_complete(begin())
+        events = loop.run_until_complete(half_read(client, server))
         loop.close()
         del events
         gc.collect()
@@ -419,8 +418,7 @@ def test_a_forked_child_is_refused_and_leaves_its_parent_alone(server) -> None:
 def test_a_server_that_dies_is_noticed(server) -> None:
     async def main() -> None:
         async with client_of(server) as client:
-            events = client.stream("hangs")
-            await anext(events)
+            events = await half_read(client, server)
             task = asyncio.ensure_future(anext(events))
             await asyncio.to_thread(lambda: server.server.stop(0).wait(HANGS_S))
             with pytest.raises(ServerUnavailableError, match="went away"):

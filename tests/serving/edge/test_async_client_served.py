@@ -175,6 +175,18 @@ def test_every_stage_is_probed(url: str) -> None:
     assert status.ready and {model.state for model in status.models} == {"READY"}
 
 
+@pytest.mark.parametrize("page", ["client/README.md", "docs/api.md"])
+def test_the_examples_of_the_pages_run(
+    service: Service, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, as printed but for the address."""
+    code = "\n".join(re.findall("```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
+    assert "AsyncClient" in code and "localhost:8001" in code
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("localhost:8001", service.grpc_url), page, "exec"), {})
+    assert list(tmp_path.glob("*.ply"))
+
+
 def test_requests_survive_a_restart_of_the_server(service: Service) -> None:
     """Behind the edge; they are answered once, and right."""
 
@@ -207,17 +219,6 @@ def test_without_the_edge_a_death_is_an_error(service: Service) -> None:
                 async for _ in events:
                     pass
 
+    run = service.supervisor.run_of("diffsplat")
     asyncio.run(main())
-    wait_for(lambda: service.supervisor.run_of("diffsplat") is not None)
-
-
-@pytest.mark.parametrize("page", ["client/README.md", "docs/api.md"])
-def test_the_examples_of_the_pages_run(
-    service: Service, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One after the other, as printed but for the address."""
-    code = "\n".join(re.findall("```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
-    assert "AsyncClient" in code and "localhost:8001" in code
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code.replace("localhost:8001", service.grpc_url), page, "exec"), {})
-    assert list(tmp_path.glob("*.ply"))
+    wait_for(lambda: service.supervisor.run_of("diffsplat") not in (None, run))
