@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "import_memory": ("import_memory",),
     "fresh_clone": ("fresh_clone",),
     "soak": ("soak", "bundles/pico"),
+    "request_cost": ("request_cost", "bundles/pico"),
     "fuzz": ("fuzz", "bundles/pico"),
     "stop_storm": ("stop_storm", "bundles/pico"),
     "engine_policy": ("engine_policy", "bundles/pico"),

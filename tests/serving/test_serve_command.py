@@ -1,5 +1,6 @@
 """`diffsplat serve`: how it ends, with a request in flight, by every signal."""
 
+import contextlib
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from diffsplat_client.grpc_transport import GrpcTransport
 
 from diffsplat.serving.commands import _memory
 from diffsplat.serving.metrics import read_metrics, requests_in_flight
@@ -20,11 +22,11 @@ from tests.serving.processes import TIMEOUT_S, child_of, group_members, wait_for
 class Command:
     """A running `diffsplat serve` over the obedient model, and a request in flight."""
 
-    def __init__(self, repository: Path, state: Path) -> None:
+    def __init__(self, repository: Path, state: Path, *options: str) -> None:
         self.release = repository / "diffsplat" / "1" / "release"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "diffsplat_client.cli", "serve", str(repository)]
-            + ["--grpc-port", "0", "--metrics-port", "0", "--drain-timeout", str(TIMEOUT_S)],
+            + ["--grpc-port", "0", "--metrics-port", "0", "--drain-timeout", str(TIMEOUT_S), *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -85,6 +87,22 @@ def test_a_signal_lets_requests_finish_and_refuses_new_ones(
     assert command.answers == [{}] and command.said.endswith("at once\nstopped\n")
     (log,) = (tmp_path / "state" / "diffsplat" / "repository-8001").parent.glob("repository-*/server-*.log")
     assert "Started GRPCInferenceService" in log.read_text()
+
+
+@pytest.mark.triton
+def test_without_the_edge_clients_reach_triton_itself(obedient_repository: Path, tmp_path: Path) -> None:
+    command = Command(obedient_repository, tmp_path / "state", "--no-edge")
+    try:
+        assert "edge" not in command.said
+        with contextlib.closing(GrpcTransport(command.grpc_url)) as wire:
+            assert not wire.keeps_requests(TIMEOUT_S), "there is nobody who would"
+        command.process.send_signal(signal.SIGTERM)
+        command.read_until("finishing the requests in flight")
+        command.release.touch()
+        assert command.finish() == 0 and command.answers == [{}]
+    finally:
+        command.process.kill()
+        command.process.communicate()
 
 
 @pytest.mark.triton

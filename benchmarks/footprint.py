@@ -1,0 +1,81 @@
+"""What a running `diffsplat serve` holds: processes, threads, open files, files in /dev/shm, memory."""
+
+import contextlib
+import os
+import re
+import time
+from pathlib import Path
+
+# what may be more at the end than after the warm-up: pools of threads, connections that end a little later, and what an
+# allocator keeps
+SLACK = {"processes": 0, "threads": 16, "files": 16, "shared_memory": 0, "edge_mb": 64, "models_mb": 384}
+SETTLE_S = 300.0  # of a busy machine; a service that is idle has settled at once
+_STUB = "triton_python_backend_stub"
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and everything below it."""
+    found = [pid]
+    with contextlib.suppress(FileNotFoundError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += descendants(int(child))
+    return found
+
+
+def command_of(pid: int) -> list[str]:
+    """Its command line."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+
+def server_processes(launcher: int) -> dict[int, str]:
+    """Process id -> "tritonserver", or the model whose process it is."""
+    found = {}
+    for pid in descendants(launcher)[1:]:
+        words = command_of(pid)
+        name = Path(words[0]).name
+        if name == _STUB:
+            found[pid] = words[1].split("/")[-3]
+        elif name == "tritonserver":
+            found[pid] = name
+    return found
+
+
+class Footprint:
+    """Of a service whose launcher is this process."""
+
+    def __init__(self, launcher: int) -> None:
+        self._launcher = launcher
+        self._names: set[str] = set()  # of every run of the server so far, as their files in /dev/shm begin
+
+    def take(self) -> dict[str, int]:
+        """The present one."""
+        pids = descendants(self._launcher)
+        for pid in pids:
+            self._names |= set(re.findall(r"diffsplat-server-[0-9a-f]+", " ".join(command_of(pid))))
+        return {
+            "processes": len(pids),
+            "threads": sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids),
+            "files": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids),
+            "shared_memory": sum(path.name.startswith(tuple(self._names)) for path in Path("/dev/shm").iterdir()),
+            "edge_mb": _memory_mb(self._launcher),
+            "models_mb": sum(map(_memory_mb, pids[1:])),
+        }
+
+    def settle(self, before: dict[str, int]) -> tuple[dict[str, int], list[str]]:
+        """The one when nothing goes any more, and what is more than it was."""
+        deadline_s = time.monotonic() + SETTLE_S
+        while True:
+            more = list(SLACK)
+            with contextlib.suppress(OSError):  # a process has just ended
+                after = self.take()
+                more = [name for name, slack in SLACK.items() if after[name] > before[name] + slack]
+            if not more or time.monotonic() > deadline_s:
+                return after, [f"{name}: {before[name]} -> {after[name]}" for name in more]
+            time.sleep(0.5)
+
+
+def _memory_mb(pid: int) -> int:
+    """What a process has for itself, and its share of what it has with others."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.findall(r"^Pss:\s+(\d+) kB", rollup, re.M)[0]) // 1024
