@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 LIGHT_CONFIG = """
 name: "diffsplat" backend: "python"
-input [ { name: "X", data_type: TYPE_FP32, dims: [ 1 ], optional: true } ]
+input [
+  { name: "ETA", data_type: TYPE_FP32, dims: [ 1 ], optional: true },
+  { name: "SEED", data_type: TYPE_INT64, dims: [ 1 ], optional: true }
+]
 output [ { name: "Y", data_type: TYPE_FP32, dims: [ 1 ] } ]
 instance_group [ { kind: KIND_CPU, count: 1 } ]
 """

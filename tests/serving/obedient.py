@@ -10,6 +10,7 @@ from diffsplat_client.transport import TransportError
 from tests.serving.processes import TIMEOUT_S
 
 WAIT, HANG, COMPUTE = 1.0, 2.0, 3.0  # what a request asks for; WAIT and COMPUTE end when the file `release` appears
+WISH = "ETA"  # the tensor that says it: the edge lets inputs of the contract through, and adds a SEED to them
 MODEL = f"""
 import threading
 from pathlib import Path
@@ -20,6 +21,7 @@ from diffsplat.serving.drain import refuse_while_draining
 from diffsplat.serving.triton_gauge import InFlightGauge
 
 FOLDER = Path(__file__).parent
+WISH = "{WISH}"
 
 
 class TritonPythonModel:
@@ -29,7 +31,7 @@ class TritonPythonModel:
         self.gauge = InFlightGauge("diffsplat", args["model_version"], args["model_instance_name"])
 
     def execute(self, requests):
-        return [self.respond(pb_utils.get_input_tensor_by_name(request, "X")) for request in requests]
+        return [self.respond(pb_utils.get_input_tensor_by_name(request, WISH)) for request in requests]
 
     def respond(self, tensor):
         if tensor is not None:
@@ -54,7 +56,7 @@ def ask(grpc_url: str, wish: float, answers: list[object]) -> threading.Thread:
     def run() -> None:
         with contextlib.closing(GrpcTransport(grpc_url)) as wire:
             try:
-                answers.extend(wire.stream("diffsplat", {"X": np.array([wish], np.float32)}, "", TIMEOUT_S))
+                answers.extend(wire.stream("diffsplat", {WISH: np.array([wish], np.float32)}, "", TIMEOUT_S))
             except TransportError as error:
                 answers.append(error.code)
 
