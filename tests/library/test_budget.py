@@ -32,9 +32,9 @@ def packaged(splats: np.ndarray, **options: object):
 
 
 @pytest.mark.parametrize("budget", [1, 50, 199])
-def test_the_largest_products_of_opacity_and_area_stay_in_their_order(splats: np.ndarray, budget: int) -> None:
-    areas = np.sort(splats[:, 7:10], axis=1)[:, 1:].prod(axis=1)
-    best = np.argsort(-splats[:, 6] * areas)[:budget]
+def test_the_largest_products_of_opacity_and_radius_stay_in_their_order(splats: np.ndarray, budget: int) -> None:
+    radii = np.sqrt(np.sort(splats[:, 7:10], axis=1)[:, 1:].prod(axis=1))
+    best = np.argsort(-splats[:, 6] * radii)[:budget]
     assert numbers(splats, 0.0, budget) == sorted(best.tolist())
 
 
