@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import weakref
 from collections.abc import Awaitable
 from typing import Any
 
@@ -14,9 +13,6 @@ from diffsplat_client import grpc_messages
 from diffsplat_client.connection import Connection
 from diffsplat_client.transport import FORKED, Parameters, Tensors, TransportError
 
-_USED: "weakref.WeakSet[Any]" = weakref.WeakSet()  # channels and calls of grpc.aio in this process
-os.register_at_fork(after_in_child=lambda: grpc_messages.leave_to_the_parent(_USED))
-
 
 class GrpcAioTransport:
     """Triton's gRPC protocol, as a Connection says."""
@@ -24,7 +20,7 @@ class GrpcAioTransport:
     _process: int | None = None  # the one that grpc.aio was used in, and a thread of which it needs
 
     def __init__(self, connection: Connection) -> None:
-        """TransportError `FORKED` in a child of a process that has used grpc.aio: it would hang, or crash."""
+        """TransportError `FORKED` in a child of a process that has used grpc.aio, which would hang there."""
         GrpcAioTransport._process = GrpcAioTransport._process or os.getpid()
         _check_process()
         self._metadata = connection.metadata
@@ -33,7 +29,6 @@ class GrpcAioTransport:
             self._channel = grpc.aio.insecure_channel(connection.url, options)
         else:
             self._channel = grpc.aio.secure_channel(connection.url, credentials, options)
-        _USED.add(self._channel)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def server_ready(self, timeout_s: float) -> bool:
@@ -77,11 +72,9 @@ class GrpcAioTransport:
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
         _check_process()
         try:
-            call = method(request, timeout=timeout_s, metadata=self._metadata)
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.UsageError:  # another task has closed the channel
             raise grpc_messages.closed_error() from None
-        _USED.add(call)
-        return call
 
 
 def _check_process() -> None:

@@ -1,6 +1,5 @@
 """Messages of Triton's gRPC protocol, made and read without sending anything. Needs tritonclient."""
 
-import ctypes
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -83,14 +82,6 @@ def check_process(process: int) -> None:
             f"process {os.getpid()} was forked from {process}, which made the connection: make a Client in the process "
             "that uses it",
         )
-
-
-def leave_to_the_parent(of_grpc: Iterable[object]) -> None:
-    """In a forked child, keep grpc's objects for ever: their finaliser takes a lock that a thread of the parent may
-    have held at the fork, and would wait for a thread that the child does not have.
-    """
-    for each in of_grpc:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(each))
 
 
 def _request_error(message: str) -> TransportError:

@@ -5,6 +5,7 @@ response is handled can get lost in another thread, one channel carries any numb
 deadline and a true status code.
 """
 
+import ctypes
 import os
 import threading
 import weakref
@@ -123,4 +124,12 @@ class GrpcStream:
 _CALLS: "weakref.WeakSet[GrpcStream]" = weakref.WeakSet()  # of this process
 
 
-os.register_at_fork(after_in_child=lambda: grpc_messages.leave_to_the_parent(stream._call for stream in _CALLS))
+def _leave_calls_to_the_parent() -> None:
+    """In a forked child, keep grpc's objects for ever: their finaliser takes a lock that a thread of the parent may
+    have held at the fork, and would wait for a thread that the child does not have.
+    """
+    for stream in _CALLS:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream._call))
+
+
+os.register_at_fork(after_in_child=_leave_calls_to_the_parent)
