@@ -110,13 +110,15 @@ class HttpFront:
         stream = web.StreamResponse(headers={"Content-Type": EVENTS_TYPE, "Cache-Control": "no-store"})
         await stream.prepare(request)
         last: Standing | None = None
+        shown: dict[int, int] = {}  # previews of each object
         answers = read_recording(client, recording)
         try:
             async for _ in answers:
                 now = standing_of(recording)
                 if now != last and now.state == RUNNING:
-                    shows_more = now.previews > (last.previews if last else 0)
-                    await stream.write(_event("preview" if shows_more else "progress", now))
+                    is_new = now.previews > shown.get(now.index, 0)
+                    shown[now.index] = now.previews
+                    await stream.write(_event("preview" if is_new else "progress", now))
                 last = now
         finally:
             answers.leave()

@@ -182,6 +182,31 @@ def test_previews_are_announced_and_fetched_while_the_request_runs() -> None:
     drive(work, [begin, shown(1), shown(2), go, RESULT])
 
 
+def test_each_preview_of_several_seeds_is_announced_once() -> None:
+    def of(index: int, number: int, previews: int) -> bytes:
+        return answer(STATUS=status("denoising", number, index=index, results=2, previews=previews))
+
+    async def work(front: Front) -> None:
+        _, job = await front.post({**CUBE, "num_seeds": 2})
+        stream = await front.http.get(job["events_url"])
+        events: list[tuple[str, int]] = []
+        go[0].set()
+        name = ""
+        while line := (await stream.content.readline()).decode():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ").strip()
+            elif line.startswith("data: "):
+                events.append((name, json.loads(line.removeprefix("data: "))["index"]))
+                if len(events) < len(go):
+                    go[len(events)].set()
+        told = [("preview", 0), ("progress", 1), ("progress", 0), ("preview", 1)]
+        assert events[:4] == told and events[-1][0] == "finished"
+
+    go = [asyncio.Event() for _ in range(5)]
+    messages = [of(0, 5, 1), of(1, 4, 0), of(0, 6, 1), of(1, 5, 1), RESULT]
+    drive(work, [part for pair in zip(go, messages, strict=True) for part in pair])
+
+
 def test_results_of_several_seeds_are_fetched_by_index() -> None:
     def result(index: int) -> bytes:
         message = pb.ModelStreamInferResponse.FromString(
