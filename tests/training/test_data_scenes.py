@@ -213,6 +213,17 @@ def test_composites_carry_their_main_colour():
             assert any(part.rgb == PALETTE[colour] for part in made.primitives), (noun, colour)
 
 
+def test_a_mug_shows_no_drink_from_below():
+    """Two faces in one plane would be seen in stripes."""
+    made = build_object(ObjectWords("mug", "cyan", "large", grammar="rich"), 0, 0)
+    pixels = made.render((26,), 48).rgba[0]
+    rgb = pixels[pixels[..., 3] == 1.0][:, :3]
+    cyan = np.array(PALETTE["cyan"])
+    np.testing.assert_allclose(
+        rgb / rgb.max(axis=1, keepdims=True), np.tile(cyan / cyan.max(), (len(rgb), 1)), atol=0.02
+    )
+
+
 def test_composites_vary_in_more_than_their_turn():
     for noun in COMPOSITES:
         config = replace(RICH_CONFIG, size_jitter=0.0)

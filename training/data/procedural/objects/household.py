@@ -85,7 +85,7 @@ def mug(d: Draw) -> Parts:
     return [
         ring((radius + 0.02, 0, 0), tall * 0.68, 0.075, d.main, LYING_Y),
         wall((0, 0, 0), radius, radius * 0.84, tall, d.main),
-        rod((0, 0, -0.04), radius * 0.86, tall - 0.04, drink),
+        rod((0, 0, -0.03), radius * 0.86, tall - 0.05, drink),  # ends above the floor's lower face
         rod((0, 0, -tall + 0.02), radius * 0.98, 0.02, d.main),
     ]
 
