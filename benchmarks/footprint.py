@@ -76,6 +76,9 @@ class Footprint:
 
 
 def _memory_mb(pid: int) -> int:
-    """What a process has for itself, and its share of what it has with others."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    """What a process has for itself, and its share of what it has with others; 0 of one that waits to be reaped."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except ProcessLookupError:
+        return 0
     return int(re.findall(r"^Pss:\s+(\d+) kB", rollup, re.M)[0]) // 1024
