@@ -6,20 +6,31 @@ import re
 import time
 from pathlib import Path
 
-# what may be more at the end than after the warm-up: pools of threads, connections that end a little later, and what an
-# allocator keeps
-SLACK = {"processes": 0, "threads": 16, "files": 16, "shared_memory": 0, "edge_mb": 64, "models_mb": 384}
+from diffsplat.serving.processes import death_of
+from diffsplat.serving.supervisor_policy import SupervisorPolicy
+
+# what may be more at the end than after the warm-up: pools of threads, connections that end a little later, what an
+# allocator keeps, and the files of two processes for each stage that Triton has loaded anew since it started
+SLACK = {
+    "processes": 0,
+    "threads": 16,
+    "files": 16,
+    "shared_memory": 2 * SupervisorPolicy.max_reloads,
+    "edge_mb": 64,
+    "models_mb": 384,
+}
 SETTLE_S = 300.0  # of a busy machine; a service that is idle has settled at once
 _STUB = "triton_python_backend_stub"
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and everything below it."""
+    """A process and everything below it that runs; what has ended and waits to be reaped is left out."""
     found = [pid]
     with contextlib.suppress(FileNotFoundError):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += descendants(int(child))
+            for child in map(int, (task / "children").read_text().split()):
+                if not death_of(child):
+                    found += descendants(child)
     return found
 
 

@@ -21,16 +21,19 @@ class FaultWatch:
     Args:
         server: it runs, and all its models are ready.
         policy: when it counts as down.
-        on_event: called with one line when the memory goes over its limit.
+        reloads: how often a stage of this run was loaded anew before.
+        on_event: called with one line when it must be restarted, but works.
     """
 
-    def __init__(self, server: TritonServer, policy: SupervisorPolicy, on_event: Callable[[str], None]) -> None:
+    def __init__(
+        self, server: TritonServer, policy: SupervisorPolicy, reloads: int, on_event: Callable[[str], None]
+    ) -> None:
         self.started_s = time.monotonic()
-        self._server, self._policy, self._on_event = server, policy, on_event
+        self._server, self._policy, self._reloads, self._on_event = server, policy, reloads, on_event
         self.stubs = self._served_stubs()
         self._instances = Counter(stub.model for stub in self.stubs)
-        self._last_look_s = self._memory_checked_s = self._metrics_read_s = self.started_s
-        self._over_memory_since_s: float | None = None
+        self._last_look_s = self._wear_checked_s = self._metrics_read_s = self.started_s
+        self._worn_since_s: float | None = None
         self.watch = ServerWatch(server.grpc_url, self.stubs, policy.probe_interval_s)
 
     def close(self) -> None:
@@ -57,7 +60,7 @@ class FaultWatch:
             return Fault(f"the server {self._server.exit_reason}")
         return fault
 
-    def find_memory(self, idle_within: Callable[[float], bool], idle_check_s: float) -> str:
+    def find_wear(self, idle_within: Callable[[float], bool], idle_check_s: float) -> str:
         """Why the server must be restarted cleanly now; empty while it need not be, or not yet.
 
         Args:
@@ -65,21 +68,25 @@ class FaultWatch:
             idle_check_s: how long that takes of an idle one.
         """
         now_s = time.monotonic()
-        if now_s - self._memory_checked_s < self._policy.memory_interval_s:
+        if now_s - self._wear_checked_s < self._policy.memory_interval_s:
             return ""
-        self._memory_checked_s = now_s
-        memory = group_memory(self._server.pid)
-        if memory <= self._policy.memory_limit_bytes:
-            self._over_memory_since_s = None
+        self._wear_checked_s = now_s
+        if not (wear := self._wear()):
+            self._worn_since_s = None
             return ""
-        limit = f"{memory / 2**20:.0f} MB of memory, limit {self._policy.memory_limit_bytes / 2**20:.0f} MB"
-        if self._over_memory_since_s is None:
-            self._over_memory_since_s = now_s
-            self._on_event(f"the server takes {limit}: it will be restarted when it is idle")
-        patient = now_s - self._over_memory_since_s < self._policy.memory_patience_s
+        if self._worn_since_s is None:
+            self._worn_since_s = now_s
+            self._on_event(f"the server {wear}: it will be restarted when it is idle")
+        patient = now_s - self._worn_since_s < self._policy.memory_patience_s
         if patient and not idle_within(idle_check_s):
             return ""
-        return f"the server takes {limit}"
+        return f"the server {wear}"
+
+    def _wear(self) -> str:
+        if self._reloads >= self._policy.max_reloads:
+            return f"keeps what is left of {self._reloads} dead stages"
+        memory, limit = group_memory(self._server.pid), self._policy.memory_limit_bytes
+        return f"takes {memory / 2**20:.0f} MB of memory, limit {limit / 2**20:.0f} MB" if memory > limit else ""
 
     def _served_stubs(self) -> list[Stub]:
         """Processes of the version that is served; those of another one are on their way out."""

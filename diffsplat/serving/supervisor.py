@@ -224,8 +224,8 @@ class Supervisor:
             if self._changing.locked() and self.server.running:  # processes come and go
                 continue
             assert self._watch is not None
-            if self.server.running and (over := self._memory_fault()):
-                self._restart(over, cleanly=True)
+            if self.server.running and (wear := self._find_wear()):
+                self._restart(wear, cleanly=True)
             elif fault := self._watch.find():
                 self._heal(fault)
             if self._watch is None:  # the supervisor is being stopped, and nothing was started again
@@ -233,17 +233,18 @@ class Supervisor:
 
     def _serve(self) -> None:
         self._started_s = time.monotonic()
+        self._reloads_of_run = 0
         self._begin_watch()
         self.state = "serving"
 
-    def _memory_fault(self) -> str:
+    def _find_wear(self) -> str:
         assert self._watch is not None
         return (
-            "" if self._draining else self._watch.find_memory(self._wait_until_idle, _IDLE_CHECKS * _IDLE_CHECK_S * 1.5)
+            "" if self._draining else self._watch.find_wear(self._wait_until_idle, _IDLE_CHECKS * _IDLE_CHECK_S * 1.5)
         )
 
     def _begin_watch(self) -> None:
-        self._watch = FaultWatch(self.server, self.policy, self._on_event)
+        self._watch = FaultWatch(self.server, self.policy, self._reloads_of_run, self._on_event)
 
     def _end_watch(self) -> None:
         if self._watch is not None:
@@ -277,6 +278,7 @@ class Supervisor:
         else:
             self._reloaded_s[model] = time.monotonic()
             self.reloads[model] += 1
+            self._reloads_of_run += 1
             self._begin_watch()
             self._on_event(f"{model} works again after {time.monotonic() - now_s:.1f} s")
             return True

@@ -222,6 +222,15 @@ def test_too_much_memory_is_a_restart_when_idle(obedient_repository: Path) -> No
         assert not group_members(pid) and "restarting the server" in watch.events[1]
 
 
+def test_many_reloads_are_a_restart_when_idle(obedient_repository: Path) -> None:
+    policy = dataclasses.replace(QUICK, reload_stages=True, max_reloads=1, memory_interval_s=0.0)
+    with watched(obedient_repository, policy) as watch:
+        os.kill(find_stubs(watch.supervisor.server.pid)[0].pid, signal.SIGKILL)
+        watch.wait_for_restart(1)
+        assert watch.events[2] == "the server keeps what is left of 1 dead stages: it will be restarted when it is idle"
+        assert watch.supervisor.reloads["diffsplat"] == 1
+
+
 def test_a_drained_server_finishes_what_it_has(obedient_repository: Path) -> None:
     with watched(obedient_repository) as watch:
         answers: list[object] = []
