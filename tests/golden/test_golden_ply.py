@@ -40,9 +40,8 @@ def test_the_service_writes_the_references_bytes(ply, cloud) -> None:
             continue
         threshold = options["opacity_threshold"]
         request = GenerationRequest("x", formats=("ply_compat",), opacity_threshold_asset=threshold)
-        gaussians, file = PackageStage().run(splats, Envelope(request), raw)
-        assert file is not None
-        assert_same_file(file, ply.out(case)["file"].numpy().tobytes(), compatible=True)
+        gaussians, files = PackageStage().run(splats, Envelope(request), raw)
+        assert_same_file(files["ply_compat"], ply.out(case)["file"].numpy().tobytes(), compatible=True)
         assert gaussians is not None and np.array_equal(gaussians, splats[cloud.opacity > threshold])
 
 

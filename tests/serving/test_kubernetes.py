@@ -70,7 +70,7 @@ def names_of(expression: str) -> set[str]:
     """Metrics of a PromQL expression; ValueError if it is none."""
     promql_parser.parse(expression)
     without = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(?:by|without|on|ignoring) \([^)]*\)", "", expression)
-    words = set(re.findall(r"[a-z_][a-z0-9_]*(?!\s*\()\b", without))
+    words = set(re.findall(r"\b[a-z_][a-z0-9_]*(?!\s*\()\b", without))
     return {re.sub(r"(_seconds|_size)_(?:bucket|sum|count)$", r"\1", name) for name in words - OF_PROMQL}
 
 
