@@ -120,7 +120,8 @@ def tokenizer_json(kind: str) -> str:
 def _clip_tokenizer() -> str:
     """Every letter, alone and at the end of a word, and merges that lead to the captions' words."""
     merges: list[tuple[str, str]] = []
-    for word in sorted({word for caption in CAPTIONS for word in caption.split()}, key=len, reverse=True):
+    words = {word for caption in CAPTIONS for word in caption.split()}
+    for word in sorted(words, key=lambda word: (-len(word), word)):  # the same in every process
         *letters, last = list(word)
         letters.append(f"{last}</w>")
         for i in range(1, len(letters)):
