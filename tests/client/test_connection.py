@@ -23,19 +23,13 @@ from diffsplat_client.transport import TransportError
 from diffsplat.serving.edge.clients import ClientLimits
 from diffsplat.serving.edge.server import Edge, EdgeSettings
 from diffsplat.serving.edge.tls import TlsFiles
+from tests.serving.edge.scripted import Away
 
 TOKEN = "correct-horse-battery-staple"
 PATIENCE_S = 60.0
 NOT_READY = "is not ready"  # says an edge that was reached and has no server
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy")
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-
-
-class Away:
-    """No server behind the edge."""
-
-    def run_of(self, model: str) -> int | None:
-        return None
 
 
 @pytest.fixture(autouse=True)

@@ -68,7 +68,7 @@ class Calls:
         if not self._dispatcher.ready_for(pb.ModelReadyRequest.FromString(message).name):
             answer: bytes = pb.ModelReadyResponse(ready=False).SerializeToString()
             return answer
-        return await self._forwarder("ModelReady")(message, context)
+        return await self._forward("ModelReady", message, context)
 
     async def _health(self, message: bytes, context: Any) -> bytes:
         return _SERVING if self._dispatcher.ready else _NOT_SERVING
@@ -76,14 +76,17 @@ class Calls:
     def _forwarder(self, method: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         async def forward(message: bytes, context: Any) -> bytes:
             await self._client_of(context)
-            left_s = context.time_remaining()
-            try:
-                return await self._upstream.ask(method, message, min(left_s or QUESTION_TIMEOUT_S, QUESTION_TIMEOUT_S))
-            except grpc.aio.AioRpcError as error:
-                await context.abort(error.code(), error.details() or "")
-                raise  # not reached
+            return await self._forward(method, message, context)
 
         return forward
+
+    async def _forward(self, method: str, message: bytes, context: Any) -> bytes:
+        left_s = context.time_remaining()
+        try:
+            return await self._upstream.ask(method, message, min(left_s or QUESTION_TIMEOUT_S, QUESTION_TIMEOUT_S))
+        except grpc.aio.AioRpcError as error:
+            await context.abort(error.code(), error.details() or "")
+            raise  # not reached
 
     async def _model_infer(self, message: bytes, context: Any) -> bytes:
         """STOP alone: everything else streams."""
