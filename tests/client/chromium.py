@@ -26,8 +26,8 @@ FLAGS = (
     # WebGL without a graphics card
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
-    # no address is reached, neither by the page nor by the browser itself
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    # no address but loopback is reached, neither by the page nor by the browser itself
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
@@ -98,8 +98,8 @@ class Chromium:
             self._receive()
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression; of a promise, what it resolves to."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 

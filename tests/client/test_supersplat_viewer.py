@@ -8,25 +8,18 @@ import numpy as np
 import pytest
 from diffsplat_client import write_splats
 
+from tests.client.bar_and_balls import bar_and_balls, places
 from tests.client.chromium import Chromium, find_chromium
 from tests.client.node_readers import installed, splat_transform
-from tests.client.test_viewer import bar_and_balls
 
 WIDTH, HEIGHT = 800, 400
 PATIENCE_S = 120.0
-LIT, DARK = 140, 90  # levels of a colour's own channel, and of the two others
 
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chromium]:
     with Chromium(find_chromium(), tmp_path / "profile", WIDTH, HEIGHT) as browser:
         yield browser
-
-
-def places(image: np.ndarray, channel: int) -> np.ndarray:
-    """Rows and columns [n, 2] of the pixels of one primary colour."""
-    others = np.delete(image, channel, axis=2).max(axis=2)
-    return np.argwhere((image[:, :, channel] > LIT) & (others < DARK))
 
 
 @pytest.mark.parametrize("name", ["ply", "sog"])

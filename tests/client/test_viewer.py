@@ -14,6 +14,7 @@ import zstandard
 from diffsplat_client import SplatCloud, write_viewer
 from diffsplat_client.viewer import LAST_S, PREVIEW_S, covariances, viewer_html
 
+from tests.client.bar_and_balls import bar_and_balls, difference, drawn
 from tests.client.chromium import Chromium, find_chromium
 
 SIZE = 400  # the window's height; a square of it in the middle is compared, free of captions and buttons
@@ -23,61 +24,8 @@ TITLE = 'a <b>bar</b> & "balls"'
 KNOWN_ERROR = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN"
 
 
-def bar_and_balls() -> SplatCloud:
-    """No two sides alike: a tilted red bar in front, a green ball right, a blue one on top, a black one behind.
-
-    The bar comes first, so that splats drawn in their own order would hide it; it is of long splats, turned by
-    quaternions that are not of unit length.
-    """
-    rng = np.random.default_rng(0)
-    along = np.linspace(-0.3, 0.3, 40)
-    angle = np.deg2rad(30)  # about z
-    bar = np.stack([along * np.cos(angle), along * np.sin(angle), np.full(40, 0.3)], axis=1)
-    centers = np.array([[0.35, 0, 0], [0, 0.35, 0], [0.0, 0.0, -0.3]])
-    balls = np.concatenate([center + rng.normal(size=(200, 3)) * 0.03 for center in centers])
-    colors = np.array([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.1, 0.2, 0.9], [0.05, 0.05, 0.05]])
-    counts = [40, 200, 200, 200]
-    turn = 2.0 * np.array([np.cos(angle / 2), 0, 0, np.sin(angle / 2)])
-    return SplatCloud(
-        positions=np.concatenate([bar, balls]),
-        rgb=np.repeat(colors, counts, axis=0),
-        opacity=np.full(640, 0.9),
-        scales=np.repeat([[0.05, 0.02, 0.01], [0.02, 0.02, 0.02]], [40, 600], axis=0),
-        quats_wxyz=np.repeat([turn, [1, 0, 0, 0]], [40, 600], axis=0),
-    )
-
-
-def drawn(cloud: SplatCloud, elevation_deg: float, azimuth_deg: float, distance: float) -> np.ndarray:
-    """The rasterizer's image, uint8 [SIZE, SIZE, 3]."""
-    import torch
-
-    from diffsplat.geometry.cameras import orbit_cameras, pixel_intrinsics, world_to_camera
-    from diffsplat.rasterize import render_uint8
-
-    cameras = orbit_cameras(elevation_deg, azimuth_deg, distance)
-    (frame,) = render_uint8(
-        torch.from_numpy(cloud.positions),
-        torch.nn.functional.normalize(torch.from_numpy(cloud.quats_wxyz), dim=-1),
-        torch.from_numpy(cloud.scales),
-        torch.from_numpy(cloud.opacity),
-        torch.from_numpy(cloud.rgb),
-        world_to_camera(cameras.camera_to_world)[None],
-        pixel_intrinsics(cameras.intrinsics, SIZE, SIZE)[None],
-        SIZE,
-        SIZE,
-        backgrounds=torch.ones(1, 3),
-    )
-    return frame.numpy()
-
-
 def middle(browser: Chromium) -> np.ndarray:
     return browser.screenshot()[:, (WIDTH - SIZE) // 2 : (WIDTH + SIZE) // 2]
-
-
-def difference(image: np.ndarray, other: np.ndarray) -> float:
-    """Mean difference over the pixels where either image shows something, in levels of 255."""
-    seen = (np.minimum(image, other) < 250).any(axis=-1)
-    return float(np.abs(image.astype(float) - other)[seen].mean())
 
 
 def wait_until_like(browser: Chromium, expected: np.ndarray, levels: float, seconds: float = 60.0) -> None:
@@ -105,12 +53,12 @@ def test_the_page_shows_the_object_turns_and_zooms(browser: Chromium, tmp_path: 
     assert browser.evaluate("document.title") == TITLE
     assert TITLE in browser.evaluate("document.body.innerText")
 
-    front = drawn(cloud, 20, 0, 1.6)
+    front = drawn(cloud, SIZE, 20, 0, 1.6)
     wait_until_like(browser, front, levels=5)
 
     # as wide as the window is high is a whole turn; the camera goes the other way
     browser.drag((WIDTH / 2, SIZE / 2), (WIDTH / 2 - SIZE / 4, SIZE / 2))
-    wait_until_like(browser, drawn(cloud, 20, 90, 1.6), levels=5)
+    wait_until_like(browser, drawn(cloud, SIZE, 20, 90, 1.6), levels=5)
 
     browser.drag((WIDTH / 2, SIZE / 2), (WIDTH / 2 + SIZE / 4, SIZE / 2))
     wait_until_like(browser, front, levels=5)
@@ -130,12 +78,12 @@ def test_the_page_shows_the_object_turns_and_zooms(browser: Chromium, tmp_path: 
 def test_the_comparison_sees_what_can_go_wrong() -> None:
     """A quaternion read backwards, a mirrored frame or a wrong order are far beyond what the browser test allows."""
     cloud = bar_and_balls()
-    front = drawn(cloud, 20, 0, 1.6)
+    front = drawn(cloud, SIZE, 20, 0, 1.6)
     turned_back = cloud.quats_wxyz * np.array([1, -1, -1, -1], np.float32)
     wrong = SplatCloud(cloud.positions, cloud.rgb, cloud.opacity, cloud.scales, turned_back)
-    assert difference(drawn(wrong, 20, 0, 1.6), front) > 20
+    assert difference(drawn(wrong, SIZE, 20, 0, 1.6), front) > 20
     assert difference(front[:, ::-1], front) > 20
-    assert difference(drawn(cloud, 20, 180, 1.6), front) > 20
+    assert difference(drawn(cloud, SIZE, 20, 180, 1.6), front) > 20
 
 
 def test_covariances_are_those_of_turned_ellipsoids() -> None:
