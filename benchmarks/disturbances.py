@@ -15,7 +15,7 @@ from benchmarks.footprint import server_processes
 from benchmarks.refresh import ONE_PROMPT, changed_bundle
 from diffsplat.bundle import Bundle, open_bundle
 from diffsplat.integrity import BundleError
-from diffsplat.serving.versions import list_versions, served_version
+from diffsplat.serving.repository.versions import list_versions, served_version
 from export.common import ExportError
 from export.refresh import refresh, roll_back
 

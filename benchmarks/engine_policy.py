@@ -32,10 +32,10 @@ from diffsplat_client.request import GenerationRequest
 
 from benchmarks.ensemble_overhead import find_repository
 from benchmarks.machine import describe_machine
-from diffsplat.serving.engine import Engine
-from diffsplat.serving.engine_forecast import StepTimes
-from diffsplat.serving.engine_interface import EngineProgress
-from diffsplat.serving.engine_policy import EnginePolicy, first_come_first_served
+from diffsplat.serving.engine.engine import Engine
+from diffsplat.serving.engine.forecast import StepTimes
+from diffsplat.serving.engine.interface import EngineProgress
+from diffsplat.serving.engine.policy import EnginePolicy, first_come_first_served
 
 if TYPE_CHECKING:
     from diffsplat.stages.denoise import DenoiseStage

@@ -91,7 +91,7 @@ def main() -> int:
     args = parser.parse_args()
 
     from diffsplat.pipeline import Pipeline
-    from diffsplat.serving.server import TritonServer
+    from diffsplat.serving.server.server import TritonServer
 
     repository = find_repository(args.path)
     pipeline = Pipeline.load(repository)

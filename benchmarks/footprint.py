@@ -6,8 +6,8 @@ import re
 import time
 from pathlib import Path
 
-from diffsplat.serving.processes import death_of
-from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from diffsplat.serving.server.processes import death_of
+from diffsplat.serving.supervisor.policy import SupervisorPolicy
 
 # what may be more at the end than after the warm-up: pools of threads, connections that end a little later, what an
 # allocator keeps, and the files of two processes for each stage that Triton has loaded anew since it started

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _MEASURE_SERVER = """
 import json, os, sys
 from benchmarks.fresh_clone import proportional_bytes
-from diffsplat.serving.server import TritonServer
+from diffsplat.serving.server.server import TritonServer
 from diffsplat_client.client import Client
 with TritonServer(sys.argv[1]) as server, Client(server.grpc_url) as client:
     client.generate("a cupcake", timeout_s=600)

@@ -25,7 +25,7 @@ from benchmarks.ensemble_overhead import find_repository
 from benchmarks.machine import describe_machine
 
 if TYPE_CHECKING:
-    from diffsplat.serving.supervisor import Supervisor
+    from diffsplat.serving.supervisor.supervisor import Supervisor
 
 BAR_S = 15.0
 GIVE_UP_S = 300.0
@@ -34,7 +34,7 @@ REQUEST = GenerationRequest("a red cube", seed=1, steps=2)
 
 def faults(supervisor: "Supervisor") -> dict[str, Callable[[], None]]:
     """What is done to the service, by name; each finds its process when it is called."""
-    from diffsplat.serving.processes import find_stubs
+    from diffsplat.serving.server.processes import find_stubs
 
     def hit_stage(model: str, number: signal.Signals) -> Callable[[], None]:
         def hit() -> None:
@@ -86,8 +86,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
 
-    from diffsplat.serving.supervisor import Supervisor
-    from diffsplat.serving.supervisor_policy import SupervisorPolicy
+    from diffsplat.serving.supervisor.policy import SupervisorPolicy
+    from diffsplat.serving.supervisor.supervisor import Supervisor
 
     result: dict[str, Any] = {**describe_machine(), "bar_s": BAR_S, "seconds": {}}
     # the faults come in a row: back-off is not what is measured

@@ -32,8 +32,8 @@ from benchmarks.machine import describe_machine
 from diffsplat.bundle import Bundle, open_bundle, write_bundle
 from diffsplat.networks import bundle_network, network_builders
 from diffsplat.pipeline import Pipeline
-from diffsplat.serving.supervisor import Supervisor
-from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from diffsplat.serving.supervisor.policy import SupervisorPolicy
+from diffsplat.serving.supervisor.supervisor import Supervisor
 from export.gates import GateOptions
 from export.refresh import refresh, roll_back
 from export.repository import export_repository

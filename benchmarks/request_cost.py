@@ -24,7 +24,7 @@ from benchmarks.edge_overhead import serve
 from benchmarks.ensemble_overhead import find_repository
 from benchmarks.footprint import server_processes
 from benchmarks.machine import describe_machine
-from diffsplat.serving.processes import cpu_seconds
+from diffsplat.serving.server.processes import cpu_seconds
 
 TIMEOUT_S = 600.0
 BASE = GenerationRequest("a red cube", seed=1, steps=4)

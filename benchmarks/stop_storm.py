@@ -36,7 +36,7 @@ from benchmarks.ensemble_overhead import find_repository
 from benchmarks.machine import describe_machine
 
 if TYPE_CHECKING:
-    from diffsplat.serving.server import TritonServer
+    from diffsplat.serving.server.server import TritonServer
 
 CLOSED_WITHIN_S = 0.040
 WORKERS = 8
@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
 
-    from diffsplat.serving.server import TritonServer
+    from diffsplat.serving.server.server import TritonServer
 
     repository = find_repository(args.path)
     rows: list[dict[str, Any]] = []

@@ -16,8 +16,7 @@ from pathlib import Path
 from diffsplat.bundle import open_bundle
 from diffsplat.export_record import RECORD
 from diffsplat.integrity import BundleError, check_seal, read_json
-from diffsplat.serving.control import ControlError, ask_to_switch, servers_of
-from diffsplat.serving.versions import (
+from diffsplat.serving.repository.versions import (
     activate_version,
     install_version,
     list_versions,
@@ -25,6 +24,7 @@ from diffsplat.serving.versions import (
     served_version,
     service_folder,
 )
+from diffsplat.serving.supervisor.control import ControlError, ask_to_switch, servers_of
 from export.common import BuildOptions, ExportError, ProgressCallback, served_stages
 from export.gates import GateError, GateOptions, check_bundle, check_chain, check_quality
 from export.repository import export_repository

@@ -30,7 +30,7 @@ from diffsplat.bundle import Bundle, check_replaceable, open_bundle, replace_fol
 from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
 from diffsplat.integrity import BundleError, check_seal, describe_file, read_json, verify_file, write_sealed
 from diffsplat.runtime import available_cores
-from diffsplat.serving.versions import CONFIG, keep_service, policy_of, served_version, service_folder
+from diffsplat.serving.repository.versions import CONFIG, keep_service, policy_of, served_version, service_folder
 from diffsplat.splats.gsrecon import gsrecon_config
 from export.common import (
     VERSION,

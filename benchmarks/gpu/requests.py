@@ -16,9 +16,9 @@ from diffsplat.backends.cuda_graphs import replayed
 from diffsplat.backends.devices import find_device
 from diffsplat.denoisers.buckets import Buckets
 from diffsplat.denoisers.graph_inputs import STEP
-from diffsplat.serving.engine import Engine
-from diffsplat.serving.engine_interface import EngineProgress
-from diffsplat.serving.engine_policy import EnginePolicy
+from diffsplat.serving.engine.engine import Engine
+from diffsplat.serving.engine.interface import EngineProgress
+from diffsplat.serving.engine.policy import EnginePolicy
 from diffsplat.stages.decode import DecodeStage
 from diffsplat.stages.denoise import DenoiseStage, denoise_graphs, step_graphs
 from diffsplat.stages.denoise_job import DenoiseJob

@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffsplat.serving.placement import AUTO
-from diffsplat.serving.ports import EVERY_ADDRESS, LOOPBACK
-from diffsplat.serving.processes import machine_memory
-from diffsplat.serving.server import TritonServer
-from diffsplat.serving.server_log import state_folder
-from diffsplat.serving.supervisor import Supervisor
-from diffsplat.serving.supervisor_policy import MEMORY_SHARE, SupervisorPolicy
-from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.errors import ServerStartError
+from diffsplat.serving.repository.placement import AUTO
+from diffsplat.serving.server.log import state_folder
+from diffsplat.serving.server.ports import EVERY_ADDRESS, LOOPBACK
+from diffsplat.serving.server.processes import machine_memory
+from diffsplat.serving.server.server import TritonServer
+from diffsplat.serving.supervisor.policy import MEMORY_SHARE, SupervisorPolicy
+from diffsplat.serving.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from diffsplat.serving.edge.server import EdgeSettings

@@ -53,7 +53,7 @@ class OutputEnvelope:
     deadlines: Deadlines = Deadlines()
     sent_s: float | None = None  # when the stage before sent it, on the clock of Deadlines; set by `to_json`
     index: int = 0  # which result of the request's num_seeds it is
-    ticket: str | None = None  # of the bytes set aside for the answer, see diffsplat.serving.answers
+    ticket: str | None = None  # of the bytes set aside for the answer, see diffsplat.serving.stage_models.answers
 
     def to_json(self) -> str:
         """The content of the REQUEST tensor, sent now."""

@@ -20,7 +20,7 @@ from rich.table import Table
 from diffsplat.backends.devices import DeviceError
 from diffsplat.graph import Precision
 from diffsplat.integrity import BundleError
-from diffsplat.serving.engine_policy import EnginePolicy
+from diffsplat.serving.engine.policy import EnginePolicy
 from export.common import ExportError, ProgressCallback
 from export.engines.cache import FOLDER_VARIABLE, EngineCache, default_folder
 from export.engines.profiles import Limits

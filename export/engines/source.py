@@ -10,7 +10,7 @@ from diffsplat.export_record import RECORD, ExportRecord, GraphRecord
 from diffsplat.graph import Precision
 from diffsplat.integrity import BundleError, verify_file
 from diffsplat.networks import build_graph_module, load_network, served_precision
-from diffsplat.serving.versions import served_version
+from diffsplat.serving.repository.versions import served_version
 from export.common import ExportError, served_stages
 from export.graph_spec import GraphSpec
 from export.graphs import graph_specs

@@ -30,7 +30,7 @@ from diffsplat.backends.engine_file import (
 from diffsplat.backends.signature import Signature
 from diffsplat.graph import Precision
 from diffsplat.integrity import describe_file
-from diffsplat.serving.engine_policy import EnginePolicy
+from diffsplat.serving.engine.policy import EnginePolicy
 from export.common import ExportError
 from export.engines.cache import EngineCache, default_folder, engine_key, file_hash
 from export.engines.job import BuildJob

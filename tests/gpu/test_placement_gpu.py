@@ -13,8 +13,8 @@ from diffsplat.backends.devices import DeviceError, find_device, inspect, inspec
 from diffsplat.bundle import Bundle
 from diffsplat.pipeline import Pipeline
 from diffsplat.runtime import bundle_graphs
-from diffsplat.serving.server import TritonServer
-from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.errors import ServerStartError
+from diffsplat.serving.server.server import TritonServer
 from export.repository import export_repository
 
 pytestmark = [

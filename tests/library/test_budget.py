@@ -79,7 +79,7 @@ def test_the_published_file_keeps_its_own_threshold(splats: np.ndarray) -> None:
 
 
 def test_the_answer_is_counted_by_its_budget() -> None:
-    from diffsplat.serving.answers import answer_bytes
+    from diffsplat.serving.stage_models.answers import answer_bytes
 
     request = GenerationRequest("x", num_gaussians=10)
     assert answer_bytes(request, 1000) == (0, 560)

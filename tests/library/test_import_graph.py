@@ -9,6 +9,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = {"diffsplat": ROOT, "diffsplat_client": ROOT / "client", "export": ROOT, "training": ROOT, "benchmarks": ROOT}
 MAX_FILES_AT_THE_TOP = 12  # of the library: its folders tell the flow, not a list of files
+SERVING = {  # folder -> those that it may import; CONTRIBUTING.md has the same table
+    "engine": set(),
+    "stage_models": {"engine"},
+    "repository": set(),
+    "server": {"repository"},
+    "supervisor": {"repository", "server"},
+    "edge": {"engine", "server", "supervisor"},
+}
+SHARED_BY_SERVING = {"errors", "drain", "prerequisites"}
 
 
 def module_name(path: Path, root: Path) -> str:
@@ -43,6 +52,19 @@ def test_a_room_has_no_import_circle(room: str) -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"import circle: {' <- '.join(error.args[1])}")
+
+
+def test_folders_of_serving_import_what_the_table_says() -> None:
+    """Arrows between them point one way, and everything else of serving is either shared by them or above them."""
+    used: dict[str, set[str]] = {}
+    for module, imported in import_graph("diffsplat").items():
+        room, *part = module.removeprefix("diffsplat.").split(".")
+        if room == "serving" and part:
+            names = {name.split(".")[2] for name in imported if name.startswith("diffsplat.serving.")}
+            used[part[0]] = used.get(part[0], set()) | names - {part[0]} - SHARED_BY_SERVING
+    assert {name: used.pop(name) for name in SERVING} == SERVING
+    assert {name: used.pop(name) for name in SHARED_BY_SERVING} == dict.fromkeys(SHARED_BY_SERVING, set())
+    assert set(used) == {"commands"}
 
 
 def test_the_library_has_few_files_at_its_top() -> None:

@@ -18,8 +18,8 @@ RULES = {
     "diffsplat.stages.decode": ("diffusers", "transformers", "training", "export", "tritonclient"),
     "diffsplat.stages.rasterize": ("diffusers", "transformers", "training", "export", "tritonclient"),
     "diffsplat.stages.package": ("torch", "training", "export", "tritonclient"),  # starts at once
-    "diffsplat.serving.engine": ("torch", "training", "export", "tritonclient"),
-    "diffsplat.serving.server": ("torch", "training", "export", "tritonclient", "pytriton"),
+    "diffsplat.serving.engine.engine": ("torch", "training", "export", "tritonclient"),
+    "diffsplat.serving.server.server": ("torch", "training", "export", "tritonclient", "pytriton"),
     "diffsplat.serving.prerequisites": ("torch", "numpy"),
     "diffsplat.networks": ("diffusers", "transformers", "training", "export"),  # until one is built that needs them
     "export": ("training",),

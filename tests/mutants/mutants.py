@@ -24,7 +24,7 @@ _DENOISE, _DENOISE_BATCH = "diffsplat/stages/denoise.py", "diffsplat/stages/deno
 _LOOP = "tests/serving/test_device_loop.py"
 _SCHEDULERS, _STEPS = "diffsplat/sampling/schedulers.py", "diffsplat/sampling/steps.py"
 _CAMERAS, _GAUSSIANS = "diffsplat/geometry/cameras.py", "diffsplat/geometry/gaussians.py"
-_ENGINE = "diffsplat/serving/engine.py"
+_ENGINE = "diffsplat/serving/engine/engine.py"
 _PLY = "client/diffsplat_client/formats/ply.py"
 
 DEVICE = [
@@ -433,21 +433,21 @@ FILES_AND_SERVICE = [
     ),
     Mutant(
         "the engine admits one request too many",
-        "diffsplat/serving/engine_schedule.py",
+        "diffsplat/serving/engine/schedule.py",
         "if len(placed) < self._policy.max_batch:",
         "if len(placed) <= self._policy.max_batch:",
         "tests/serving/test_engine.py::test_waiting_requests_are_admitted_in_order_and_told_their_place",
     ),
     Mutant(
         "nobody who yields ever rises",
-        "diffsplat/serving/engine_schedule.py",
+        "diffsplat/serving/engine/schedule.py",
         "level = task.priority + math.floor(",
         "level = task.priority + 0 * math.floor(",
         "tests/serving/test_engine_schedule.py::test_nobody_starves",
     ),
     Mutant(
         "a forecast forgets that short requests go first",
-        "diffsplat/serving/engine_forecast.py",
+        "diffsplat/serving/engine/forecast.py",
         "schedule = Schedule(policy, times.step_s)",
         'schedule = Schedule(dataclasses.replace(policy, order="arrival"), times.step_s)',
         "tests/serving/test_engine_fairness.py::test_the_times_told_are_within_30_percent_of_what_happens",

@@ -8,7 +8,7 @@ from diffsplat_client.contract import CONTRACT_VERSION, ENSEMBLE, ENSEMBLES, MOD
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from diffsplat.serving.engine_policy import EnginePolicy
+from diffsplat.serving.engine.policy import EnginePolicy
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "model_repository"
 COMPOSING = [stage for stage in MODELS if stage not in ENSEMBLES]
@@ -53,8 +53,8 @@ def test_tensors_are_those_of_the_contract(stage: str) -> None:
 def test_a_model_is_one_import(stage: str) -> None:
     text = (TEMPLATES / stage / "1" / "model.py").read_text()
     class_name = f"{stage.capitalize()}Model"
-    module = "triton_denoise" if stage == "denoise" else "triton"
-    assert text == f"from diffsplat.serving.{module} import {class_name} as TritonPythonModel  # noqa: F401\n"
+    module = "diffsplat.serving.stage_models." + ("denoise" if stage == "denoise" else "models")
+    assert text == f"from {module} import {class_name} as TritonPythonModel  # noqa: F401\n"
     assert read_config(stage).backend == "python"
 
 

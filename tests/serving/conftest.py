@@ -9,8 +9,8 @@ import pytest
 from diffsplat_client.client import Client
 from diffsplat_client.grpc_transport import GrpcTransport
 
-from diffsplat.serving.engine import Engine
-from diffsplat.serving.server import TritonServer
+from diffsplat.serving.engine.engine import Engine
+from diffsplat.serving.server.server import TritonServer
 from tests.serving import obedient
 from tests.serving.processes import TIMEOUT_S
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from diffsplat.serving.engine_interface import EngineProgress
+from diffsplat.serving.engine.interface import EngineProgress
 from diffsplat.stages.work_size import WorkSize
 from tests.serving.processes import TIMEOUT_S
 

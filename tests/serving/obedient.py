@@ -18,7 +18,7 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from diffsplat.serving.drain import refuse_while_draining
-from diffsplat.serving.triton_gauge import InFlightGauge
+from diffsplat.serving.stage_models.gauge import InFlightGauge
 
 FOLDER = Path(__file__).parent
 WISH = "{WISH}"

@@ -10,7 +10,7 @@ import pytest
 from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.request import GenerationRequest
 
-from diffsplat.serving.answers import (
+from diffsplat.serving.stage_models.answers import (
     GRACE_S,
     MAX_HOLD_S,
     AnswerBytes,
@@ -75,7 +75,7 @@ def test_another_process_gives_back() -> None:
     ticket = ledger.reserve(AnswerBytes(5, 5))
     # stages are children of one server; this child must take itself for a sibling
     code = "import os, sys; os.getppid = lambda: int(sys.argv[2])\n"
-    code += "from diffsplat.serving.answers import return_share; return_share(sys.argv[1], 'package')"
+    code += "from diffsplat.serving.stage_models.answers import return_share; return_share(sys.argv[1], 'package')"
     subprocess.run([sys.executable, "-c", code, ticket, str(os.getppid())], check=True)
     wait_for(ledger, 5)
 

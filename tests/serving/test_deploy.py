@@ -20,11 +20,11 @@ import pytest
 import yaml
 from diffsplat_client import cli
 
-from diffsplat.serving.installation import find_installation
-from diffsplat.serving.processes import find_stubs
-from diffsplat.serving.server import KILL_AFTER_S, TritonServer
-from diffsplat.serving.supervisor_policy import SupervisorPolicy
-from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.errors import ServerStartError
+from diffsplat.serving.server.installation import find_installation
+from diffsplat.serving.server.processes import find_stubs
+from diffsplat.serving.server.server import KILL_AFTER_S, TritonServer
+from diffsplat.serving.supervisor.policy import SupervisorPolicy
 from export.__main__ import export_parser
 from tests.serving.processes import TIMEOUT_S, child_of, group_members, wait_for
 

@@ -7,8 +7,8 @@ import time
 import pytest
 from diffsplat_client.errors import InvalidRequestError, RequestCancelledError, RequestTimeoutError
 
-from diffsplat.serving.engine import Engine
-from diffsplat.serving.engine_interface import (
+from diffsplat.serving.engine.engine import Engine
+from diffsplat.serving.engine.interface import (
     CANCEL_CHECK_INTERVAL_S,
     EngineClosedError,
     EngineLoad,
@@ -16,8 +16,8 @@ from diffsplat.serving.engine_interface import (
     EngineProgress,
     QueueFullError,
 )
-from diffsplat.serving.engine_jobs import EARLY_STOP_S, ENDED_KEPT_S, MAX_EARLY_STOPS, RecentIds
-from diffsplat.serving.engine_policy import EnginePolicy
+from diffsplat.serving.engine.jobs import EARLY_STOP_S, ENDED_KEPT_S, MAX_EARLY_STOPS, RecentIds
+from diffsplat.serving.engine.policy import EnginePolicy
 from tests.serving.engine_fakes import Clock, CountingModel, Recorder, TimedModel
 from tests.serving.processes import TIMEOUT_S
 

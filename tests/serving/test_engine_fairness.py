@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 
-from diffsplat.serving.engine import Engine
-from diffsplat.serving.engine_forecast import StepTimes
-from diffsplat.serving.engine_interface import QueueFullError
-from diffsplat.serving.engine_policy import EnginePolicy, first_come_first_served
+from diffsplat.serving.engine.engine import Engine
+from diffsplat.serving.engine.forecast import StepTimes
+from diffsplat.serving.engine.interface import QueueFullError
+from diffsplat.serving.engine.policy import EnginePolicy, first_come_first_served
 from tests.serving.engine_fakes import Clock, Recorder, TimedModel
 
 POLICY = EnginePolicy(progress_interval_s=0.0)

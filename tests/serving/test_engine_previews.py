@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from diffsplat.serving.engine import Engine
-from diffsplat.serving.engine_forecast import StepTimes
-from diffsplat.serving.engine_policy import EnginePolicy
+from diffsplat.serving.engine.engine import Engine
+from diffsplat.serving.engine.forecast import StepTimes
+from diffsplat.serving.engine.policy import EnginePolicy
 from tests.serving.engine_fakes import Clock, Counter, Recorder, TimedModel
 
 STEP_S = 1.0  # of a request alone; a batch of two takes twice as long

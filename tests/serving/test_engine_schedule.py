@@ -1,11 +1,11 @@
-"""Whose turn it is: the rules of `engine_schedule` on tasks alone, with a step that takes as long as its rows."""
+"""Whose turn it is: the rules of `engine/schedule.py` on tasks alone, with a step that takes as long as its rows."""
 
 import dataclasses
 
 import pytest
 
-from diffsplat.serving.engine_policy import EnginePolicy, first_come_first_served
-from diffsplat.serving.engine_schedule import Plan, Schedule, Task
+from diffsplat.serving.engine.policy import EnginePolicy, first_come_first_served
+from diffsplat.serving.engine.schedule import Plan, Schedule, Task
 
 POLICY = EnginePolicy(max_batch=2, early_starts=1, overtaking=1, overtake_share=0.25, max_stretch=10.0, patience=1.0)
 

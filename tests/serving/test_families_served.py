@@ -23,7 +23,7 @@ from diffsplat.backbones import BACKBONES
 from diffsplat.backbones.spec import ControlType
 from diffsplat.bundle import Bundle, open_bundle
 from diffsplat.pipeline import Pipeline, PipelineResult
-from diffsplat.serving.server import TritonServer
+from diffsplat.serving.server.server import TritonServer
 from export.__main__ import main
 from export.common import BackendChoice
 from export.importing.layout import default_tags

@@ -16,9 +16,9 @@ import yaml
 from diffsplat_client import cli
 
 from diffsplat.serving.edge.server import Edge
-from diffsplat.serving.metrics import read_metrics
-from diffsplat.serving.server import KILL_AFTER_S, TritonServer
-from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from diffsplat.serving.server.metrics import read_metrics
+from diffsplat.serving.server.server import KILL_AFTER_S, TritonServer
+from diffsplat.serving.supervisor.policy import SupervisorPolicy
 from tests.serving.edge.scripted import Away
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

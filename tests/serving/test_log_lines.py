@@ -3,7 +3,7 @@
 import io
 import logging
 
-from diffsplat.serving.log_lines import LineFormatter
+from diffsplat.serving.stage_models.log_lines import LineFormatter
 
 
 def test_records_stay_one_line_and_tracebacks_are_indented() -> None:

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from diffsplat.serving import stage_watch
-from diffsplat.serving.metrics import busy_instances, executions, requests_in_flight
-from diffsplat.serving.processes import Stub
-from diffsplat.serving.stage_watch import BusyWatch
+from diffsplat.serving.server.metrics import busy_instances, executions, requests_in_flight
+from diffsplat.serving.server.processes import Stub
+from diffsplat.serving.supervisor import stage_watch
+from diffsplat.serving.supervisor.stage_watch import BusyWatch
 
 PAGE = """\
 # TYPE nv_inference_exec_count counter

@@ -9,7 +9,7 @@ from benchmarks.quality.probe import seen_nouns
 from benchmarks.quality.ruler import RulerSize, build_ruler
 from benchmarks.quality.truth import from_white
 from diffsplat.bundle import Bundle
-from diffsplat.serving.server import TritonServer
+from diffsplat.serving.server.server import TritonServer
 from tests.serving.processes import TIMEOUT_S
 from training.data.procedural.captions import COLOURS
 from training.data.procedural.synthetic import DEFAULT_CONFIG, SHAPES

@@ -21,12 +21,12 @@ from diffsplat.backends.devices import DeviceError, DeviceFacts, check_precision
 from diffsplat.export_record import ExportRecord
 from diffsplat.integrity import BundleError
 from diffsplat.runtime import load_graph
-from diffsplat.serving import placement
-from diffsplat.serving.gpu_lock import lock_card
-from diffsplat.serving.placement import Placement, place
-from diffsplat.serving.repository_copy import copy_repository, count_instances, read_configs
-from diffsplat.serving.server import TritonServer
-from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.errors import ServerStartError
+from diffsplat.serving.repository import placement
+from diffsplat.serving.repository.copy import copy_repository, count_instances, read_configs
+from diffsplat.serving.repository.placement import Placement, place
+from diffsplat.serving.server.gpu_lock import lock_card
+from diffsplat.serving.server.server import TritonServer
 
 CARD = DeviceFacts("cuda:1", int(80e9), "NVIDIA H100", "uuid-of-a-card", (9, 0))
 STAGES = set(MODELS) - set(ENSEMBLES)
@@ -61,7 +61,7 @@ def test_a_launcher_on_the_cpu_imports_no_back_end(exported_repository: Path) ->
     """Each start of a server places it, and importing torch takes seconds."""
     code = (
         "import sys; from pathlib import Path; from collections import defaultdict; "
-        "from diffsplat.serving.placement import place; "
+        "from diffsplat.serving.repository.placement import place; "
         "place(Path(sys.argv[1]), 'auto', defaultdict(lambda: 1), '1'); "
         "print(*sorted({'torch', 'onnxruntime', 'openvino'} & sys.modules.keys()))"
     )
@@ -163,7 +163,7 @@ def test_a_back_end_that_is_not_installed_is_named_with_its_extra(
 def test_one_card_has_one_server(tmp_path: Path) -> None:
     """The lock is the process's: it is free again once its holder was killed."""
     program = (
-        "import sys, time; from pathlib import Path; from diffsplat.serving.gpu_lock import lock_card\n"
+        "import sys, time; from pathlib import Path; from diffsplat.serving.server.gpu_lock import lock_card\n"
         "lock_card('a', 'cuda:0', 'diffsplat serve build/nano (process 7)', Path(sys.argv[1]))\n"
         "print('held', flush=True); time.sleep(60)\n"
     )

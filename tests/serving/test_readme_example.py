@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from diffsplat_client import read_ply
 
-from diffsplat.serving.server import TritonServer
+from diffsplat.serving.server.server import TritonServer
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 

@@ -19,7 +19,7 @@ from diffsplat_client.transport import Tensors, TransportError
 from benchmarks.quality.truth import EVALUATION_SEED
 from diffsplat.bundle import Bundle
 from diffsplat.reconstruction import ReconstructionPipeline
-from diffsplat.serving.server import TritonServer
+from diffsplat.serving.server.server import TritonServer
 from tests.reconstruction_views import assert_same_reconstruction, sample_request, unseen_samples
 from tests.serving.processes import TIMEOUT_S
 

@@ -15,10 +15,10 @@ from benchmarks.refresh import ONE_PROMPT, REQUEST, ClosedLoop, changed_bundle
 from diffsplat.bundle import Bundle, open_bundle
 from diffsplat.integrity import BundleError
 from diffsplat.pipeline import Pipeline
-from diffsplat.serving.processes import find_stubs
-from diffsplat.serving.supervisor import Supervisor
-from diffsplat.serving.supervisor_policy import SupervisorPolicy
-from diffsplat.serving.versions import list_versions, served_version
+from diffsplat.serving.repository.versions import list_versions, served_version
+from diffsplat.serving.server.processes import find_stubs
+from diffsplat.serving.supervisor.policy import SupervisorPolicy
+from diffsplat.serving.supervisor.supervisor import Supervisor
 from export import gates
 from export.common import ExportError
 from export.gates import GateError, GateOptions

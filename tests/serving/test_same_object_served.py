@@ -26,7 +26,7 @@ from diffsplat.bundle import Bundle
 from diffsplat.geometry.gaussians import canonicalize, from_array, to_array
 from diffsplat.pipeline import Pipeline
 from diffsplat.reconstruction import ReconstructionPipeline
-from diffsplat.serving.server import TritonServer
+from diffsplat.serving.server.server import TritonServer
 from diffsplat.stages.envelope import Envelope
 from export.repository import export_repository
 from tests.drawing import BOUNDS, FRAME, POSES, difference, draw

@@ -13,8 +13,8 @@ import pytest
 from diffsplat_client.grpc_transport import GrpcTransport
 
 from diffsplat.serving.commands import _memory
-from diffsplat.serving.metrics import read_metrics, requests_in_flight
-from diffsplat.serving.ports import choose_ports
+from diffsplat.serving.server.metrics import read_metrics, requests_in_flight
+from diffsplat.serving.server.ports import choose_ports
 from tests.serving.obedient import WAIT, ask
 from tests.serving.processes import TIMEOUT_S, child_of, group_members, wait_for
 

@@ -21,8 +21,8 @@ from diffsplat_client.poses import turntable
 from diffsplat_client.request import GenerationRequest
 from diffsplat_client.transport import Tensors
 
-from diffsplat.serving.metrics import read_metrics
-from diffsplat.serving.server import TritonServer
+from diffsplat.serving.server.metrics import read_metrics
+from diffsplat.serving.server.server import TritonServer
 from tests.serving.processes import TIMEOUT_S
 from tests.stream_closing import when_read
 

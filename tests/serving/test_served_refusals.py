@@ -15,7 +15,7 @@ from diffsplat_client.request import GenerationRequest
 from diffsplat_client.status import find_early_end
 from diffsplat_client.transport import Tensors, TransportError
 
-from diffsplat.serving.server import TritonServer
+from diffsplat.serving.server.server import TritonServer
 from tests.serving.processes import TIMEOUT_S
 
 if TYPE_CHECKING:

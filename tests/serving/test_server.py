@@ -24,10 +24,10 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from diffsplat.serving import prerequisites
-from diffsplat.serving.processes import find_stubs
-from diffsplat.serving.server import TritonServer
-from diffsplat.serving.wheel import ServerStartError
-from diffsplat.serving.workspace import Workspace, remove_leftovers
+from diffsplat.serving.errors import ServerStartError
+from diffsplat.serving.server.processes import find_stubs
+from diffsplat.serving.server.server import TritonServer
+from diffsplat.serving.server.workspace import Workspace, remove_leftovers
 from tests.serving.processes import TIMEOUT_S, group_members, wait_for
 from tests.serving.repositories import link_small_repository, use_one_process_per_stage
 
@@ -184,7 +184,9 @@ class TestLife:
     def test_only_files_of_dead_launchers_are_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Their process ids do not matter: a launcher in another container has ids of its own."""
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        script = "from diffsplat.serving.workspace import Workspace; print(Workspace().prefix, flush=True); input()"
+        script = (
+            "from diffsplat.serving.server.workspace import Workspace; print(Workspace().prefix, flush=True); input()"
+        )
         launchers = [
             subprocess.Popen(
                 [sys.executable, "-c", script],

@@ -15,14 +15,14 @@ from benchmarks.stop_storm import (
     stop_streams,
     wait_until_idle,
 )
-from diffsplat.serving.server import TritonServer
+from diffsplat.serving.server.server import TritonServer
 from tests.serving.processes import TIMEOUT_S
 
 pytestmark = pytest.mark.triton
 FAILING_RASTERIZE = """
 from pathlib import Path
 
-from diffsplat.serving.triton import RasterizeModel
+from diffsplat.serving.stage_models.models import RasterizeModel
 
 class TritonPythonModel(RasterizeModel):
     def load(self, folder):

@@ -21,10 +21,10 @@ from diffsplat_client.probes import PROBE_ID
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from diffsplat.serving.metrics import busy_instances, read_metrics
-from diffsplat.serving.processes import find_stubs
-from diffsplat.serving.supervisor import Supervisor
-from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from diffsplat.serving.server.metrics import busy_instances, read_metrics
+from diffsplat.serving.server.processes import find_stubs
+from diffsplat.serving.supervisor.policy import SupervisorPolicy
+from diffsplat.serving.supervisor.supervisor import Supervisor
 from tests.serving.obedient import COMPUTE, HANG, WAIT, ask
 from tests.serving.processes import TIMEOUT_S, group_members, wait_for
 from tests.serving.repositories import link_small_repository

@@ -12,7 +12,7 @@ from diffsplat.serving.edge.jobs import Job
 from diffsplat.serving.edge.outbox import Outbox
 from diffsplat.serving.edge.results_store import Recording, ResultStore
 from diffsplat.serving.edge.upstream import ServerRuns, Upstream
-from diffsplat.serving.engine_jobs import ENDED_KEPT_S, MAX_ENDED, RecentIds
+from diffsplat.serving.engine.jobs import ENDED_KEPT_S, MAX_ENDED, RecentIds
 
 
 class Answers:

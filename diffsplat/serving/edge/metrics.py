@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from diffsplat.serving.edge.admission import RefusedError
 from diffsplat.serving.edge.jobs import Job
-from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.errors import ServerStartError
 
 BUCKETS_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
 STATE_TIMEOUT_S = 5.0  # for the edge's own thread to say where it stands

@@ -24,8 +24,8 @@ from diffsplat.serving.edge.request_log import RequestLog
 from diffsplat.serving.edge.results_store import KeepPolicy, ResultStore
 from diffsplat.serving.edge.tls import TlsFiles
 from diffsplat.serving.edge.upstream import ServerRuns, TritonUpstream
-from diffsplat.serving.ports import LOOPBACK, choose_ports, reached_at
-from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.errors import ServerStartError
+from diffsplat.serving.server.ports import LOOPBACK, choose_ports, reached_at
 
 if TYPE_CHECKING:
     from aiohttp import web

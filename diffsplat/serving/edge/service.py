@@ -6,10 +6,10 @@ import threading
 from typing import Any
 
 from diffsplat.serving.edge.server import Edge, EdgeSettings
-from diffsplat.serving.installation import check_address
-from diffsplat.serving.ports import LOOPBACK, choose_ports
-from diffsplat.serving.supervisor import Supervisor
-from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from diffsplat.serving.server.installation import check_address
+from diffsplat.serving.server.ports import LOOPBACK, choose_ports
+from diffsplat.serving.supervisor.policy import SupervisorPolicy
+from diffsplat.serving.supervisor.supervisor import Supervisor
 
 
 class Service:

@@ -11,7 +11,7 @@ from diffsplat.serving.edge.wire import Payload
 
 MAX_ELEMENTS = 2**31 - 1  # of a tensor; Triton 2.51 multiplies dims without a look at overflows
 MAX_STRINGS = 4096  # elements of a BYTES tensor
-ENSEMBLE_VERSIONS = ("", "1")  # an ensemble is replaced in place: `repository_copy.py`
+ENSEMBLE_VERSIONS = ("", "1")  # an ensemble is replaced in place: `repository/copy.py`
 _SIZES = {"BOOL": 1, "UINT8": 1, "INT32": 4, "INT64": 8, "FP32": 4}
 _CONTENTS = {
     "BOOL": "bool_contents",

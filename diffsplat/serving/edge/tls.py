@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 
-from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.errors import ServerStartError
 
 
 @dataclass(frozen=True)

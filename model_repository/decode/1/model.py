@@ -1,1 +1,1 @@
-from diffsplat.serving.triton import DecodeModel as TritonPythonModel  # noqa: F401
+from diffsplat.serving.stage_models.models import DecodeModel as TritonPythonModel  # noqa: F401

@@ -1,1 +1,1 @@
-from diffsplat.serving.triton_denoise import DenoiseModel as TritonPythonModel  # noqa: F401
+from diffsplat.serving.stage_models.denoise import DenoiseModel as TritonPythonModel  # noqa: F401

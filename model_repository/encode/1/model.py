@@ -1,1 +1,1 @@
-from diffsplat.serving.triton import EncodeModel as TritonPythonModel  # noqa: F401
+from diffsplat.serving.stage_models.models import EncodeModel as TritonPythonModel  # noqa: F401

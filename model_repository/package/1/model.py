@@ -1,1 +1,1 @@
-from diffsplat.serving.triton import PackageModel as TritonPythonModel  # noqa: F401
+from diffsplat.serving.stage_models.models import PackageModel as TritonPythonModel  # noqa: F401

@@ -1,1 +1,1 @@
-from diffsplat.serving.triton import RasterizeModel as TritonPythonModel  # noqa: F401
+from diffsplat.serving.stage_models.models import RasterizeModel as TritonPythonModel  # noqa: F401

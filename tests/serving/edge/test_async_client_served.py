@@ -22,7 +22,7 @@ from diffsplat_client import (
 )
 
 from diffsplat.serving.edge.service import Service
-from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from diffsplat.serving.supervisor.policy import SupervisorPolicy
 from tests.serving.processes import TIMEOUT_S, wait_for
 
 pytestmark = pytest.mark.triton

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from diffsplat.serving.edge.clients import ClientLimits
 from diffsplat.serving.edge.server import Edge, EdgeSettings
-from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.errors import ServerStartError
 from tests.serving.edge.scripted import PATIENCE_S, answer, read, request, status
 from tests.serving.processes import wait_for
 

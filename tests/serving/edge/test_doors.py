@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2_grpc
 from diffsplat.serving.edge.server import Edge, EdgeSettings
 from diffsplat.serving.edge.service import Service
 from diffsplat.serving.edge.tls import TlsFiles
-from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.errors import ServerStartError
 from tests.serving.edge.scripted import PATIENCE_S, Away, request
 from tests.serving.processes import wait_for
 

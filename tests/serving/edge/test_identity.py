@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffsplat.serving.edge.identity import Doorman, TokenFile
-from diffsplat.serving.wheel import ServerStartError
+from diffsplat.serving.errors import ServerStartError
 
 TOKEN = "correct-horse-battery-staple"
 PEER = "ipv4:10.0.0.7:40000"

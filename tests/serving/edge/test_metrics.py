@@ -10,7 +10,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from diffsplat.serving.edge.jobs import Job
 from diffsplat.serving.edge.metrics import EdgeMetrics, EdgeState
 from diffsplat.serving.edge.server import Edge
-from diffsplat.serving.metrics import read_metrics
+from diffsplat.serving.server.metrics import read_metrics
 from tests.serving.edge.scripted import Away, ScriptedUpstream, admitted, answer, request, status
 from tests.serving.processes import wait_for
 

@@ -22,8 +22,8 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from benchmarks.quality.truth import EVALUATION_SEED
 from diffsplat.bundle import Bundle
 from diffsplat.serving.edge.service import Service
-from diffsplat.serving.processes import find_stubs
-from diffsplat.serving.supervisor_policy import SupervisorPolicy
+from diffsplat.serving.server.processes import find_stubs
+from diffsplat.serving.supervisor.policy import SupervisorPolicy
 from tests.reconstruction_views import sample_request, unseen_samples
 from tests.serving.processes import TIMEOUT_S, wait_for
 

@@ -1,0 +1,1 @@
+"""One run of a tritonserver: what it needs, how it is started and stopped, and what it tells meanwhile."""

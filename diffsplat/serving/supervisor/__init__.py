@@ -1,0 +1,1 @@
+"""Keeps a server alive, and changes what a running one serves: one stage anew, or another version."""
