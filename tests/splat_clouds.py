@@ -25,6 +25,7 @@ LOSSES = {
     "spz": SPZ_LOSS,
     "spz4": SPZ_LOSS,
     "glb": Loss(log_scale=0),
+    "usdz": Loss(log_scale=0),
     "sog": Loss(position=5e-5, rgb=1 / 255, opacity=LEVEL, log_scale=0.01, rotation_deg=1),
 }
 

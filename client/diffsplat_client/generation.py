@@ -121,7 +121,7 @@ def _cloud(tensors: dict[str, np.ndarray], assets: dict[str, bytes], frame: str)
         if GAUSSIANS.name in tensors:
             return SplatCloud.from_array(tensors[GAUSSIANS.name])
         for name, file in assets.items():
-            if not FORMATS[name].as_decoded:
+            if not FORMATS[name].splats_too:
                 return FORMATS[name].read(file, frame)
     except ValueError as error:
         raise ServerError(f"the server's splats cannot be read: {error}") from None

@@ -17,7 +17,7 @@ from diffsplat.stages.envelope import OutputEnvelope
 class PackageResult(NamedTuple):
     """What the request's formats ask for; only splats that the request keeps."""
 
-    gaussians: np.ndarray | None  # [N, 14] float32; for raw and formats `as_decoded`
+    gaussians: np.ndarray | None  # [N, 14] float32; for raw and formats with `splats_too`
     assets: dict[str, bytes]  # format -> file
 
 
@@ -58,8 +58,8 @@ class PackageStage:
             check_shape("RAW_SPLATS", raw_splats, splats.shape)
             clouds[True] = SplatCloud.from_array(_rows(raw_splats, keep))
         files = {format.name: format.write(clouds[format.as_decoded], request.frame) for format in request.file_formats}
-        # those files show another object wherever quaternions are normalised: the splats themselves come with them
-        return PackageResult(kept if as_decoded or RAW in request.formats else None, files)
+        splats_too = RAW in request.formats or any(format.splats_too for format in request.file_formats)
+        return PackageResult(kept if splats_too else None, files)
 
 
 def kept_rows(splats: np.ndarray, threshold: float, budget: int | None) -> np.ndarray:

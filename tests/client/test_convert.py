@@ -57,7 +57,7 @@ def test_the_format_follows_from_the_name_and_the_axes_from_the_options(tmp_path
         ("a.ply", b"PNG....", "b.spz", r"a.ply: no file of splats: begins with b'PNG....': must be one of .glb, .ply"),
         ("a.spz", b"", "b.ply", "a.spz: no file of splats: begins with b''"),
         ("a.splat", b"12345", "b.ply", "a.splat: splat: 5 bytes: must be a multiple of 32"),
-        ("a.ply", b"ply\n", "b.obj", "b.obj: ends with '.obj': must be one of .ply, .splat, .spz, .glb, .sog"),
+        ("a.ply", b"ply\n", "b.obj", "b.obj: ends with '.obj': must be one of .ply, .splat, .spz, .glb, .usdz, .sog"),
         ("a.sog", b"PK\x03\x04", "b.ply", "a.sog: sog: not a complete zip archive"),
     ],
 )

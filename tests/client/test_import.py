@@ -6,7 +6,19 @@ import sys
 
 import pytest
 
-HEAVY = ("asyncio", "ssl", "torch", "tritonclient", "grpc", "rich", "PIL", "imageio_ffmpeg", "viser", "diffsplat")
+HEAVY = (
+    "asyncio",
+    "ssl",
+    "torch",
+    "tritonclient",
+    "grpc",
+    "rich",
+    "PIL",
+    "imageio_ffmpeg",
+    "viser",
+    "pxr",
+    "diffsplat",
+)
 
 
 @pytest.mark.parametrize("module", ["diffsplat_client", "diffsplat_client.cli"])

@@ -107,7 +107,7 @@ def test_frames_of_the_registry_are_those_of_the_readers() -> None:
     """What the tests above show for each format."""
     assert {name: format.frame for name, format in FORMATS.items()} == {
         **dict.fromkeys(("ply", "splat", "sog"), THREEDGS),
-        **dict.fromkeys(("ply_compat", "spz", "spz4", "glb"), OPENGL),
+        **dict.fromkeys(("ply_compat", "spz", "spz4", "glb", "usdz"), OPENGL),
     }
     assert LOSSES.keys() == FORMATS.keys()
 

@@ -71,6 +71,12 @@ def test_files_and_raw_splats_have_the_same_splats(splats: np.ndarray, name: str
     assert np.abs(np.sort(cloud.positions, axis=0) - np.sort(expected[:, :3], axis=0)).max() < 1e-3
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_splats_come_beside_files_that_clients_cannot_take_them_from(splats: np.ndarray, name: str) -> None:
+    sent = packaged(splats, num_gaussians=20, formats=(name,)).gaussians
+    assert (None if sent is None else len(sent)) == (20 if name in ("ply_compat", "usdz") else None)
+
+
 def test_the_published_file_keeps_its_own_threshold(splats: np.ndarray) -> None:
     result = packaged(splats, num_gaussians=150, formats=("ply_compat",), opacity_threshold_render=0.5)
     assert result.gaussians is not None

@@ -18,6 +18,7 @@ from diffsplat_client.formats.sog import decode_sog, encode_sog
 from diffsplat_client.formats.splat import decode_splat, encode_splat
 from diffsplat_client.formats.spz import decode_spz, encode_spz
 from diffsplat_client.formats.spz_container import GZIP_MAGIC, MAGIC
+from diffsplat_client.formats.usdz import READER_MODULE, decode_usdz, encode_usdz
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,17 @@ class FileFormat:
     encode: Callable[[SplatCloud, str], bytes]  # (splats in our frame, frame of the file) -> the whole file
     decode: Callable[[bytes, str], SplatCloud]  # (file, its frame or "") -> splats; ValueError for a damaged file
     magic: bytes = b""  # first bytes of every file; none has no mark
+    early: bytes = b""  # what the first 256 bytes hold besides, where another format begins with the same
     module: str = ""  # that writing and reading need beside numpy; it comes with the extra `formats`
+    reader_module: str = ""  # that only reading needs: clients may lack it
     # The file has the splats as decoded, with quaternions of any length; tools that normalise them show another object.
-    # So the server sends the canonical splats too. Both opacity thresholds apply, as in the published script.
+    # Both opacity thresholds apply, as in the published script.
     as_decoded: bool = False
+
+    @property
+    def splats_too(self) -> bool:
+        """Whether the server sends the splats themselves besides, since clients cannot take them from the file."""
+        return self.as_decoded or bool(self.reader_module)
 
     @property
     def extension(self) -> str:
@@ -54,7 +62,8 @@ class FileFormat:
         return self.decode(data, frame)
 
 
-_BYTES = "application/octet-stream"  # no format of splats but glTF's has a registered media type
+ZIP_MAGIC = b"PK\x03\x04"
+_BYTES = "application/octet-stream"  # few formats of splats have a registered media type
 PLY = FileFormat("ply", "splats.ply", _BYTES, THREEDGS, encode_ply, decode_ply, b"ply")
 PLY_COMPAT = FileFormat(
     name="ply_compat",
@@ -72,8 +81,19 @@ SPZ4 = FileFormat(
     "spz4", "splats_v4.spz", _BYTES, OPENGL, partial(encode_spz, version=4), decode_spz, MAGIC, module="zstandard"
 )
 GLB = FileFormat("glb", "splats.glb", "model/gltf-binary", OPENGL, encode_glb, decode_glb, b"glTF")
-SOG = FileFormat("sog", "splats.sog", _BYTES, THREEDGS, encode_sog, decode_sog, b"PK\x03\x04", module="PIL")
-FORMATS = {format.name: format for format in (PLY, PLY_COMPAT, SPLAT, SPZ, SPZ4, GLB, SOG)}
+USDZ = FileFormat(
+    name="usdz",
+    file_name="splats.usdz",
+    media_type="model/vnd.usdz+zip",
+    frame=OPENGL,
+    encode=encode_usdz,
+    decode=decode_usdz,
+    magic=ZIP_MAGIC,
+    early=b".usd",
+    reader_module=READER_MODULE,
+)
+SOG = FileFormat("sog", "splats.sog", _BYTES, THREEDGS, encode_sog, decode_sog, ZIP_MAGIC, module="PIL")
+FORMATS = {format.name: format for format in (PLY, PLY_COMPAT, SPLAT, SPZ, SPZ4, GLB, USDZ, SOG)}
 RAW = "raw"  # no file: the splats alone
 FORMAT_CHOICES = (RAW, *FORMATS)
 

@@ -7,6 +7,8 @@ from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.files import atomic_path
 from diffsplat_client.formats import FORMATS, FileFormat
 
+_HEAD_BYTES = 256  # of a file, which tell formats apart
+
 
 def read_splats(path: str | os.PathLike[str], frame: str = "") -> SplatCloud:
     """Read a file of any format into our frame.
@@ -48,7 +50,7 @@ def write_splats(path: str | os.PathLike[str], cloud: SplatCloud, frame: str = "
 def format_of(data: bytes, name: str) -> FileFormat:
     """The format of a file's content, or of its name where content has no mark; ValueError if neither is known."""
     for format in FORMATS.values():
-        if format.magic and data.startswith(format.magic):
+        if format.magic and data.startswith(format.magic) and format.early in data[:_HEAD_BYTES]:
             return format
     unmarked = [format for format in FORMATS.values() if not format.magic]
     for format in unmarked:

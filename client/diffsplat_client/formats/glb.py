@@ -14,8 +14,9 @@ import numpy as np
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.formats.axes import OPENGL, from_frame, to_frame
 from diffsplat_client.formats.gltf import Document, Json
-from diffsplat_client.formats.gltf_nodes import placed, splat_primitives
+from diffsplat_client.formats.gltf_nodes import splat_primitives
 from diffsplat_client.formats.packing import MAX_SPLATS, check_packable, unit_bytes, unit_quats
+from diffsplat_client.formats.placing import placed
 from diffsplat_client.formats.ply import SH_C0
 
 EXTENSION = "KHR_gaussian_splatting"
@@ -107,7 +108,7 @@ def decode_glb(data: bytes, frame: str = "") -> SplatCloud:
         total += len(cloud)
         if total > MAX_SPLATS:
             raise ValueError(f"glb: {total} splats: must be {MAX_SPLATS} or fewer")
-        clouds.append(placed(cloud, matrix))
+        clouds.append(placed(cloud, matrix, "glb: a node"))
     if not clouds:
         raise ValueError(f"glb: no primitive of the scene has {EXTENSION}")
     return from_frame(SplatCloud.from_array(np.concatenate([cloud.to_array() for cloud in clouds])), frame or OPENGL)

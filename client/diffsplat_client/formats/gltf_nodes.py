@@ -1,11 +1,9 @@
 """The scene of a glTF file: which primitives it shows, and where its nodes place them."""
 
-import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 
-from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.formats.gltf import Document, Json
 
 
@@ -63,44 +61,8 @@ def _matrix(node: Json) -> np.ndarray:
     return matrix
 
 
-def placed(cloud: SplatCloud, matrix: np.ndarray) -> SplatCloud:
-    """The cloud moved by a matrix; ValueError unless that is a rotation, a translation and one scale for all axes."""
-    if np.array_equal(matrix, np.eye(4)):
-        return cloud
-    linear = matrix[:3, :3]
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        scale = np.cbrt(np.linalg.det(linear))
-        rotation = linear / scale
-        if not scale > 0 or not np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3:
-            raise ValueError("glb: a node stretches or mirrors the splats: it may turn, move and scale them evenly")
-        w, x, y, z = _quaternion(rotation)
-        a, b, c, d = cloud.quats_wxyz.T
-        quats = [w * a - x * b - y * c - z * d, w * b + x * a + y * d - z * c]
-        quats += [w * c - x * d + y * a + z * b, w * d + x * c - y * b + z * a]
-        return dataclasses.replace(
-            cloud,
-            positions=cloud.positions @ linear.T + matrix[:3, 3],
-            scales=cloud.scales * scale,
-            quats_wxyz=np.stack(quats, axis=1),
-        )
-
-
 def _rotation(quat_wxyz: np.ndarray) -> np.ndarray:
     """A unit quaternion as a matrix [3, 3]: v -> v + 2 w (u x v) + 2 u x (u x v)."""
     w, (x, y, z) = quat_wxyz[0], quat_wxyz[1:]
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.eye(3) + 2 * w * cross + 2 * cross @ cross
-
-
-def _quaternion(rotation: np.ndarray) -> np.ndarray:
-    """A rotation matrix as a unit quaternion (w, x, y, z): the eigenvector of Bar-Itzhack's symmetric matrix."""
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
-    k = np.array(
-        [
-            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
-            [zy - yz, xx - yy - zz, yx + xy, zx + xz],
-            [xz - zx, yx + xy, yy - xx - zz, zy + yz],
-            [yx - xy, zx + xz, zy + yz, zz - xx - yy],
-        ]
-    )
-    return np.linalg.eigh(k)[1][:, -1]
