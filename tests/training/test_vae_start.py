@@ -173,7 +173,9 @@ def test_gsvae_starts_from_a_base_models_autoencoder_and_the_tiny_decoder_from_i
 def test_the_tiny_decoder_gets_scaled_latents_through_the_post_quant_conv(runs: Path) -> None:
     """As published, for backbones with such a layer and without."""
     for name in ("sd15", "sd3"):
-        config = official_config(runs, name, "unused", vae=runs / "runs" / name, part="tiny", tiny_width=8)
+        first = official_config(runs, name, f"{name}-scaled", base=runs / name)
+        run_stage(first)
+        config = official_config(runs, name, "unused", vae=first.run.out, part="tiny", tiny_width=8)
         stage = VaeStage(config)
         torch.manual_seed(0)
         stage.build()
