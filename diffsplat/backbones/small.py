@@ -118,10 +118,19 @@ NANO = BackboneSpec(
     guidance_scale=3.0,
 )
 
+_NANO_NEXT_LATENT = 32  # all pixels of its grids hold a splat, of nano's every other one
+
 # nano as it is being trained anew; it takes nano's name when its chain is complete.
 NANO_NEXT = dataclasses.replace(
     NANO,
     name="nano_next",
+    latent_channels=_NANO_NEXT_LATENT,
     # 0.4 pixels: thinner splats show as hair where a denoiser misplaces them
     geometry=dataclasses.replace(NANO.geometry, scale_min=0.006),
+    denoiser={
+        **NANO.denoiser,
+        "in_channels": NANO.denoiser["in_channels"] + _NANO_NEXT_LATENT - _NANO_LATENT,
+        "out_channels": _NANO_NEXT_LATENT,
+    },
+    gsvae={**NANO.gsvae, "latent_channels": _NANO_NEXT_LATENT},
 )

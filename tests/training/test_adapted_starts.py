@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffsplat.backbones import BACKBONES, PICO
+from diffsplat.backbones import BACKBONES, PICO, BackboneSpec
 from diffsplat.backbones.text import TEXT_ENCODER
 from diffsplat.denoisers.interface import build_denoiser
 from diffsplat.splats.gsvae import build_gsvae
@@ -19,7 +19,9 @@ from training.config.vae import VaeConfig
 from training.latents import LatentCache
 from training.parents import open_parent
 from training.stages.diffusion import DiffusionStage
+from training.stages.diffusion_start import adapted, may_start, start_denoiser
 from training.stages.vae import VaeStage
+from training.stages.vae_start import start_gsvae
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "pico"
 EMBEDDING = "text_model.embeddings.token_embedding.weight"
@@ -109,3 +111,42 @@ def test_an_autoencoder_goes_on_with_another_reconstruction_only_if_it_is_told(o
     for wrong in ({"part": "decoder"}, {"vae": None}):
         with pytest.raises(ValueError, match="adapt = True: needs vae and part = 'all'"):
             dataclasses.replace(config, adapt=True, **wrong).check()
+
+
+def test_an_autoencoder_goes_on_with_more_latent_channels_only_if_it_is_told(others: Parents) -> None:
+    """At first the channels it had are as they were, and nothing reads the new ones."""
+    start = open_parent(BUNDLE, "gsvae")
+    wider = dataclasses.replace(PICO, gsvae={**PICO.gsvae, "latent_channels": 6})
+    config = VaeConfig(backbone="pico", recon=others.recon, vae=BUNDLE, adapt=True)
+    before, after = start.load("gsvae", build_gsvae(PICO)), start_gsvae(wider, config, start)
+    grid = torch.rand(1, 2, 12, 32, 32, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
+    with torch.no_grad():
+        old, new = before.posterior(grid), after.posterior(grid)
+        for values, wide in zip(old, new, strict=True):
+            assert wide.shape[2] == 6
+            torch.testing.assert_close(wide[:, :, :4], values)
+        assert new.mean[:, :, 4:].std() > 0.1 and new.log_variance[:, :, 4:].max() < -4.0
+        torch.testing.assert_close(after.decode_unclamped(new.mean), before.decode_unclamped(old.mean))
+    assert all(parameter.requires_grad for parameter in after.parameters())
+    narrower = dataclasses.replace(PICO, gsvae={**PICO.gsvae, "latent_channels": 2})
+    for spec, adapt in ((wider, False), (narrower, True)):
+        with pytest.raises(ValueError, match=r"has 4 latent channels and pico [26]: with adapt = True"):
+            start_gsvae(spec, dataclasses.replace(config, adapt=adapt), start)
+
+
+def test_a_denoiser_goes_on_with_another_number_of_latent_channels(others: Parents, tmp_path: Path) -> None:
+    """The layers that read and write latents start anew."""
+    start = open_parent(BUNDLE, "denoiser")
+    known = BackboneSpec.from_dict(start.facts["spec"])
+    wider = dataclasses.replace(
+        known,
+        latent_channels=6,
+        denoiser={**known.denoiser, "in_channels": 12, "out_channels": 6},
+        gsvae={**known.gsvae, "latent_channels": 6},
+    )
+    assert may_start(wider, adapted(known, wider)) and not may_start(wider, known)
+    before = start.load("denoiser", build_denoiser(PICO)).state_dict()
+    after = start_denoiser(denoiser_run(others, tmp_path), wider, start).state_dict()
+    assert before.keys() == after.keys()
+    new = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert new == {"conv_in.weight", "conv_out.weight", "conv_out.bias"}

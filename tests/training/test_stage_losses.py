@@ -20,7 +20,7 @@ from training.stages.vae import VaeStage, visible_error
 
 DATA = Data(objects=2, validation_objects=1, batch_size=2, views=5, pool_size=1)
 WEIGHTS = RenderWeights(image=0.7, mask=0.3, ssim=0.9, coord=0.4, normal=0.6)
-CHANNEL_WEIGHTS = [3.0] * 3 + [1.0] * 3 + [0.25] * 4 + [1.0, 10.0]  # rgb, scale, quaternion, opacity, depth
+CHANNEL_WEIGHTS = [3.0] * 3 + [0.25] * 3 + [0.05] * 4 + [1.0, 10.0]  # rgb, scale, quaternion, opacity, depth
 TRANSPARENT = 0.05  # weight of a transparent pixel, an opaque one has 1
 COMMON = {"data": DATA, "weights": WEIGHTS, "run": RunOptions(threads=1)}
 

@@ -1,8 +1,8 @@
 """nano_next: nano trained anew, on objects that are never seen twice, rendered at twice the size of its grids.
 
 What differs from nano: no splat is thinner than 0.4 pixels, GSRecon's solid pixels keep a splat each, rows of two or
-three objects and white ones, sizes that are said, and more first views. Every stage goes on from the one of
-`bundles/nano`.
+three objects and white ones, sizes that are said, more first views, and twice as many latent channels. Every stage goes
+on from the one of `bundles/nano`.
 
 Stages that are done lie in `bundles/nano-next` as finished runs, which replace the folders below `runs/nano_next` on
 the command line, as in
@@ -53,8 +53,8 @@ VAE = VaeConfig(
     optim=Optim(steps=4000, lr=6e-4, warmup_steps=30),
     cadence=_CADENCE,
     weights=RenderWeights(image=4.0, mask=2.0, ssim=0.1),
-    render_weight=0.3,
-    rendered_objects=1,
+    render_weight=1.0,
+    rendered_objects=2,
     recon=_RUNS / "recon",
     vae=_START,
     adapt=True,

@@ -138,9 +138,18 @@ def start_denoiser(config: DiffusionConfig, spec: BackboneSpec, start: Parent | 
 
 
 def _continued(spec: BackboneSpec, start: Parent) -> nn.Module:
-    """The denoiser of a run or bundle; a text model's gets the channel of the mask, which it does not read yet."""
+    """The denoiser of a run or bundle; a text model's gets the channel of the mask, which it does not read yet.
+
+    Where the number of latent channels is another one, the layers that read and write latents start anew.
+    """
     before = BackboneSpec.from_dict(start.facts["spec"])
     network = start.load("denoiser", build_denoiser(before))
+    if before.latent_channels != spec.latent_channels:
+        other = build_denoiser(spec)
+        own = other.state_dict()
+        fitting = {name: value for name, value in network.state_dict().items() if value.shape == own[name].shape}
+        other.load_state_dict(fitting, strict=False)
+        return other
     if before.denoiser["in_channels"] == spec.denoiser["in_channels"]:
         return network
     wider = build_denoiser(spec)
@@ -164,8 +173,20 @@ def adapted(before: BackboneSpec, spec: BackboneSpec) -> BackboneSpec:
     if len(encoders) == len(spec.text.encoders) == 1:
         words = {"vocab_size": spec.text.encoders[0].config["vocab_size"]}
         encoders = (dataclasses.replace(encoders[0], config={**encoders[0].config, **words}),)
-    text = dataclasses.replace(before.text, encoders=encoders)
-    return dataclasses.replace(before, geometry=spec.geometry, gsvae={**before.gsvae, **scale}, text=text)
+    outputs_each = before.denoiser["out_channels"] // before.latent_channels  # PixArt also predicts a variance
+    denoiser = {
+        **before.denoiser,
+        "in_channels": before.denoiser["in_channels"] + spec.latent_channels - before.latent_channels,
+        "out_channels": outputs_each * spec.latent_channels,
+    }
+    return dataclasses.replace(
+        before,
+        latent_channels=spec.latent_channels,
+        geometry=spec.geometry,
+        gsvae={**before.gsvae, **scale},
+        text=dataclasses.replace(before.text, encoders=encoders),
+        denoiser=denoiser,
+    )
 
 
 def same_denoiser(first: BackboneSpec, second: BackboneSpec) -> bool:

@@ -21,8 +21,9 @@ from training.stage import Evaluation
 from training.stages.common import ObjectStage, comparison_panel, mixed_precision
 from training.stages.vae_start import autoencoder_spec, start_gsvae
 
-# How visible an error in a channel of the grid is: colour and depth very, the rotation of small splats hardly.
-_CHANNEL_WEIGHTS = {"rgb": 3.0, "scale": 1.0, "quat_wxyz": 0.25, "opacity": 1.0, "depth": 10.0}
+# How visible an error in a channel of the grid is: colour and depth very, size and rotation of small splats hardly.
+# GSRecon gives neighbours such different ones that no latent can hold them; renders teach the decoder others.
+_CHANNEL_WEIGHTS = {"rgb": 3.0, "scale": 0.25, "quat_wxyz": 0.05, "opacity": 1.0, "depth": 10.0}
 _TRANSPARENT_WEIGHT = 0.05  # weight of a fully transparent pixel relative to an opaque one
 _MEASURED_BATCHES = 16  # number of batches from which the latent scale is measured
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -65,7 +65,7 @@ def start_gsvae(spec: BackboneSpec, config: VaeConfig, start: Parent | None) -> 
     held = None if start is None else start.facts.get("tiny_decoder")
     gsvae = build_gsvae(_with_tiny_decoder(spec, held))
     if start is not None:
-        start.load("gsvae", gsvae).requires_grad_(True)
+        _load_start(gsvae, spec, start, config.adapt)
     elif config.base is not None:
         check_vae_config(spec, autoencoder_folder(config.base) / "config.json")
         state = autoencoder_state(config.base, "AutoencoderKL")
@@ -84,6 +84,24 @@ def start_gsvae(spec: BackboneSpec, config: VaeConfig, start: Parent | None) -> 
         tiny_state = autoencoder_state(config.tiny_base, "AutoencoderTiny")
         _load_base(config.tiny_base, lambda: widen_tiny_decoder(decoder, tiny_state))
     return gsvae
+
+
+def _load_start(gsvae: GSVAE, spec: BackboneSpec, start: Parent, adapt: bool) -> None:
+    """The weights of the earlier run; it may have fewer latent channels where the latents become others."""
+    moments = start.facts.get("latent_channels")
+    channels = spec.gsvae["latent_channels"]
+    kept = channels if moments is None else len(moments["mean"])
+    if kept == channels:
+        start.load("gsvae", gsvae).requires_grad_(True)
+        return
+    if not adapt or kept > channels:
+        raise ValueError(
+            f"vae = {start.path} has {kept} latent channels and {spec.name} {channels}: "
+            "with adapt = True it may have fewer"
+        )
+    narrow = dataclasses.replace(spec, gsvae={**spec.gsvae, "latent_channels": kept})
+    tiny = start.facts.get("tiny_decoder")
+    widen_latents(gsvae, cast(GSVAE, start.load("gsvae", build_gsvae(_with_tiny_decoder(narrow, tiny)))))
 
 
 def _with_tiny_decoder(spec: BackboneSpec, tiny: dict[str, Any] | None) -> BackboneSpec:
@@ -110,6 +128,33 @@ def start_almost_deterministic(gsvae: GSVAE) -> None:
         half = layer.bias.shape[0] // 2
         layer.bias[half:] += _FIRST_LOG_VARIANCE
         layer.weight[half:] *= 0.1
+
+
+@torch.no_grad()
+def widen_latents(gsvae: GSVAE, narrow: GSVAE) -> None:
+    """Start an autoencoder with the weights of one that has fewer latent channels.
+
+    Its channels come first. The others start at random and almost deterministic; the decoder does not read them yet.
+    """
+    count, channels = narrow.vae.config.latent_channels, gsvae.vae.config.latent_channels
+    start_almost_deterministic(gsvae)
+    means, everything = torch.arange(count), torch.arange(gsvae.vae.decoder.conv_in.out_channels)
+    posterior = torch.cat([means, channels + means])  # means first, then log variances
+    width = torch.arange(gsvae.vae.encoder.conv_out.in_channels)
+    kept = {  # output and input channels of the layers around the latents
+        "encoder.conv_out": (posterior, width),
+        "quant_conv": (posterior, posterior),
+        "post_quant_conv": (means, means),
+        "decoder.conv_in": (everything, means),
+    }
+    own, before = gsvae.vae.state_dict(), narrow.vae.state_dict()
+    for layer, (outputs, inputs) in kept.items():
+        if f"{layer}.weight" in own:  # SD3's autoencoder has no quant_conv
+            weight = own[f"{layer}.weight"]
+            weight[outputs] = 0.0
+            weight[outputs[:, None], inputs] = before.pop(f"{layer}.weight")
+            own[f"{layer}.bias"][outputs] = before.pop(f"{layer}.bias")
+    gsvae.vae.load_state_dict(before, strict=False)
 
 
 @torch.no_grad()
