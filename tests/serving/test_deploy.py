@@ -21,9 +21,10 @@ import yaml
 from diffsplat_client import cli
 
 from diffsplat.serving.errors import ServerStartError
+from diffsplat.serving.server.guarded_process import KILL_AFTER_S
 from diffsplat.serving.server.installation import find_installation
 from diffsplat.serving.server.processes import find_stubs
-from diffsplat.serving.server.server import KILL_AFTER_S, TritonServer
+from diffsplat.serving.server.server import TritonServer
 from diffsplat.serving.supervisor.policy import SupervisorPolicy
 from export.__main__ import export_parser
 from tests.serving.processes import TIMEOUT_S, child_of, group_members, wait_for

@@ -16,8 +16,9 @@ import yaml
 from diffsplat_client import cli
 
 from diffsplat.serving.edge.server import Edge
+from diffsplat.serving.server.guarded_process import KILL_AFTER_S
 from diffsplat.serving.server.metrics import read_metrics
-from diffsplat.serving.server.server import KILL_AFTER_S, TritonServer
+from diffsplat.serving.server.server import TritonServer
 from diffsplat.serving.supervisor.policy import SupervisorPolicy
 from tests.serving.edge.scripted import Away
 

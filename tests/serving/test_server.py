@@ -228,8 +228,8 @@ class TestLife:
 
     def test_a_killed_guard_takes_the_server_along(self, light_repository: Path) -> None:
         with TritonServer(light_repository) as running:
-            assert running._guard is not None
-            running._guard.kill()
+            assert running._process is not None
+            running._process.guard.kill()
             wait_for(lambda: not running.running)
             running.stop()
             wait_for(lambda: not group_members(running.pid))

@@ -5,20 +5,16 @@
 
 The server listens on 127.0.0.1 unless told otherwise, and speaks gRPC; HTTP is off unless a port is given. Every
 protocol but health, metadata, model configuration, inference and statistics needs `control_key`. The server ends with
-its launcher, however the launcher ends (see guard.py).
+its launcher, however the launcher ends (see `guard.py`).
 
 One `TritonServer` is one run of the process. `supervisor/` restarts servers.
 """
 
-import contextlib
 import os
 import secrets
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from diffsplat_client.contract import ENSEMBLE
@@ -36,27 +32,21 @@ from diffsplat.serving.repository.copy import (
 )
 from diffsplat.serving.repository.placement import AUTO, place
 from diffsplat.serving.repository.versions import CONFIG
-from diffsplat.serving.server import guard
+from diffsplat.serving.server.command_line import key_headers, server_command
 from diffsplat.serving.server.gpu_lock import lock_card
+from diffsplat.serving.server.guarded_process import GuardedProcess, interrupts_held_back
 from diffsplat.serving.server.installation import (
     Installation,
     check_address,
     find_installation,
-    link_backend,
     server_environment,
 )
 from diffsplat.serving.server.log import LoadingReport, explain_failure, new_log
 from diffsplat.serving.server.metrics import read_metrics, requests_in_flight
 from diffsplat.serving.server.ports import LOOPBACK, accepts_connections, choose_ports, reached_at
-from diffsplat.serving.server.workspace import SHM_ROOT, Workspace, remove_leftovers
+from diffsplat.serving.server.workspace import Workspace, remove_leftovers
 
 START_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 5  # Triton waits this long for requests in flight
-KILL_AFTER_S = STOP_TIMEOUT_S + 10.0  # after SIGTERM; then the whole process group is killed
-STUB_TIMEOUT_S = 240  # a model's process must have loaded its network by then
-
-KEY_NAME = "control"
-RESTRICTED_PROTOCOLS = ("shared-memory", "model-repository", "trace", "logging")  # Triton's names, gRPC's and HTTP's
 
 
 class TritonServer:
@@ -128,7 +118,7 @@ class TritonServer:
         self._compiled_graphs = compiled_graphs
         self._start_timeout_s = start_timeout_s
         self._abort = abort or threading.Event()
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._process: GuardedProcess | None = None
         self._workspace: Workspace | None = None
 
     def __enter__(self) -> "TritonServer":
@@ -141,27 +131,21 @@ class TritonServer:
     @property
     def running(self) -> bool:
         """Whether the process is alive."""
-        return self._guard is not None and self._guard.poll() is None
+        return self._process is not None and self._process.running
 
     def ends_within(self, timeout_s: float) -> bool:
         """Whether the process has ended, or does so within `timeout_s`."""
-        if self._guard is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._guard.wait(timeout_s)
-        return not self.running
+        return self._process is None or self._process.ends_within(timeout_s)
 
     @property
     def exit_reason(self) -> str:
         """How the process ended, such as "was killed by SIGSEGV"."""
-        code = None if self._guard is None else self._guard.poll()
-        if code is None:
-            return "has not ended"
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return "has not ended" if self._process is None else self._process.exit_reason
 
     @property
     def control_headers(self) -> dict[str, str]:
         """The gRPC metadata that opens the restricted protocols."""
-        return {f"triton-grpc-protocol-{KEY_NAME}": self.control_key}
+        return key_headers(self.control_key)
 
     def start(self) -> None:
         """Start the server and wait until every model is ready."""
@@ -205,11 +189,11 @@ class TritonServer:
 
     def stop(self) -> None:
         """Stop the server, waiting for requests in flight, and remove what it left. May be called twice."""
-        self._end(self._ask_to_terminate)
+        self._end(GuardedProcess.terminate)
 
     def kill(self) -> None:
         """Stop the server at once; requests in flight are lost."""
-        self._end(lambda process: None)
+        self._end(GuardedProcess.kill)
 
     def drain(self) -> None:
         """Let the server refuse new requests as UNAVAILABLE. It goes on with those it has."""
@@ -240,48 +224,14 @@ class TritonServer:
         environment = {**server_environment(installation), DRAIN_FILE_VARIABLE: str(self.drain_file)}
         if self._compiled_graphs is not None:
             environment[OPENVINO_CACHE_VARIABLE] = str(self._compiled_graphs)
-        command = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
-        command += [workspace.prefix, str(SHM_ROOT), str(workspace.root), *self._command(installation, workspace)]
-        with self.log_path.open("wb") as log:
-            self._guard = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-                pass_fds=[*workspace.lock_fds, *([] if self._card_lock is None else [self._card_lock])],
-            )
-        assert self._guard.stdout is not None
-        with self._guard.stdout as answer:
-            line = answer.readline()
-        if not line:
+        addresses = (self._address, self._metrics_address)
+        command = server_command(installation, workspace, self.copy.folder, *addresses, self.ports, self.control_key)
+        kept_fds = [*workspace.lock_fds, *([] if self._card_lock is None else [self._card_lock])]
+        self._process = GuardedProcess(command, environment, workspace, self.log_path, kept_fds)
+        pid = self._process.wait_for_pid()
+        if pid is None:
             raise ServerStartError(f"the Triton server could not be started:\n{self.why_it_failed()}")
-        self.pid = int(line)
-
-    def _command(self, installation: Installation, workspace: Workspace) -> list[str]:
-        restricted = ",".join(RESTRICTED_PROTOCOLS)
-        command = [
-            str(installation.server),
-            f"--model-repository={self.copy.folder}",
-            f"--backend-directory={link_backend(installation, workspace.folder)}",
-            f"--backend-config=python,shm-region-prefix-name={workspace.prefix}",
-            f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
-            "--disable-auto-complete-config",  # completing them would start one more interpreter per model
-            "--model-control-mode=explicit", "--load-model=*",
-            "--strict-readiness=false",  # stays ready while a version of a model is loaded or unloaded
-            f"--grpc-address={self._address}", f"--grpc-port={self.ports['gRPC']}",
-            f"--grpc-restricted-protocol={restricted}:{KEY_NAME}={self.control_key}",
-            f"--metrics-address={self._metrics_address}", f"--metrics-port={self.ports['metrics']}",
-            f"--exit-timeout-secs={STOP_TIMEOUT_S}",
-            "--log-format=ISO8601",
-        ]  # fmt: skip
-        if "HTTP" not in self.ports:
-            return [*command, "--allow-http=false"]
-        return [
-            *command, f"--http-address={self._address}", f"--http-port={self.ports['HTTP']}",
-            f"--http-restricted-api={restricted}:{KEY_NAME}={self.control_key}",
-        ]  # fmt: skip
+        self.pid = pid
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._start_timeout_s
@@ -302,26 +252,10 @@ class TritonServer:
             if self._abort.wait(0.1):
                 raise ServerStartError("the start was aborted")
 
-    def _ask_to_terminate(self, process: "subprocess.Popen[bytes]") -> None:
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has just ended
-            process.stdin.write(b"T")
-            process.stdin.flush()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(KILL_AFTER_S)
-
-    def _end(self, ask: "Callable[[subprocess.Popen[bytes]], None]") -> None:
-        with _interrupts_held_back():
-            process = self._guard
-            if process is not None and process.stdin is not None and not process.stdin.closed:
-                if process.poll() is None:
-                    ask(process)
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.close()  # kills whatever is left
-                process.wait()
-                if process.returncode == -signal.SIGKILL and hasattr(self, "pid"):  # perhaps the guard's own end
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(self.pid, signal.SIGKILL)
+    def _end(self, end: Callable[[GuardedProcess], None]) -> None:
+        with interrupts_held_back():
+            if self._process is not None:
+                end(self._process)
             if self._workspace is not None:
                 self._workspace.close()
                 self._workspace = None
@@ -341,17 +275,3 @@ def _ready(grpc_url: str) -> bool:
         return False
     finally:
         transport.close()
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM, so that a second Ctrl-C during shutdown does not leave the server running."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
