@@ -426,9 +426,9 @@ FILES_AND_SERVICE = [
     ),
     Mutant(
         "the engine never drops a stopped request",
-        _ENGINE,
-        "if job.stopped or self._asked_to_cancel(job)",
-        "if self._asked_to_cancel(job)",
+        "diffsplat/serving/engine/early_ends.py",
+        "if job.stopped or _asked_to_cancel(job, now_s)",
+        "if _asked_to_cancel(job, now_s)",
         "tests/serving/test_engine.py::test_an_ended_request_leaves_within_one_step_and_others_go_on",
     ),
     Mutant(

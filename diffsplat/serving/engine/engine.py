@@ -15,26 +15,26 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic
 
-from diffsplat_client.errors import InvalidRequestError, RequestCancelledError, RequestTimeoutError
+from diffsplat_client.errors import InvalidRequestError
 
-from diffsplat.serving.engine.forecast import Forecast, Outlook, StepTimes
+from diffsplat.serving.engine.early_ends import reason_to_drop
+from diffsplat.serving.engine.forecast import Forecast, StepTimes
 from diffsplat.serving.engine.interface import (
-    CANCEL_CHECK_INTERVAL_S,
     EngineClosedError,
     EngineLoad,
     EngineObserver,
     Listener,
-    QueueFullError,
     State,
     StepModel,
     Work,
     early_end_state,
 )
-from diffsplat.serving.engine.jobs import EARLY_STOP_S, ENDED_KEPT_S, MAX_EARLY_STOPS, MAX_ENDED, Job, RecentIds
+from diffsplat.serving.engine.jobs import Job
 from diffsplat.serving.engine.policy import EnginePolicy
 from diffsplat.serving.engine.previews import Previews
 from diffsplat.serving.engine.reports import ProgressReports
-from diffsplat.serving.engine.schedule import Plan, Schedule, Task
+from diffsplat.serving.engine.roster import Roster
+from diffsplat.serving.engine.schedule import Plan, Task
 
 _log = logging.getLogger(__name__)
 
@@ -68,15 +68,9 @@ class Engine(Generic[Work, State]):
         self._reports = ProgressReports(policy.progress_interval_s, clock)
         self._reported_load: EngineLoad | None = None
         self._times = times or StepTimes()
-        self._outlook = Outlook(policy, self._times, clock)
-        self._schedule = Schedule(policy, self._times.step_s)
+        self._roster: Roster[Work, State] = Roster(policy, self._times, clock)
         self._previews = Previews(preview, policy, self._times, clock)
-        self._early_stops = RecentIds(clock, EARLY_STOP_S, MAX_EARLY_STOPS)
-        self._ended = RecentIds(clock, ENDED_KEPT_S, MAX_ENDED)
         self._changed = threading.Condition()
-        self._jobs: list[Job[Work, State]] = []  # in order of arrival
-        self._batch: list[Job[Work, State]] = []  # those of the present step
-        self._arrivals = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="denoise-engine", daemon=True)
         self._thread.start()
@@ -116,19 +110,20 @@ class Engine(Generic[Work, State]):
         with self._changed:
             if self._closing:
                 raise EngineClosedError
-            self._check_queue(len(works))
-            times_s, request = (self._clock(), start_by_s, end_by_s), self._arrivals
-            stopped = self._early_stops.take(request_id)
-            jobs: list[Job[Work, State]] = []
-            for (work, listener), size in zip(works, sizes, strict=True):
-                task = Task(self._arrivals, priority, size.rows, size.steps, request=request)
-                self._arrivals += 1
-                jobs.append(Job(request_id, task, work, listener, *times_s, preview_every, stopped=stopped))
-            self._jobs += jobs
-            queue = self._queue()
+            self._roster.check_room(len(works))
+            jobs = self._roster.enter(
+                request_id,
+                works,
+                sizes,
+                priority=priority,
+                start_by_s=start_by_s,
+                end_by_s=end_by_s,
+                preview_every=preview_every,
+            )
+            places = self._roster.places()
             for job in jobs:
-                if (position := queue.get(job.task.arrival, 0)) > 0:
-                    self._reports.tell_place(job, position, self._outlook.of(self._tasks()).get(job.task.arrival))
+                if (arrival := job.task.arrival) in places:
+                    self._reports.tell_place(job, places[arrival], self._roster.forecasts().get(arrival))
             self._changed.notify()
 
     def stop(self, request_id: str) -> str:
@@ -137,16 +132,8 @@ class Engine(Generic[Work, State]):
         If there is no such request, one that arrives within `EARLY_STOP_S` (`jobs.py`) is stopped.
         """
         with self._changed:
-            jobs = [job for job in self._jobs if job.request_id == request_id]
-            for job in jobs:
-                job.stopped = True
             self._changed.notify()
-            if jobs:
-                return "requested"
-            if self._ended.has(request_id):
-                return "already_finished"
-            self._early_stops.note(request_id)
-            return "not_found"
+            return self._roster.stop(request_id)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Fail what is left and end the thread after the step it is in."""
@@ -164,47 +151,7 @@ class Engine(Generic[Work, State]):
     def load(self) -> EngineLoad:
         """Requests by what they do."""
         with self._changed:
-            started = sum(job.task.started for job in self._jobs)
-            active = len(self._batch)
-            return EngineLoad(active, started - active, len(self._jobs) - started)
-
-    # --- with the lock ---
-
-    def _check_queue(self, count: int) -> None:
-        """QueueFullError if more would wait than may; those that are started at the next boundary do not count."""
-        started = sum(job.task.started for job in self._jobs)
-        waiting = len(self._jobs) - started
-        if waiting + count > self.policy.max_queue + max(0, self.policy.max_batch - started):
-            starts = [soon.to_start for soon in self._outlook.of(self._tasks()).values() if soon.to_start > 0]
-            hint = max(min(starts), 0.1) if starts else None
-            raise QueueFullError(f"{self.policy.max_queue} requests are already waiting: try again later", hint)
-
-    def _tasks(self) -> list[Task]:
-        return [job.task for job in self._jobs]
-
-    def _locked_tasks(self) -> list[Task]:
-        with self._changed:
-            return self._tasks()
-
-    def _queue(self) -> dict[int, int]:
-        """Places in the queue, from 1, by arrival: of those that neither run nor will at the next boundary."""
-        tasks = self._tasks()
-        next_ones = {task.arrival for task in self._schedule.plan(tasks).batch}
-        waiting = [task for task in tasks if not task.started and task.arrival not in next_ones]
-        return {view.task.arrival: place for place, view in enumerate(self._schedule.ranked(waiting), start=1)}
-
-    def _report_idle(self) -> None:
-        """Tell those that wait their places and those that pause their time, when either has changed."""
-        idle = [job for job in self._jobs if job not in self._batch and self._reports.is_due(job)]
-        if not idle:
-            return
-        queue, soon = self._queue(), self._outlook.of(self._tasks())
-        for job in idle:
-            arrival = job.task.arrival
-            if job.task.started:
-                self._reports.tell_pause(job, soon.get(arrival))
-            elif arrival in queue and self._reports.has_news(job, queue[arrival], soon.get(arrival)):
-                self._reports.tell_place(job, queue[arrival], soon.get(arrival))
+            return self._roster.load
 
     # --- the engine's thread ---
 
@@ -212,14 +159,14 @@ class Engine(Generic[Work, State]):
         while True:
             self._report_load()
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._jobs)
+                self._changed.wait_for(lambda: self._closing or self._roster.jobs)
                 if self._closing:
                     break
             self._drop_ended()
             plan = self._begin_step()
             self._report_load()
             self._step_all(plan)
-        for job in list(self._jobs):
+        for job in list(self._roster.jobs):
             self._drop(job, EngineClosedError())
 
     def _report_load(self) -> None:
@@ -236,39 +183,17 @@ class Engine(Generic[Work, State]):
 
     def _drop_ended(self) -> None:
         with self._changed:
-            jobs = list(self._jobs)
+            jobs = list(self._roster.jobs)
         for job in jobs:
-            if (error := self._reason_to_drop(job)) is not None:
+            if (error := reason_to_drop(job, self._clock())) is not None:
                 self._drop(job, error)
-
-    def _reason_to_drop(self, job: Job[Work, State]) -> Exception | None:
-        if job.stopped or self._asked_to_cancel(job):
-            return RequestCancelledError("the request was cancelled")
-        now = self._clock()
-        if job.end_by_s is not None and now >= job.end_by_s:
-            done = f"after {job.state.step} of {job.state.steps} steps" if job.state else "while the request waited"
-            return RequestTimeoutError(f"deadline_s passed {done}")
-        if job.state is None and job.start_by_s is not None and now >= job.start_by_s:
-            return RequestTimeoutError("start_deadline_s passed while the request waited")
-        return None
-
-    def _asked_to_cancel(self, job: Job[Work, State]) -> bool:
-        now = self._clock()
-        if now - job.asked_s < CANCEL_CHECK_INTERVAL_S:
-            return False
-        job.asked_s = now
-        return job.listener.is_cancelled()
 
     def _begin_step(self) -> Plan:
         """Choose the batch, start who is new in it, and tell the others where they stand."""
         with self._changed:
-            tasks = self._tasks()
-            plan = self._schedule.plan(tasks)
-            plan.begin(tasks)
-            chosen = {task.arrival for task in plan.batch}
-            self._batch = [job for job in self._jobs if job.task.arrival in chosen]
-            self._report_idle()
-        for job in self._batch:
+            plan = self._roster.begin_step()
+            self._reports.tell_idle(self._roster)
+        for job in self._roster.batch:
             if job.state is None:
                 self._start(job)
         return plan
@@ -286,7 +211,7 @@ class Engine(Generic[Work, State]):
             job.task.steps = job.state.steps
 
     def _step_all(self, plan: Plan) -> None:
-        jobs = [job for job in self._batch if job.state is not None]
+        jobs = [job for job in self._roster.batch if job.state is not None]
         if not jobs:
             return
         began_s = self._clock()
@@ -298,13 +223,14 @@ class Engine(Generic[Work, State]):
             for job in jobs:
                 assert job.state is not None
                 job.task.step = job.state.step
-            plan.note_yielding(self._tasks(), seconds)
+            plan.note_yielding(self._roster.tasks, seconds)
         self._tell(lambda observer: observer.stepped(len(jobs), seconds))
         for job, error in failures:
             self._drop(job, error)
-        due = sorted((job for job in jobs if job in self._batch), key=self._previews.is_due)  # who waits for one, last
+        due = [job for job in jobs if job in self._roster.batch]
+        due.sort(key=self._previews.is_due)  # who waits for a preview, last
         with self._changed:
-            soon = self._outlook.of(self._tasks()) if any(map(self._reports.is_due, due)) else {}
+            soon = self._roster.forecasts() if any(map(self._reports.is_due, due)) else {}
         for job in due:
             self._after_step(job, soon.get(job.task.arrival))
 
@@ -350,6 +276,8 @@ class Engine(Generic[Work, State]):
 
     def _forget(self, job: Job[Work, State]) -> None:
         with self._changed:
-            self._jobs = [other for other in self._jobs if other is not job]
-            self._batch = [other for other in self._batch if other is not job]
-            self._ended.note(job.request_id)
+            self._roster.forget(job)
+
+    def _locked_tasks(self) -> list[Task]:
+        with self._changed:
+            return self._roster.tasks

@@ -1,5 +1,6 @@
 """What the engine tells each request of where it stands, and how often."""
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from diffsplat.serving.engine.forecast import Forecast
 from diffsplat.serving.engine.interface import EngineProgress
 from diffsplat.serving.engine.jobs import Job
+from diffsplat.serving.engine.roster import Roster
 
 NEWS_SHARE = 0.2  # of the time until it starts, by which that time must be off to be told anew
 
@@ -42,9 +44,19 @@ class ProgressReports:
             )
         )
 
-    def tell_pause(self, job: Job[Any, Any], soon: Forecast | None) -> None:
-        """Of a request that is started and not in the present step."""
-        self._try(job, lambda: self.tell_progress(job, soon))
+    def tell_idle(self, roster: Roster[Any, Any]) -> None:
+        """To those that wait their places, and to those that pause their time, when either has changed."""
+        idle = [job for job in roster.jobs if job not in roster.batch and self.is_due(job)]
+        if not idle:
+            return
+        places, forecasts = roster.places(), roster.forecasts()
+        for job in idle:
+            arrival = job.task.arrival
+            soon = forecasts.get(arrival)
+            if job.task.started:
+                self._try(job, functools.partial(self.tell_progress, job, soon))
+            elif arrival in places and self._has_news(job, places[arrival], soon):
+                self.tell_place(job, places[arrival], soon)
 
     def tell_place(self, job: Job[Any, Any], position: int, soon: Forecast | None) -> None:
         """Of a request that waits."""
@@ -55,7 +67,7 @@ class ProgressReports:
         progress = EngineProgress("queued", 0, job.task.steps, position, start_s, left_s)
         self._try(job, lambda: job.listener.progress(progress))
 
-    def has_news(self, job: Job[Any, Any], position: int, soon: Forecast | None) -> bool:
+    def _has_news(self, job: Job[Any, Any], position: int, soon: Forecast | None) -> bool:
         """Whether the place of a request that waits has changed, or its start by more than `NEWS_SHARE`."""
         if position != job.reported_position:
             return True
