@@ -8,6 +8,7 @@ the dead stage again (`SupervisorPolicy.reload_stages`), that stage alone is loa
 whole server is restarted, so that no client waits for an answer that never comes.
 """
 
+import functools
 import math
 import os
 import threading
@@ -75,9 +76,6 @@ class Supervisor:
         self.restarts = 0
         self.reloads: Counter[str] = Counter()
         self.state = "starting"
-        self._repository = repository
-        self._address, self._metrics_address = address, metrics_address
-        self._tritonserver, self._device = tritonserver, device
         self._log_folder = log_folder
         self._on_event = on_event or (lambda line: None)
         self._stopping = threading.Event()
@@ -90,19 +88,18 @@ class Supervisor:
         self._control: ControlSocket | None = None
         self._changing = threading.Lock()
         self._workspace = Workspace()  # of all runs: a restart takes the graphs that the first start compiled
-        self.server = TritonServer(
+        self._new_server = functools.partial(
+            TritonServer,
             repository,
-            grpc_port=grpc_port,
-            http_port=http_port,
-            metrics_port=metrics_port,
             address=address,
             metrics_address=metrics_address,
             tritonserver=tritonserver,
             device=device,
             log_folder=log_folder,
-            on_progress=on_progress,
             compiled_graphs=self._workspace.folder,
-            abort=abort,
+        )
+        self.server = self._new_server(
+            grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port, on_progress=on_progress, abort=abort
         )
 
     def __enter__(self) -> "Supervisor":
@@ -330,18 +327,11 @@ class Supervisor:
     def _start_again(self) -> None:
         ports = self.server.ports
         started_s = time.monotonic()
-        self.server = TritonServer(
-            self._repository,
+        self.server = self._new_server(
             grpc_port=ports["gRPC"],
             http_port=ports.get("HTTP"),
             metrics_port=ports["metrics"],
-            address=self._address,
-            metrics_address=self._metrics_address,
-            tritonserver=self._tritonserver,
-            device=self._device,
             version=self.server.version,
-            log_folder=self._log_folder,
-            compiled_graphs=self._workspace.folder,
             abort=self._stopping,
         )
         self.server.ports = ports  # known even if the start fails
