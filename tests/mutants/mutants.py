@@ -436,7 +436,7 @@ FILES_AND_SERVICE = [
         "diffsplat/serving/engine/schedule.py",
         "if len(placed) < self._policy.max_batch:",
         "if len(placed) <= self._policy.max_batch:",
-        "tests/serving/test_engine.py::test_waiting_requests_are_admitted_in_order_and_told_their_place",
+        "tests/serving/test_engine_schedule.py::test_free_places_go_to_the_least_work_left_then_to_the_first",
     ),
     Mutant(
         "nobody who yields ever rises",
