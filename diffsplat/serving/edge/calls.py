@@ -11,8 +11,8 @@ from tritonclient.grpc import service_pb2 as pb
 from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empty_final
 from diffsplat.serving.edge.clients import Client, Clients
 from diffsplat.serving.edge.dispatch import Answers, Dispatcher
+from diffsplat.serving.edge.failures import refusal
 from diffsplat.serving.edge.identity import Doorman
-from diffsplat.serving.edge.jobs import refusal
 from diffsplat.serving.edge.upstream import QUESTION_TIMEOUT_S, SERVICE, TritonUpstream
 from diffsplat.serving.edge.wire import FINAL_RESPONSE, Response
 

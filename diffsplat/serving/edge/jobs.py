@@ -9,28 +9,22 @@ the next run of it, under another id. It ends with Triton's stream.
 import asyncio
 import contextlib
 import logging
-import re
 import secrets
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
-from diffsplat_client.contract import (
-    EARLY_ENDS,
-    ERROR_CODES,
-    PREVIEW,
-    RECONSTRUCT_TIMINGS,
-    STATUS,
-    TIMING_TENSORS,
-)
+from diffsplat_client.contract import PREVIEW, STATUS
 
-from diffsplat.serving.drain import DRAINING
-from diffsplat.serving.edge.admission import Inference, RefusedError, wants_empty_final
+from diffsplat.serving.edge.admission import Inference, RefusedError
+from diffsplat.serving.edge.failures import end_in, end_of, refusal, server_fault
 from diffsplat.serving.edge.outbox import Outbox
 from diffsplat.serving.edge.progress import SeenAnswers, is_passing
 from diffsplat.serving.edge.results_store import RUNNING, Recording
 from diffsplat.serving.edge.sending import Sending
+from diffsplat.serving.edge.stage_reports import StageReports
 from diffsplat.serving.edge.upstream import ServerRuns, Upstream
-from diffsplat.serving.edge.wire import FINAL_RESPONSE, Response
+from diffsplat.serving.edge.wire import Response
 
 MAX_RUNS = 3  # a request that was there whenever the server died is perhaps why it died
 RESTART_LIMIT_S = 300.0  # how long a request waits for a server
@@ -38,13 +32,16 @@ FAULT_PATIENCE_S = 10.0  # a supervisor that has not begun a restart by then has
 STOP_LIMIT_S = 5.0  # for one STOP
 STOP_AGAIN_S = 1.0  # a STOP that comes before its request is forgotten after a while
 _POLL_S = 0.05
-_TIMINGS = (*TIMING_TENSORS, RECONSTRUCT_TIMINGS)
 _RUN_POLL_S = 0.25  # how often a request that runs looks whether its stages still do
 _log = logging.getLogger(__name__)
-_END_STATES = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "expired"}  # of an error type; all others are failures
 _MAY_RUN_ON = ("INTERNAL", "DEADLINE_EXCEEDED")  # errors of one stage of an ensemble, which do not end the denoiser
-_ERROR_TYPE = re.compile(rf"\b({'|'.join(ERROR_CODES)}): ")
-_DEAD_STAGE = re.compile(r"[Ss]tub process .*is not (healthy|ready)")
+
+
+class Sent(NamedTuple):
+    """A request was sent to Triton: when, on the clock of its job, and why once more, empty the first time."""
+
+    at_s: float
+    why: str
 
 
 class Job:
@@ -58,12 +55,13 @@ class Job:
     Attributes:
         request_id: its id at Triton, which nobody can guess; every run has another one.
         arrived_s: when, on the clock.
-        runs_begun: how often it was sent to Triton.
+        runs_begun: how often it was to be sent to Triton.
+        sent: how often it was.
         end_state: "running", then "finished", "cancelled", "expired" or "failed".
         error_type, error: why it did not finish: a key of contract.ERROR_CODES, and the message.
         first_answer_s, seconds: from its arrival to its first answer (None: there was none), and to its end or now.
         answer_bytes: of all answers.
-        stages_ms: milliseconds by stage, and of the waits before them, as far as the answers tell.
+        stages: what the answers tell of its stages.
     """
 
     def __init__(
@@ -76,10 +74,11 @@ class Job:
         self.inference = inference
         self.request_id = secrets.token_hex(16)
         self.runs_begun = 0
+        self.sent: list[Sent] = []
         self.end_state, self.error_type, self.error = RUNNING, "", ""
         self.first_answer_s: float | None = None
         self.answer_bytes = 0
-        self.stages_ms: dict[str, float] = {}
+        self.stages = StageReports()
         self._ended_s: float | None = None
         self._upstream, self._runs, self._clock = upstream, runs, clock
         self.arrived_s = clock()
@@ -137,7 +136,7 @@ class Job:
         failed_run, fault = None, ""
         for self.runs_begun in range(1, MAX_RUNS + 1):
             run = await self._next_run(failed_run)
-            fault = await self._follow(self._send(), run)
+            fault = await self._follow(self._send(fault), run)
             if not fault:
                 if self.error_type in _MAY_RUN_ON:
                     self.stop()
@@ -166,15 +165,16 @@ class Job:
                 raise RefusedError("UNAVAILABLE", f"no server came back within {RESTART_LIMIT_S:g} s")
             await asyncio.sleep(_POLL_S)
 
-    def _send(self) -> Sending:
-        elapsed_s = 0.0
+    def _send(self, why: str) -> Sending:
+        now_s, elapsed_s = self._clock(), 0.0
         if self.runs_begun > 1:
-            self.request_id, elapsed_s = secrets.token_hex(16), self._clock() - self.arrived_s
+            self.request_id, elapsed_s = secrets.token_hex(16), now_s - self.arrived_s
+        self.sent.append(Sent(now_s, why))
         return Sending(
             self.request_id,
             self.inference.message(self.request_id, elapsed_s),
             self._upstream,
-            find_fault=lambda response: _server_fault(response, probe=not self.inference.repeatable),
+            find_fault=server_fault if self.inference.repeatable else lambda response: "",  # of a probe
             take=self._take,
         )
 
@@ -194,7 +194,9 @@ class Job:
 
     async def _take(self, response: Response) -> None:
         if (new := self._seen.take(response)) is not None:
-            self._note_end(new)
+            self.stages.note(new, self.runs_begun, self._clock())
+            if (end := end_in(new)) is not None:
+                self.end_state, self.error_type, self.error = end
             await self._publish(new)
 
     async def _publish(self, response: Response) -> None:
@@ -214,23 +216,9 @@ class Job:
                 self._recording.preview = message
             await self._recording.put(message, passing=is_passing(response), status=status)
 
-    def _note_end(self, response: Response) -> None:
-        if response.error:
-            found = _ERROR_TYPE.search(response.error)
-            self.error_type, self.error = found[1] if found else "INTERNAL", response.error
-            self.end_state = _END_STATES.get(self.error_type, "failed")
-            return
-        for spec in _TIMINGS:
-            self.stages_ms |= response.read_json(spec.name) or {}
-        for name in (STATUS.name, *(spec.name for spec in EARLY_ENDS)):
-            end = response.read_json(name)
-            if end is not None and "end_state" in end:
-                self.end_state, self.error_type = str(end["end_state"]), str(end.get("error_type"))
-                self.error = str(end.get("message"))
-
     def _refusal(self, error: RefusedError) -> Response:
         """An error of the edge's own, as Triton would send it."""
-        self.end_state, self.error_type, self.error = _END_STATES.get(error.code, "failed"), error.code, str(error)
+        self.end_state, self.error_type, self.error = end_of(error.code, str(error))
         error.head = self.inference.request.head
         return refusal(error)
 
@@ -248,27 +236,3 @@ class Job:
             _, late = await asyncio.wait([self._stopping], timeout=STOP_LIMIT_S)
             for task in late:
                 task.cancel()
-
-
-def refusal(error: RefusedError) -> Response:
-    """As Triton would send it."""
-    response = Response(error=f"{error.code}: {error}")
-    if error.head is not None:
-        response.head.id, response.head.model_name = error.head.id, error.head.model_name
-        if wants_empty_final(error.head):
-            response.head.parameters[FINAL_RESPONSE].bool_param = True
-    return response
-
-
-def _server_fault(response: Response, probe: bool) -> str:
-    """Why a response means that the server is broken or about to end, and not the request; empty if it does not."""
-    if probe:
-        return ""
-    if _DEAD_STAGE.search(response.error):
-        return "a stage of it died"
-    if response.error.startswith("UNAVAILABLE") and DRAINING in response.error:
-        return "it restarts"
-    status = response.read_json(STATUS.name)
-    if status is not None and status.get("phase") == "ended" and status.get("error_type") == "UNAVAILABLE":
-        return "it was shut down"
-    return ""

@@ -41,7 +41,7 @@ class RequestLog:
             "seconds_to_first_answer": None if job.first_answer_s is None else round(job.first_answer_s, 4),
             "answer_bytes": job.answer_bytes,
             "runs": job.runs_begun,
-            "stages_ms": job.stages_ms,
+            "stages_ms": job.stages.stages_ms,
         }
         if job.error_type:
             line |= self._describe(job.error_type, job.error)

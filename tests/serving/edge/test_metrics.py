@@ -60,7 +60,7 @@ def test_what_is_sent_again_and_answered_is_counted() -> None:
         return job
 
     job, metrics = asyncio.run(run()), EdgeMetrics()
-    assert job.stages_ms == {"encode": 1.5, "denoise": 80.0}
+    assert job.stages.stages_ms == {"encode": 1.5, "denoise": 80.0}
     metrics.ended("host", job)
     labels = {"model": "diffsplat", "end_state": "finished"}
     assert metrics.registry.get_sample_value("diffsplat_edge_sent_again_total") == 1
