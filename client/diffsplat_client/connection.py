@@ -22,6 +22,7 @@ _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC takes the first t
 _NO_PROXIES = ("no_grpc_proxy", "no_proxy")
 
 FilePath = str | os.PathLike[str]
+Headers = tuple[tuple[str, str], ...]
 
 
 class CertificateFiles(NamedTuple):
@@ -79,7 +80,7 @@ class Connection:
         return self.url.startswith(_LOOPBACK)
 
     @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
+    def metadata(self) -> Headers:
         """Headers of every call."""
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 

@@ -10,7 +10,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from diffsplat_client import grpc_messages
-from diffsplat_client.connection import Connection
+from diffsplat_client.connection import Connection, Headers
+from diffsplat_client.tracing import trace_headers
 from diffsplat_client.transport import FORKED, Parameters, Tensors, TransportError
 
 
@@ -61,7 +62,7 @@ class GrpcAioTransport:
     ) -> "GrpcAioStream":
         request = grpc_messages.infer_request(model, tensors, request_id, version, parameters)
         # one request and no more: the server closes the stream after the last response
-        return GrpcAioStream(self._call(self._stub.ModelStreamInfer, (request,), timeout_s))
+        return GrpcAioStream(self._call(self._stub.ModelStreamInfer, (request,), timeout_s, trace_headers()))
 
     async def close(self) -> None:
         await self._channel.close()
@@ -69,10 +70,10 @@ class GrpcAioTransport:
     async def _ask(self, method: Any, request: Any, timeout_s: float) -> Any:
         return await _settle(self._call(method, request, timeout_s))
 
-    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+    def _call(self, method: Any, request: Any, timeout_s: float, headers: Headers = ()) -> Any:
         _check_process()
         try:
-            return method(request, timeout=timeout_s, metadata=self._metadata)
+            return method(request, timeout=timeout_s, metadata=(*self._metadata, *headers))
         except grpc.aio.UsageError:  # another task has closed the channel
             raise grpc_messages.closed_error() from None
 

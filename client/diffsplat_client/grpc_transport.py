@@ -17,7 +17,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from diffsplat_client import grpc_messages
-from diffsplat_client.connection import Connection
+from diffsplat_client.connection import Connection, Headers
+from diffsplat_client.tracing import trace_headers
 from diffsplat_client.transport import Parameters, Tensors, TransportError
 
 
@@ -64,16 +65,16 @@ class GrpcTransport:
     ) -> "GrpcStream":
         request = grpc_messages.infer_request(model, tensors, request_id, version, parameters)
         # one request and no more: the server closes the stream after the last response
-        return GrpcStream(self._call(self._stub.ModelStreamInfer, iter((request,)), timeout_s))
+        return GrpcStream(self._call(self._stub.ModelStreamInfer, iter((request,)), timeout_s, trace_headers()))
 
     def close(self) -> None:
         if os.getpid() == self._process:
             self._channel.close()
 
-    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+    def _call(self, method: Any, request: Any, timeout_s: float, headers: Headers = ()) -> Any:
         grpc_messages.check_process(self._process)
         try:
-            return method(request, timeout=timeout_s, metadata=self._metadata)
+            return method(request, timeout=timeout_s, metadata=(*self._metadata, *headers))
         except grpc.RpcError as error:
             raise grpc_messages.status_error(error) from None
         except ValueError:  # all that grpc says when another thread has closed the channel

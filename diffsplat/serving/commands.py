@@ -107,7 +107,13 @@ def _add_edge_options(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="of the edge's own metrics (default: one above --metrics-port; 0 takes a free one)",
     )
-    add("--log-prompts", action="store_true", help="write prompts to the log of requests, requests.jsonl")
+    add(
+        "--traces",
+        metavar="URL",
+        help="send a trace of every request to an OpenTelemetry collector, by OTLP over gRPC; such as "
+        "http://localhost:4317 (default: none; needs the extra `traces`)",
+    )
+    add("--log-prompts", action="store_true", help="write prompts to the log of requests, requests.jsonl, and to spans")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -149,6 +155,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _make_service(arguments: argparse.Namespace, options: dict[str, Any]) -> "Service | Supervisor":
     if arguments.no_edge:
+        if arguments.traces is not None:
+            raise ServerStartError("--traces: traces are the edge's, which --no-edge leaves out")
         return Supervisor(arguments.repository, **options)
     from diffsplat.serving.edge.service import Service  # loads grpc
 
@@ -175,6 +183,7 @@ def _edge_settings(arguments: argparse.Namespace, log_folder: Path) -> "EdgeSett
         tokens=arguments.tokens,
         request_log=log_folder / "requests.jsonl",
         log_prompts=arguments.log_prompts,
+        traces=arguments.traces,
     )
 
 

@@ -18,6 +18,7 @@ HEAVY = (
     "viser",
     "pxr",
     "diffsplat",
+    "opentelemetry",
 )
 
 

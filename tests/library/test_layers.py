@@ -20,6 +20,7 @@ RULES = {
     "diffsplat.stages.package": ("torch", "training", "export", "tritonclient"),  # starts at once
     "diffsplat.serving.engine.engine": ("torch", "training", "export", "tritonclient"),
     "diffsplat.serving.server.server": ("torch", "training", "export", "tritonclient", "pytriton"),
+    "diffsplat.serving.edge.service": ("torch", "training", "export", "opentelemetry", "aiohttp"),
     "diffsplat.serving.prerequisites": ("torch", "numpy"),
     "diffsplat.networks": ("diffusers", "transformers", "training", "export"),  # until one is built that needs them
     "export": ("training",),

@@ -122,6 +122,27 @@ def test_a_killed_launcher_takes_everything_along_at_once(command: Command) -> N
     assert command.answers == ["UNAVAILABLE"], "a client must not wait for its timeout"
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--traces", "localhost:4317"], "error: --traces localhost:4317: must be http://HOST:PORT"),
+        (["--traces", "http://localhost:4317", "--no-edge"], "error: --traces: traces are the edge's"),
+    ],
+)
+def test_traces_that_cannot_be_are_refused(
+    light_repository: Path, tmp_path: Path, options: list[str], says: str
+) -> None:
+    command = [sys.executable, "-m", "diffsplat_client.cli", "serve", str(light_repository), "--grpc-port", "0"]
+    done = subprocess.run(
+        [*command, "--metrics-port", "0", *options],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 1 and done.stderr.startswith(says), done.stderr
+
+
 @pytest.mark.parametrize(("text", "size"), [("800M", 800 * 2**20), ("1.5g", 3 * 2**29), ("4096", 4096)])
 def test_sizes_of_memory(text: str, size: int) -> None:
     assert _memory(text) == size

@@ -4,7 +4,7 @@ import hashlib
 import math
 import secrets
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from diffsplat_client.contract import (
@@ -58,6 +58,7 @@ class Inference:
         attaches: it is not to be computed, only found.
         digest: of what the client sent but for the id, if the id lasts.
         places: how many requests it counts for: one for each of its seeds.
+        trace_headers: those of the call by which the caller says which trace it belongs to.
     """
 
     client_id: str
@@ -69,6 +70,7 @@ class Inference:
     attaches: bool = False
     digest: bytes = b""
     places: int = 1
+    trace_headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> str:

@@ -13,6 +13,7 @@ from diffsplat.serving.edge.clients import Client, Clients
 from diffsplat.serving.edge.dispatch import Answers, Dispatcher
 from diffsplat.serving.edge.failures import refusal
 from diffsplat.serving.edge.identity import Doorman
+from diffsplat.serving.edge.tracing import trace_headers
 from diffsplat.serving.edge.upstream import QUESTION_TIMEOUT_S, SERVICE, TritonUpstream
 from diffsplat.serving.edge.wire import FINAL_RESPONSE, Response
 
@@ -92,7 +93,8 @@ class Calls:
         """STOP alone: everything else streams."""
         client = await self._client_of(context)
         try:
-            inference = self._dispatcher.admit(client, message)
+            headers = trace_headers(context.invocation_metadata() or ())
+            inference = self._dispatcher.admit(client, message, headers)
             if not inference.is_stop:
                 raise RefusedError("INVALID_ARG", "requests go through ModelStreamInfer: their answers are streams")
         except RefusedError as error:
@@ -121,6 +123,7 @@ class StreamCall:
 
     def __init__(self, context: Any, client: Client, dispatcher: Dispatcher) -> None:
         self._context, self._client, self._dispatcher = context, client, dispatcher
+        self._trace_headers = trace_headers(context.invocation_metadata() or ())
         self._writing = asyncio.Lock()
         self._open: set[Answers] = set()
 
@@ -136,7 +139,7 @@ class StreamCall:
 
     async def _take(self, message: bytes, tasks: asyncio.TaskGroup) -> None:
         try:
-            inference = self._dispatcher.admit(self._client, message)
+            inference = self._dispatcher.admit(self._client, message, self._trace_headers)
             if inference.is_stop:
                 answer = self._dispatcher.stop(self._client, inference.client_id)
                 await self._confirm_stop(inference, answer)

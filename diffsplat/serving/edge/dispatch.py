@@ -1,5 +1,6 @@
 """Starts requests, finds those that run or are kept, and stops them: for every protocol that clients speak."""
 
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
@@ -86,11 +87,12 @@ class Dispatcher:
         """Whether requests to a model are taken and computed now."""
         return self._runs.run_of(model) is not None and not self.draining
 
-    def admit(self, client: Client, message: bytes) -> Inference:
+    def admit(self, client: Client, message: bytes, trace_headers: dict[str, str]) -> Inference:
         """Check a `ModelInferRequest`. RefusedError says what is wrong with it."""
         try:
-            return admit(message)
+            return dataclasses.replace(admit(message), trace_headers=trace_headers)
         except RefusedError as error:
+            error.trace_headers = trace_headers
             self._note_refusal(client, error)
             raise
 
@@ -167,7 +169,7 @@ class Dispatcher:
         return recording
 
     def _refused(self, client: Client, inference: Inference, error: RefusedError) -> RefusedError:
-        error.head = inference.request.head
+        error.head, error.trace_headers = inference.request.head, inference.trace_headers
         self._note_refusal(client, error)
         return error
 

@@ -46,6 +46,7 @@ from diffsplat.serving.edge.dispatch import Dispatcher, read_recording
 from diffsplat.serving.edge.identity import Doorman
 from diffsplat.serving.edge.results_store import RUNNING, Recording
 from diffsplat.serving.edge.standing import Standing, standing_of
+from diffsplat.serving.edge.tracing import trace_headers
 from diffsplat.serving.edge.wire import Response
 
 PREFIX = "/v1/splats"
@@ -91,7 +92,8 @@ class HttpFront:
             raise RefusedError("INVALID_ARG", "Content-Type: must be application/json")
         wanted = read_body(await request.read())
         client_id = request.headers.get("Idempotency-Key") or uuid.uuid4().hex
-        inference = self._dispatcher.admit(client, _to_message(wanted, client_id).SerializeToString())
+        message = _to_message(wanted, client_id).SerializeToString()
+        inference = self._dispatcher.admit(client, message, trace_headers(_headers(request)))
         self._dispatcher.record(client, inference)
         here = f"{PREFIX}/{client_id}"
         addresses = {
@@ -178,12 +180,16 @@ class HttpFront:
         assert request.transport is not None
         subject = (request.transport.get_extra_info("peercert") or {}).get("subject", ())
         names = [value.encode() for part in subject for key, value in part if key == "commonName"]
-        headers = [(name.lower(), value) for name, value in request.headers.items()]
         peer = f"ipv4:{request.remote}:0"  # as gRPC names it: a host is one client, whatever it speaks
-        name = self._doorman.name_of(peer, headers, {"x509_common_name": names} if names else {})
+        name = self._doorman.name_of(peer, _headers(request), {"x509_common_name": names} if names else {})
         if name is None:
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
         return self._clients.get(name)
+
+
+def _headers(request: web.Request) -> list[tuple[str, str]]:
+    """As gRPC names them."""
+    return [(name.lower(), value) for name, value in request.headers.items()]
 
 
 def read_body(body: bytes) -> GenerationRequest:

@@ -62,6 +62,7 @@ class Job:
         first_answer_s, seconds: from its arrival to its first answer (None: there was none), and to its end or now.
         answer_bytes: of all answers.
         stages: what the answers tell of its stages.
+        trace_id: of its trace, once it has ended; empty if it is not recorded.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Job:
         self.first_answer_s: float | None = None
         self.answer_bytes = 0
         self.stages = StageReports()
+        self.trace_id = ""
         self._ended_s: float | None = None
         self._upstream, self._runs, self._clock = upstream, runs, clock
         self.arrived_s = clock()

@@ -59,6 +59,14 @@ class EdgeMetrics:
         )
         self._answered = self._counter("answer_bytes", "Bytes of answers")
         self._sent_again = self._counter("sent_again", "Requests sent to Triton once more, since it or a stage died")
+        self._spans = Counter(
+            "diffsplat_edge_trace_spans",
+            "Spans of traces that were exported to the collector, or lost",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in ("exported", "lost"):
+            self._spans.labels(outcome)
         for error_type in ERROR_CODES:
             self._refused.labels(error_type)
         for model in ENSEMBLES:
@@ -78,6 +86,10 @@ class EdgeMetrics:
     def refused(self, client: str, error: RefusedError) -> None:
         """A request was not taken."""
         self._refused.labels(error.code).inc()
+
+    def note_spans(self, outcome: str, spans: int) -> None:
+        """Spans were "exported" or "lost". From any thread."""
+        self._spans.labels(outcome).inc(spans)
 
     def _histogram(self, name: str, about: str) -> Histogram:
         return Histogram(f"diffsplat_edge_{name}", about, buckets=BUCKETS_S, registry=self.registry)

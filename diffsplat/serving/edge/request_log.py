@@ -43,6 +43,8 @@ class RequestLog:
             "runs": job.runs_begun,
             "stages_ms": job.stages.stages_ms,
         }
+        if job.trace_id:
+            line["trace_id"] = job.trace_id
         if job.error_type:
             line |= self._describe(job.error_type, job.error)
         if self._prompts:
@@ -60,11 +62,15 @@ class RequestLog:
         self._file.close()
 
     def _describe(self, error_type: str, error: str) -> dict[str, str]:
-        """A message about a bad value quotes it, and the value may be a prompt."""
-        told = error_type != "INVALID_ARG" or self._prompts
-        return {"error_type": error_type, **({"error": error[:MAX_ERROR_CHARACTERS]} if told else {})}
+        told = tell_error(error_type, error, self._prompts)
+        return {"error_type": error_type, **({"error": told} if told else {})}
 
     def _write(self, line: dict[str, Any]) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         text = json.dumps({"time": stamp, **line})
         self._file.emit(logging.LogRecord("requests", logging.INFO, "", 0, text, None, None))
+
+
+def tell_error(error_type: str, error: str, prompts: bool) -> str:
+    """The message, cut; empty where it may quote a prompt, as messages about bad values do, and `prompts` is false."""
+    return error[:MAX_ERROR_CHARACTERS] if error_type != "INVALID_ARG" or prompts else ""

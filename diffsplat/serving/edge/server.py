@@ -16,19 +16,22 @@ import grpc
 
 from diffsplat.serving.edge.calls import Calls
 from diffsplat.serving.edge.clients import ClientLimits, Clients
-from diffsplat.serving.edge.dispatch import Dispatcher
+from diffsplat.serving.edge.dispatch import Dispatcher, RequestObserver
 from diffsplat.serving.edge.identity import Doorman, TokenFile
 from diffsplat.serving.edge.jobs import Job
 from diffsplat.serving.edge.metrics import EdgeMetrics, EdgeState, MetricsPage
 from diffsplat.serving.edge.request_log import RequestLog
 from diffsplat.serving.edge.results_store import KeepPolicy, ResultStore
 from diffsplat.serving.edge.tls import TlsFiles
+from diffsplat.serving.edge.tracing import open_traces
 from diffsplat.serving.edge.upstream import ServerRuns, TritonUpstream
 from diffsplat.serving.errors import ServerStartError
 from diffsplat.serving.server.ports import LOOPBACK, choose_ports, reached_at
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+    from diffsplat.serving.edge.traces import Traces
 
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 1000, 3500  # a client that vanished is noticed within their sum
 _CLIENT_PINGS_MS = 1000  # clients may ping this often
@@ -47,7 +50,8 @@ class EdgeSettings:
         tls: certificates; None: connections are not encrypted.
         tokens: clients need one of these.
         request_log: file of the log of requests; None: none is written.
-        log_prompts: whether it holds prompts.
+        log_prompts: whether it, and spans, hold prompts.
+        traces: URL of an OpenTelemetry collector; None: there are no traces.
     """
 
     limits: ClientLimits = ClientLimits()
@@ -56,6 +60,7 @@ class EdgeSettings:
     tokens: Path | None = None
     request_log: Path | None = None
     log_prompts: bool = False
+    traces: str | None = None
 
 
 class Edge:
@@ -95,6 +100,7 @@ class Edge:
         self._thread: threading.Thread | None = None
         self._http: web.AppRunner | None = None
         self._page: MetricsPage | None = None
+        self._traces: Traces | None = None
 
     def __enter__(self) -> "Edge":
         self.start()
@@ -111,10 +117,12 @@ class Edge:
         if "HTTP" in self._asked_ports and importlib.util.find_spec("aiohttp") is None:
             raise ServerStartError("--http-port: needs aiohttp; `pip install 'diffsplat-triton[http]'` brings it")
         ports = choose_ports(self._asked_ports, self._address)
+        metrics = EdgeMetrics()
+        if self._settings.traces is not None:
+            self._traces = open_traces(self._settings.traces, self._settings.log_prompts, metrics)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="edge", daemon=True)
         self._thread.start()
-        metrics = EdgeMetrics()
         try:
             if _METRICS in ports:
                 self._page = MetricsPage(metrics, self._loop, self._state, self._address, ports[_METRICS])
@@ -122,6 +130,7 @@ class Edge:
         except BaseException:
             self._close_page()
             self._end_loop()
+            self._close_traces()
             raise
         host = reached_at(self._address)
         self.grpc_url = f"{host}:{ports['gRPC']}"
@@ -154,6 +163,12 @@ class Edge:
         if self._thread is not None:
             self._call(self._close())
             self._end_loop()
+        self._close_traces()
+
+    def _close_traces(self) -> None:
+        if self._traces is not None:
+            self._traces.close()
+            self._traces = None
 
     def _close_page(self) -> None:
         if self._page is not None:
@@ -182,7 +197,10 @@ class Edge:
         self._upstream = TritonUpstream(self._upstream_url)
         self._store = ResultStore(settings.keep)
         self._log = RequestLog(settings.request_log, settings.log_prompts)
-        self._dispatcher = Dispatcher(self._upstream, self._runs, self._clients, self._store, (self._log, metrics))
+        observers: list[RequestObserver] = [self._log, metrics]
+        if self._traces is not None:
+            observers.insert(0, self._traces)  # before the log, which tells the ids of the traces
+        self._dispatcher = Dispatcher(self._upstream, self._runs, self._clients, self._store, observers)
         calls = Calls(self._upstream, self._dispatcher, self._clients, self._doorman)
         self._server = grpc.aio.server(options=_server_options(settings.limits))
         self._server.add_generic_rpc_handlers(tuple(calls.handlers()))
