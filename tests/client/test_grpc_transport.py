@@ -104,6 +104,7 @@ def test_a_timeout_too_short_to_ask_anything(server, timeout_s) -> None:
 def test_closing_from_another_thread(client, server) -> None:
     events = client.stream("hangs")
     next(events)
+    assert server.hanging.wait(HANGS_S)
     closer = when_read(events, events.close)
     with pytest.raises(RequestCancelledError):
         next(events)
