@@ -11,6 +11,7 @@ fails.
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -62,7 +63,7 @@ def main() -> int:
             started_s = time.monotonic()
             for group in (in_process, over_the_wire):
                 for name, check in group.items():
-                    outcomes, failure = explore(check, args.inputs // 2 // len(group), args.seed)
+                    outcomes, failure = explore(check, math.ceil(args.inputs / 2 / len(group)), args.seed)
                     rows[name] = dict(outcomes)
                     failures += [f"{name}: {failure}"] if failure else []
                     print(_row(name, outcomes, failure), flush=True)

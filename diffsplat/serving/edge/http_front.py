@@ -14,12 +14,14 @@ import base64
 import binascii
 import dataclasses
 import json
+import logging
 import math
 import uuid
 from typing import Any
 
 import numpy as np
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.contract import (
     ASSET_FORMATS,
@@ -80,6 +82,12 @@ class HttpFront:
                 web.get("/healthz", self._health),
             ]
         )
+
+    def runner(self) -> web.AppRunner:
+        """What serves the routes once it is set up."""
+        log = logging.getLogger(__name__)
+        log.addFilter(_is_no_bad_request)
+        return web.AppRunner(self.app, access_log=None, logger=log)
 
     async def _health(self, request: web.Request) -> web.Response:
         ready = self._dispatcher.ready
@@ -236,6 +244,11 @@ def _retry_after(seconds: float | None = None) -> dict[str, str]:
 
 def _event(name: str, standing: Standing) -> bytes:
     return f"event: {name}\ndata: {json.dumps(standing.to_dict())}\n\n".encode()
+
+
+def _is_no_bad_request(record: logging.LogRecord) -> bool:
+    """Bytes that are no HTTP get an answer that says so; a traceback of each would let anybody fill the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 @web.middleware

@@ -224,7 +224,7 @@ class Edge:
 
         size = self._settings.limits.max_request_bytes
         front = HttpFront(self._dispatcher, self._clients, self._doorman, size)
-        self._http = web.AppRunner(front.app, access_log=None)
+        self._http = front.runner()
         await self._http.setup()
         tls = None if self._settings.tls is None else self._settings.tls.ssl_context()
         await web.TCPSite(self._http, self._address, port, ssl_context=tls).start()

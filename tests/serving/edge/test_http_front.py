@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from diffsplat_client.formats.ply import decode_ply
 from tritonclient.grpc import service_pb2 as pb
@@ -39,8 +40,8 @@ class Front:
         clients, store = Clients(ClientLimits(max_requests=2)), ResultStore(KeepPolicy())
         self.upstream, self.clients, self.store = upstream, clients, store
         self.dispatcher = Dispatcher(upstream, upstream, clients, store, (RequestLog(None),))
-        front = HttpFront(self.dispatcher, clients, doorman, max_request_bytes=100_000)
-        self.http: Any = TestClient(TestServer(front.app))
+        self.front = HttpFront(self.dispatcher, clients, doorman, max_request_bytes=100_000)
+        self.http: Any = TestClient(TestServer(self.front.app))
 
     async def post(self, body: Any = CUBE, **headers: str) -> Any:
         answered = await self.http.post("/v1/splats", json=body, headers=headers)
@@ -301,6 +302,42 @@ def test_bodies_that_are_none_are_refused() -> None:
         assert (await front.http.post("/v1/splats", json=CUBE, headers={"Idempotency-Key": "ü" * 200})).status == 400
 
     drive(work)
+
+
+def test_bytes_that_are_no_http_leave_no_trace_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """What fails in the front itself does."""
+
+    async def answer_to(port: int, sent: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        received = await reader.read()
+        writer.close()
+        return received
+
+    async def work(front: Front) -> None:
+        runner = front.front.runner()
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        (port,) = [port for _, port in runner.addresses]
+        for garbage in (
+            b"\x16\x03\x01garbage\r\n\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"GET /healthz HTTP/1.1\r\nE\xfb=\r\n\r\n",
+        ):
+            assert b" 400 " in (await answer_to(port, garbage)).split(b"\r\n")[0], garbage
+        assert not caplog.records
+        front.dispatcher.draining = cast(bool, BrokenTruth())
+        health = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        assert b" 500 " in (await answer_to(port, health)).split(b"\r\n")[0]
+        assert "neither true nor false" in caplog.text
+        await runner.cleanup()
+
+    drive(work)
+
+
+class BrokenTruth:
+    def __bool__(self) -> bool:
+        raise RuntimeError("neither true nor false")
 
 
 def test_too_many_requests_are_asked_to_come_back() -> None:
