@@ -38,10 +38,15 @@ WORKERS = 8
 TIMEOUT_S = 300.0
 SHORT = GenerationRequest("a red cube", seed=1, steps=1)
 KILLED_CLIENT = """
-import sys
-from diffsplat_client import Client
-stream = Client(sys.argv[1]).stream("a red cube", steps=200)
-next(stream)
+import sys, time
+from diffsplat_client import Client, ServerUnavailableError
+while True:
+    try:
+        stream = Client(sys.argv[1]).stream("a red cube", steps=200)
+        next(stream)
+        break
+    except ServerUnavailableError:  # it restarts
+        time.sleep(0.2)
 print("running", flush=True)
 for _ in stream: pass
 """
