@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from diffsplat_client.cloud import VISIBLE_OPACITY
 from diffsplat_client.contract import GAUSSIAN_COLUMNS, MODELS
+from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.poses import four_views
 from diffsplat_client.request import GenerationRequest
 
@@ -24,6 +25,7 @@ from diffsplat.bundle import Bundle
 from diffsplat.export_record import RECORD, ExportRecord
 from diffsplat.graph import Precision
 from diffsplat.pipeline import Pipeline, PipelineResult
+from diffsplat.stages.errors import NotFiniteError
 from export.common import ExportError
 
 PROMPTS = ("a red cube", "a blue sphere", "a wooden chair")
@@ -83,9 +85,9 @@ def check_chain(bundle: Bundle, repository: Path, version: str, options: GateOpt
     limit = min((LEAST_PSNR_DB[graph.precision] for graph in graphs), default=LEAST_PSNR_DB["fp32"])
     for seed, prompt in enumerate(options.prompts):
         request = _request(bundle.spec, prompt, seed)
-        made = exported.generate(request)
+        made = _generate(exported, request)
         if seed == 0:
-            psnr = _psnr(made, reference.generate(request))
+            psnr = _psnr(made, _generate(reference, request))
             if not psnr >= limit:
                 raise GateError(
                     "parity", f"frames of {prompt!r} are {psnr:.1f} dB from torch's, at least {limit:g} asked"
@@ -105,6 +107,14 @@ def check_quality(bundle: Bundle, options: GateOptions, report: Callable[[str], 
         raise GateError("quality", f"{command[0]} cannot be run: {error.strerror}") from None
     if code:
         raise GateError("quality", f"`{shlex.join(command)}` ended with code {code}")
+
+
+def _generate(pipeline: Pipeline, request: GenerationRequest) -> PipelineResult:
+    """A stage refuses what another one made, such as embeddings that are not finite."""
+    try:
+        return pipeline.generate(request)
+    except (InvalidRequestError, NotFiniteError) as error:
+        raise GateError("objects", f"there is no object of {request.prompt!r}: {error}") from None
 
 
 def _request(spec: BackboneSpec, prompt: str, seed: int) -> GenerationRequest:

@@ -162,12 +162,17 @@ def test_a_version_that_does_not_load_is_not_served(
 def test_gates_name_themselves_and_change_nothing(
     other: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No server runs here. Empty objects, a command that fails, another backbone, numbers unlike torch's."""
+    """No server runs here. Empty objects, none, a command that fails, another backbone, numbers unlike torch's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     repository = export_repository(PICO, tmp_path / "pico", "torch").folder  # which exports at once
     empty = changed_bundle(open_bundle(PICO), tmp_path / "empty", 0.0)
     with pytest.raises(GateError, match=r"gate 'objects': the object of 'a red cube' has \d+ visible splats"):
         refresh(empty.root, repository, ONE_PROMPT)
+    broken = changed_bundle(open_bundle(PICO), tmp_path / "broken", float("nan"))
+    with pytest.raises(
+        GateError, match="gate 'objects': there is no object of 'a red cube': TEXT_EMBEDDINGS holds nan"
+    ):
+        refresh(broken.root, repository, ONE_PROMPT)
     command = GateOptions(ONE_PROMPT.prompts, quality_command="test -d {bundle}/nothing")
     with pytest.raises(GateError, match="gate 'quality': `test -d .*other/nothing` ended with code 1"):
         refresh(other.root, repository, command)
