@@ -25,8 +25,9 @@ def export_sources(root: Path = ROOT) -> dict[str, Path]:
             continue
         reached[module] = files[module]
         waiting.extend(_named_modules(files[module]))
-    # Importing a module runs its package's __init__.py; what that imports for others does not affect an export.
-    packages = {module.rpartition(".")[0] for module in reached}
+    # Importing a module runs the __init__.py of all packages around it; what these import for others affects no export.
+    parts = [module.split(".") for module in reached]
+    packages = {".".join(names[:depth]) for names in parts for depth in range(1, len(names))}
     return dict(sorted({**{package: files[package] for package in packages if package in files}, **reached}.items()))
 
 
