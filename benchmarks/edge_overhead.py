@@ -24,10 +24,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from diffsplat_client.client import Client
 from diffsplat_client.request import GenerationRequest
 
+from benchmarks.bootstrap import median_interval, ratio_interval
 from benchmarks.ensemble_overhead import find_repository
 from benchmarks.machine import describe_machine
 
@@ -111,14 +111,6 @@ def time_pairs(service: Service, pairs: int) -> dict[str, list[float]]:
     return seconds
 
 
-def added_ms(seconds: dict[str, list[float]], samples: int = 2000) -> tuple[float, float, float]:
-    """Median of the pairs' differences in milliseconds, and its 95 % interval by a bootstrap over pairs."""
-    differences = (np.array(seconds["edge"]) - np.array(seconds["triton"])) * 1e3
-    picks = np.random.default_rng(0).integers(0, len(differences), (samples, len(differences)))
-    low, high = np.quantile(np.median(differences[picks], axis=1), [0.025, 0.975])
-    return float(np.median(differences)), float(low), float(high)
-
-
 def run_requests(url: str, count: int) -> None:
     """`count` requests, eight at a time."""
     with Client(url, timeout_s=TIMEOUT_S) as client, ThreadPoolExecutor(WORKERS) as workers:
@@ -157,7 +149,8 @@ def main() -> int:
         kill_clients(service.edge_url, args.killed)
         run_requests(service.edge_url, WORKERS)  # what the killed ones left has been cleared away by now
         after_mb = service.memory_mb()
-    added, low, high = added_ms(seconds)
+    differences_ms = [1e3 * (edge - triton) for edge, triton in zip(seconds["edge"], seconds["triton"], strict=True)]
+    added, (low, high) = statistics.median(differences_ms), median_interval(differences_ms)
     medians = {name: statistics.median(times) * 1e3 for name, times in seconds.items()}
     growth_mb = after_mb - before_mb
     print(
@@ -170,10 +163,12 @@ def main() -> int:
     print(f"growth: {growth_mb:.1f} MB (at most {MAX_GROWTH_MB:g} wanted)")
     if args.json:
         figures = {"added_ms": added, "interval_ms": [low, high], "median_ms": medians, "growth_mb": growth_mb}
+        interval = ratio_interval(seconds["edge"], seconds["triton"])
+        ratio = {"ratio": medians["edge"] / medians["triton"], "interval": interval}
         counts = {"pairs": args.pairs, "requests": args.requests, "killed": args.killed}
         memory = {"before_mb": before_mb, "after_mb": after_mb}
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        record = {**describe_machine(), **counts, **figures, **memory, "seconds": seconds}
+        record = {**describe_machine(), **counts, **ratio, **figures, **memory, "seconds": seconds}
         args.json.write_text(json.dumps(record, indent=2) + "\n")
     return int(added > MAX_ADDED_MS or growth_mb > MAX_GROWTH_MB)
 

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 # as the launcher sets it for the server's processes; must be set before torch is loaded
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
 from diffsplat_client.request import GenerationRequest
 
+from benchmarks.bootstrap import median_interval
 from benchmarks.ensemble_overhead import find_repository
 from benchmarks.machine import describe_machine
 from diffsplat.serving.engine.engine import Engine
@@ -54,7 +54,7 @@ class Row(NamedTuple):
     name: str
     ratios: list[float]  # of each pair
     bar: float | None = None
-    at_most: bool = True
+    at_most: bool = True  # lower is better
 
     @property
     def median(self) -> float:
@@ -64,10 +64,7 @@ class Row(NamedTuple):
     @property
     def interval(self) -> tuple[float, float]:
         """95 % of the medians of samples of the pairs."""
-        ratios = np.array(self.ratios)
-        picks = np.random.default_rng(0).integers(0, len(ratios), (2000, len(ratios)))
-        low, high = np.quantile(np.median(ratios[picks], axis=1), [0.025, 0.975])
-        return float(low), float(high)
+        return median_interval(self.ratios)
 
     @property
     def reached(self) -> bool:
@@ -219,7 +216,7 @@ def measure(bench: Bench, pairs: int, steps: int, long_steps: int) -> list[Row]:
         Row(f"{CLIENTS} clients: mean time to first step / one at a time", [], 0.25),
         Row(f"{CLIENTS} clients: throughput / one at a time", [], 1.0, at_most=False),
         Row(f"{CLIENTS} clients: mean time to first step / batches of whole requests", []),
-        Row(f"{CLIENTS} clients: throughput / batches of whole requests", []),
+        Row(f"{CLIENTS} clients: throughput / batches of whole requests", [], at_most=False),
         Row(f"{SHORT_STEPS} steps behind {LONG_REQUESTS} x {long_steps}: time / alone", [], 4.0),
         Row(f"{LONG_REQUESTS} x {long_steps} steps: mean time / first come, first served", [], 1.1),
     ]

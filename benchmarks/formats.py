@@ -15,6 +15,9 @@ from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.formats import FORMATS
 from diffsplat_client.formats.any_file import read_splats, write_splats
 
+from benchmarks.bootstrap import median_interval
+from benchmarks.machine import describe_machine
+
 SPLATS = 4 * 256 * 256  # one object of the full-size models
 ROUNDS = 15
 
@@ -42,13 +45,15 @@ def measure(count: int) -> dict[str, Any]:
                 writes[name].append(seconds(partial(write_splats, path, cloud, format=name)))
                 reads[name].append(seconds(partial(read_splats, path)))
                 sizes[name] = path.stat().st_size
+    over_ply = {
+        name: [own / ply for own, ply in zip(writes[name][1:], writes["ply"][1:], strict=True)] for name in FORMATS
+    }
     rows = {
         name: {
             "write_s": statistics.median(writes[name][1:]),
             "read_s": statistics.median(reads[name][1:]),
-            "write_over_ply": statistics.median(
-                own / ply for own, ply in zip(writes[name][1:], writes["ply"][1:], strict=True)
-            ),
+            "write_over_ply": statistics.median(over_ply[name]),
+            "interval": median_interval(over_ply[name]),
             "bytes": sizes[name],
         }
         for name in FORMATS
@@ -79,7 +84,7 @@ def main() -> None:
         print(f"{name:<12} {row['write_s']:>8.3f} {row['write_over_ply']:>9.2f} {row['read_s']:>8.3f} {size:>14.1f}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        args.json.write_text(json.dumps({**describe_machine(), **figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

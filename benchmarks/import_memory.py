@@ -126,6 +126,7 @@ def main() -> int:
             "peak_bytes": peak,
             "libraries_bytes": baseline,
             "ratio": round(ratio, 3),
+            "bar": MAX_RATIO,
             "seconds": round(seconds, 1),
             "files": options.files,
             "precision": options.precision,

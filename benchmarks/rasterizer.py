@@ -45,6 +45,7 @@ class Row(NamedTuple):
     yardstick_ms: float | None
     ratio: float | None  # median over turns of yardstick / kernels
     cores_free: bool | None = None  # for two threads: whether two cores were free right before
+    bar: float | None = None  # of the ratio, at least
 
 
 def timed_ms(work: Work, threads: int) -> float:
@@ -202,12 +203,13 @@ def main() -> int:
         *training_rows(),
         *start_rows(),
     ]
+    rows[0] = rows[0]._replace(bar=BAR)
     ratio = rows[0].ratio
     assert ratio is not None
     verdict = "met" if ratio >= BAR else "MISSED"
     print(f"bar: forward on one thread at least {BAR:.0f} times as fast as torch tiles: {verdict}")
     if arguments.json:
-        report = {**describe_machine(), "size": arguments.size, "bar": BAR, "rows": [row._asdict() for row in rows]}
+        report = {**describe_machine(), "size": arguments.size, "rows": [row._asdict() for row in rows]}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     return int(ratio < BAR)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import check_bars
+from benchmarks.load import multiples
 from benchmarks.load_levels import Level, summarise
 from benchmarks.load_plot import draw
 from benchmarks.perf_analyzer import Load, ProfileError, RequestTimes, find_program, library_folder, parse_profile
@@ -79,8 +79,8 @@ def test_throughput_is_counted_to_the_last_answer() -> None:
 def test_bars_compare_the_open_loop_with_a_request_alone() -> None:
     alone = level(Load(concurrency=1), 1.2)
     half, most = Load(rate_hz=0.5), Load(rate_hz=0.8)
-    assert check_bars([alone, level(half, 3.9), level(most, 7.9)], (0.5, 0.8)) == []
-    missed = check_bars([alone, level(half, 4.1), level(most, 8.1)], (0.5, 0.8))
+    assert not any(one.missed for one in multiples([alone, level(half, 3.9), level(most, 7.9)], (0.5, 0.8)))
+    missed = [str(one) for one in multiples([alone, level(half, 4.1), level(most, 8.1)], (0.5, 0.8)) if one.missed]
     assert len(missed) == 2 and "50% of saturation" in missed[0] and "80% of saturation" in missed[1]
 
 
