@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 import numpy as np
@@ -53,13 +53,14 @@ class TritonUpstream:
 
     def __init__(self, url: str) -> None:
         self._channel = grpc.aio.insecure_channel(url, options=_OPTIONS)
-        self._stream = self._channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        # a stream with one request: sent as such, it is opened, written and half closed in one operation, not in three
+        self._stream = self._channel.unary_stream(f"/{SERVICE}/ModelStreamInfer")
 
     async def infer(self, message: bytes) -> AsyncIterator[bytes]:
         """One request on a stream of its own, which Triton ends after the last response."""
         try:
             await self._connect(CONNECT_LIMIT_S)
-            call = self._stream(_once(message))
+            call = self._stream(message)
             try:
                 async for data in call:
                     yield data
@@ -99,7 +100,3 @@ class TritonUpstream:
     async def close(self) -> None:
         """Let go of the connection, and of what is still on it."""
         await self._channel.close()
-
-
-async def _once(message: bytes) -> AsyncIterator[Any]:
-    yield message

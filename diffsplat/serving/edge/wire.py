@@ -7,6 +7,7 @@ field by field; protobuf parses all but that field (the head), and the tensors s
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
@@ -67,9 +68,9 @@ class Response:
         opening = b"" if not self.error else pb.ModelStreamInferResponse(error_message=self.error).SerializeToString()
         return b"".join([opening, _tag(_INFER_RESPONSE), _varint(sum(map(len, parts))), *parts])
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
-        """Of the outputs."""
+        """Of the outputs, which do not change."""
         return [output.name for output in self.head.outputs]
 
     @property
@@ -79,6 +80,8 @@ class Response:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Content of a BYTES [1] output; None if it is not there or no JSON object."""
+        if name not in self.names:
+            return None
         try:
             (text,) = self.strings(name)
             values = json.loads(text)
