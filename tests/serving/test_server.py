@@ -85,6 +85,14 @@ class TestRefusals:
         with pytest.raises(ServerStartError, match="port 70000 for gRPC .* cannot be used"):
             TritonServer(light_repository, grpc_port=70000).start()
 
+    def test_a_repository_of_other_code_is_to_be_exported_again(self, light_repository: Path) -> None:
+        model = "from diffsplat.serving.gone import EncodeModel as TritonPythonModel\n"
+        (light_repository / "diffsplat" / "1" / "model.py").write_text(model)
+        with pytest.raises(ServerStartError) as caught:
+            TritonServer(light_repository).start()
+        assert "model diffsplat: ModuleNotFoundError: No module named 'diffsplat.serving.gone'" in str(caught.value)
+        assert str(caught.value).endswith("exported by another version of this code: `python -m export` makes it anew")
+
     def test_a_missing_libpython(self, light_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(prerequisites, "find_libpython", lambda: None)
         version = "{}.{}".format(*sys.version_info[:2])

@@ -15,6 +15,7 @@ _LAST_LINES = 15
 _LOAD_FAILURE = re.compile(
     r"""\bE \d+ .*"failed to load '(\w+)' version \d+: (?:Internal: )?(.*?)(?:\\n.*)?"$""", re.MULTILINE
 )
+_OTHER_CODE = re.compile(r"No module named 'diffsplat|cannot import name .* from 'diffsplat")
 _LOADING = (
     (re.compile(r'"loading: (\w+):(\d+)'), "loading {} (version {})"),
     (re.compile(r'"successfully loaded \'(\w+)\''), "{} is ready"),
@@ -65,5 +66,10 @@ def explain_failure(path: Path) -> str:
     text = path.read_text(errors="replace") if path.exists() else ""
     failures = _LOAD_FAILURE.findall(text)
     if failures:
-        return "\n".join(f"model {model}: {reason}" for model, reason in dict.fromkeys(failures))
+        lines = [f"model {model}: {reason}" for model, reason in dict.fromkeys(failures)]
+        if any(_OTHER_CODE.search(line) for line in lines):
+            lines.append(
+                "the repository was exported by another version of this code: `python -m export` makes it anew"
+            )
+        return "\n".join(lines)
     return "\n".join(line for line in text.splitlines()[-_LAST_LINES:] if line.strip())
