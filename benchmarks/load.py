@@ -44,6 +44,7 @@ def measure(
         write_inputs(inputs, PROMPTS, steps)
 
         def level(load: Load, count: int = requests) -> Level:
+            count = max(count, load.concurrency or 1)  # perf_analyzer takes no fewer
             export = Path(name) / f"{len(levels)}.json"
             times = run(url, load, requests=count, inputs=inputs, export=export, timeout_s=TIMEOUT_S)
             export.unlink()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import load as load_benchmark
 from benchmarks.load import multiples
 from benchmarks.load_levels import Level, summarise
 from benchmarks.load_plot import draw
@@ -82,6 +83,20 @@ def test_bars_compare_the_open_loop_with_a_request_alone() -> None:
     assert not any(one.missed for one in multiples([alone, level(half, 3.9), level(most, 7.9)], (0.5, 0.8)))
     missed = [str(one) for one in multiples([alone, level(half, 4.1), level(most, 8.1)], (0.5, 0.8)) if one.missed]
     assert len(missed) == 2 and "50% of saturation" in missed[0] and "80% of saturation" in missed[1]
+
+
+def test_no_level_sends_fewer_requests_than_it_has_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """perf_analyzer refuses to, the warm-up among them."""
+    sent: list[tuple[int, int | None]] = []
+
+    def run(url: str, load: Load, *, requests: int, export: Path, **options: object) -> list[RequestTimes]:
+        sent.append((requests, load.concurrency))
+        export.touch()
+        return [RequestTimes(0.0, 0.5, 1.0)]
+
+    monkeypatch.setattr(load_benchmark, "run", run)
+    load_benchmark.measure("unused", requests=4, steps=2, concurrencies=(1, 16), shares=(0.5,))
+    assert sent == [(16, 16), (4, 1), (16, 16), (4, None)]
 
 
 def test_loads_as_options() -> None:
