@@ -77,8 +77,13 @@ def serve_command(subparsers: Any) -> None:
 
 def _add_edge_options(parser: argparse.ArgumentParser) -> None:
     """How the edge treats clients; see docs/edge.md."""
-    add = parser.add_argument_group("the edge").add_argument
-    add(
+    group = parser.add_argument_group("the edge")
+    options: list[argparse.Action] = []
+
+    def add(*names: str, **settings: Any) -> None:
+        options.append(group.add_argument(*names, **settings))
+
+    group.add_argument(
         "--no-edge",
         action="store_true",
         help="let clients reach Triton itself, which malformed requests crash and vanished clients do not stop",
@@ -114,6 +119,7 @@ def _add_edge_options(parser: argparse.ArgumentParser) -> None:
         "http://localhost:4317 (default: none; needs the extra `traces`)",
     )
     add("--log-prompts", action="store_true", help="write prompts to the log of requests, requests.jsonl, and to spans")
+    parser.set_defaults(edge_options=options)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -155,8 +161,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _make_service(arguments: argparse.Namespace, options: dict[str, Any]) -> "Service | Supervisor":
     if arguments.no_edge:
-        if arguments.traces is not None:
-            raise ServerStartError("--traces: traces are the edge's, which --no-edge leaves out")
+        for option in arguments.edge_options:
+            if getattr(arguments, option.dest) != option.default:
+                raise ServerStartError(f"{option.option_strings[0]}: for the edge, which --no-edge leaves out")
         return Supervisor(arguments.repository, **options)
     from diffsplat.serving.edge.service import Service  # loads grpc
 

@@ -126,10 +126,15 @@ def test_a_killed_launcher_takes_everything_along_at_once(command: Command) -> N
     ("options", "says"),
     [
         (["--traces", "localhost:4317"], "error: --traces localhost:4317: must be http://HOST:PORT"),
-        (["--traces", "http://localhost:4317", "--no-edge"], "error: --traces: traces are the edge's"),
+        (
+            ["--traces", "http://localhost:4317", "--no-edge"],
+            "error: --traces: for the edge, which --no-edge leaves out",
+        ),
+        (["--tokens", "tokens", "--no-edge"], "error: --tokens: for the edge, which --no-edge leaves out"),
+        (["--log-prompts", "--no-edge"], "error: --log-prompts: for the edge, which --no-edge leaves out"),
     ],
 )
-def test_traces_that_cannot_be_are_refused(
+def test_options_of_the_edge_that_cannot_be_are_refused(
     light_repository: Path, tmp_path: Path, options: list[str], says: str
 ) -> None:
     command = [sys.executable, "-m", "diffsplat_client.cli", "serve", str(light_repository), "--grpc-port", "0"]

@@ -46,6 +46,7 @@ class Response:
     head: Any = field(default_factory=pb.ModelInferResponse)
     payload: Payload = field(default_factory=list)
     error: str = ""
+    _read: dict[str, dict[str, Any] | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def parse(cls, data: bytes) -> "Response":
@@ -79,15 +80,10 @@ class Response:
         return FINAL_RESPONSE in self.head.parameters and self.head.parameters[FINAL_RESPONSE].bool_param
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """Content of a BYTES [1] output; None if it is not there or no JSON object."""
-        if name not in self.names:
-            return None
-        try:
-            (text,) = self.strings(name)
-            values = json.loads(text)
-        except ValueError:
-            return None
-        return values if isinstance(values, dict) else None
+        """Content of a BYTES [1] output, parsed once; None if it is not there or no JSON object."""
+        if name not in self._read:
+            self._read[name] = _json_object(self.strings(name))
+        return self._read[name]
 
     def strings(self, name: str) -> list[bytes]:
         """Elements of a BYTES output; none if it is not there."""
@@ -111,6 +107,15 @@ class Response:
         del head.outputs[:]
         head.outputs.extend(self.head.outputs[index] for index in kept)
         return Response(head, [self.payload[index] for index in kept], self.error)
+
+
+def _json_object(elements: list[bytes]) -> dict[str, Any] | None:
+    try:
+        (text,) = elements
+        values = json.loads(text)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def _parse(message: Any, data: bytes) -> Any:
