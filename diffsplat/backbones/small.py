@@ -118,7 +118,7 @@ NANO = BackboneSpec(
     guidance_scale=3.0,
 )
 
-_NANO_NEXT_LATENT = 32  # all pixels of its grids hold a splat, of nano's every other one
+_NANO_NEXT_LATENT = 8  # as many as nano's autoencoder uses of its 16: the others have no spread
 
 # nano as it is being trained anew; it takes nano's name when its chain is complete.
 NANO_NEXT = dataclasses.replace(

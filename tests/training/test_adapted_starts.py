@@ -21,7 +21,7 @@ from training.parents import open_parent
 from training.stages.diffusion import DiffusionStage
 from training.stages.diffusion_start import adapted, may_start, start_denoiser
 from training.stages.vae import VaeStage
-from training.stages.vae_start import start_gsvae
+from training.stages.vae_start import start_gsvae, take_latents
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "pico"
 EMBEDDING = "text_model.embeddings.token_embedding.weight"
@@ -119,7 +119,7 @@ def test_an_autoencoder_goes_on_with_more_latent_channels_only_if_it_is_told(oth
     wider = dataclasses.replace(PICO, gsvae={**PICO.gsvae, "latent_channels": 6})
     config = VaeConfig(backbone="pico", recon=others.recon, vae=BUNDLE, adapt=True)
     before, after = start.load("gsvae", build_gsvae(PICO)), start_gsvae(wider, config, start)
-    grid = torch.rand(1, 2, 12, 32, 32, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
+    grid = random_grid()
     with torch.no_grad():
         old, new = before.posterior(grid), after.posterior(grid)
         for values, wide in zip(old, new, strict=True):
@@ -128,25 +128,56 @@ def test_an_autoencoder_goes_on_with_more_latent_channels_only_if_it_is_told(oth
         assert new.mean[:, :, 4:].std() > 0.1 and new.log_variance[:, :, 4:].max() < -4.0
         torch.testing.assert_close(after.decode_unclamped(new.mean), before.decode_unclamped(old.mean))
     assert all(parameter.requires_grad for parameter in after.parameters())
+    with pytest.raises(ValueError, match=r"has 4 latent channels and pico 6: this needs adapt = True"):
+        start_gsvae(wider, dataclasses.replace(config, adapt=False), start)
+
+
+def test_an_autoencoder_goes_on_with_those_of_its_latent_channels_that_vary_most(others: Parents) -> None:
+    start = open_parent(BUNDLE, "gsvae")
+    moments = {"mean": [0.0] * 4, "std": [0.1, 0.9, 0.2, 0.8]}
+    varied = dataclasses.replace(start, facts={**start.facts, "latent_channels": moments})
     narrower = dataclasses.replace(PICO, gsvae={**PICO.gsvae, "latent_channels": 2})
-    for spec, adapt in ((wider, False), (narrower, True)):
-        with pytest.raises(ValueError, match=r"has 4 latent channels and pico [26]: with adapt = True"):
-            start_gsvae(spec, dataclasses.replace(config, adapt=adapt), start)
+    config = VaeConfig(backbone="pico", recon=others.recon, vae=BUNDLE, adapt=True)
+    before, after = start.load("gsvae", build_gsvae(PICO)), start_gsvae(narrower, config, varied)
+    grid, kept = random_grid(), [1, 3]
+    with torch.no_grad():
+        old, new = before.posterior(grid), after.posterior(grid)
+        for values, narrow in zip(old, new, strict=True):
+            torch.testing.assert_close(narrow, values[:, :, kept])
+        before.vae.post_quant_conv.bias.zero_()  # a part of it would be missing at the borders
+        take_latents(after, before, kept)
+        alone = torch.zeros_like(old.mean)
+        alone[:, :, kept] = new.mean
+        torch.testing.assert_close(after.decode_unclamped(new.mean), before.decode_unclamped(alone))
 
 
-def test_a_denoiser_goes_on_with_another_number_of_latent_channels(others: Parents, tmp_path: Path) -> None:
-    """The layers that read and write latents start anew."""
+def random_grid() -> torch.Tensor:
+    """Splat grids of two views."""
+    return torch.rand(1, 2, 12, 32, 32, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
+
+
+@pytest.mark.parametrize("channels", [2, 6])
+def test_a_denoiser_goes_on_with_another_number_of_latent_channels(
+    channels: int, others: Parents, tmp_path: Path
+) -> None:
+    """It reads and writes the first ones as before, rays too, and does not read new ones."""
     start = open_parent(BUNDLE, "denoiser")
     known = BackboneSpec.from_dict(start.facts["spec"])
-    wider = dataclasses.replace(
+    spec = dataclasses.replace(
         known,
-        latent_channels=6,
-        denoiser={**known.denoiser, "in_channels": 12, "out_channels": 6},
-        gsvae={**known.gsvae, "latent_channels": 6},
+        latent_channels=channels,
+        denoiser={**known.denoiser, "in_channels": channels + 6, "out_channels": channels},
+        gsvae={**known.gsvae, "latent_channels": channels},
     )
-    assert may_start(wider, adapted(known, wider)) and not may_start(wider, known)
+    assert may_start(spec, adapted(known, spec)) and not may_start(spec, known)
     before = start.load("denoiser", build_denoiser(PICO)).state_dict()
-    after = start_denoiser(denoiser_run(others, tmp_path), wider, start).state_dict()
+    after = start_denoiser(denoiser_run(others, tmp_path), spec, start).state_dict()
     assert before.keys() == after.keys()
-    new = {name for name, value in before.items() if not torch.equal(value, after[name])}
-    assert new == {"conv_in.weight", "conv_out.weight", "conv_out.bias"}
+    other = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert other == {"conv_in.weight", "conv_out.weight", "conv_out.bias"}
+    shared = min(channels, PICO.latent_channels)
+    old, new = before["conv_in.weight"], after["conv_in.weight"]
+    assert torch.equal(new[:, :shared], old[:, :shared]) and not new[:, shared:channels].any()
+    assert torch.equal(new[:, channels:], old[:, PICO.latent_channels :])
+    for name in ("conv_out.weight", "conv_out.bias"):
+        assert torch.equal(after[name][:shared], before[name][:shared])

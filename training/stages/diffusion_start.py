@@ -140,22 +140,39 @@ def start_denoiser(config: DiffusionConfig, spec: BackboneSpec, start: Parent | 
 def _continued(spec: BackboneSpec, start: Parent) -> nn.Module:
     """The denoiser of a run or bundle; a text model's gets the channel of the mask, which it does not read yet.
 
-    Where the number of latent channels is another one, the layers that read and write latents start anew.
+    Where the number of latent channels is another one, the first ones keep their weights: see `_with_latents`.
     """
     before = BackboneSpec.from_dict(start.facts["spec"])
     network = start.load("denoiser", build_denoiser(before))
     if before.latent_channels != spec.latent_channels:
-        other = build_denoiser(spec)
-        own = other.state_dict()
-        fitting = {name: value for name, value in network.state_dict().items() if value.shape == own[name].shape}
-        other.load_state_dict(fitting, strict=False)
-        return other
+        return _with_latents(spec, network, before.latent_channels)
     if before.denoiser["in_channels"] == spec.denoiser["in_channels"]:
         return network
     wider = build_denoiser(spec)
     first = FIRST_LAYERS[spec.family]
     wider.load_state_dict(expand_input_channels(network.state_dict(), spec.denoiser["in_channels"], first))
     return wider
+
+
+@torch.no_grad()
+def _with_latents(spec: BackboneSpec, network: nn.Module, before: int) -> nn.Module:
+    """The denoiser of another number of latent channels; it does not read the new ones yet.
+
+    Transformers write all channels of a patch by one layer, which starts anew.
+    """
+    other = build_denoiser(spec)
+    own, old = other.state_dict(), network.state_dict()
+    for name, value in old.items():
+        if value.shape == own[name].shape:
+            own[name].copy_(value)
+    first, shared = FIRST_LAYERS[spec.family], min(before, spec.latent_channels)
+    own[first][:, :shared] = old[first][:, :shared]
+    own[first][:, shared : spec.latent_channels] = 0.0
+    own[first][:, spec.latent_channels :] = old[first][:, before:]  # rays and mask
+    if spec.family == "unet":
+        for name in ("conv_out.weight", "conv_out.bias"):
+            own[name][:shared] = old[name][:shared]
+    return other
 
 
 def may_start(spec: BackboneSpec, before: BackboneSpec) -> bool:

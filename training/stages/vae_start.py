@@ -87,21 +87,22 @@ def start_gsvae(spec: BackboneSpec, config: VaeConfig, start: Parent | None) -> 
 
 
 def _load_start(gsvae: GSVAE, spec: BackboneSpec, start: Parent, adapt: bool) -> None:
-    """The weights of the earlier run; it may have fewer latent channels where the latents become others."""
+    """The weights of the earlier run; its number of latent channels may differ where the latents become others."""
     moments = start.facts.get("latent_channels")
     channels = spec.gsvae["latent_channels"]
-    kept = channels if moments is None else len(moments["mean"])
-    if kept == channels:
+    before = channels if moments is None else len(moments["std"])
+    if before == channels:
         start.load("gsvae", gsvae).requires_grad_(True)
         return
-    if not adapt or kept > channels:
+    if not adapt:
         raise ValueError(
-            f"vae = {start.path} has {kept} latent channels and {spec.name} {channels}: "
-            "with adapt = True it may have fewer"
+            f"vae = {start.path} has {before} latent channels and {spec.name} {channels}: this needs adapt = True"
         )
-    narrow = dataclasses.replace(spec, gsvae={**spec.gsvae, "latent_channels": kept})
+    by_spread = sorted(range(before), key=lambda channel: -moments["std"][channel])
+    other = dataclasses.replace(spec, gsvae={**spec.gsvae, "latent_channels": before})
     tiny = start.facts.get("tiny_decoder")
-    widen_latents(gsvae, cast(GSVAE, start.load("gsvae", build_gsvae(_with_tiny_decoder(narrow, tiny)))))
+    loaded = cast(GSVAE, start.load("gsvae", build_gsvae(_with_tiny_decoder(other, tiny))))
+    take_latents(gsvae, loaded, sorted(by_spread[:channels]))
 
 
 def _with_tiny_decoder(spec: BackboneSpec, tiny: dict[str, Any] | None) -> BackboneSpec:
@@ -131,30 +132,38 @@ def start_almost_deterministic(gsvae: GSVAE) -> None:
 
 
 @torch.no_grad()
-def widen_latents(gsvae: GSVAE, narrow: GSVAE) -> None:
-    """Start an autoencoder with the weights of one that has fewer latent channels.
+def take_latents(gsvae: GSVAE, start: GSVAE, kept: list[int]) -> None:
+    """Start an autoencoder with the weights of one that has another number of latent channels.
 
-    Its channels come first. The others start at random and almost deterministic; the decoder does not read them yet.
+    The channels kept come first. Others begin at random and almost deterministic; the decoder does not read them yet.
+    The 1 x 1 convolutions beside the latents, which mix all channels, go into the layers before and after them. What of
+    the decoder's bias no shift of the channels kept stands for is missing in the padding of its first layer.
     """
-    count, channels = narrow.vae.config.latent_channels, gsvae.vae.config.latent_channels
+    vae, old = gsvae.vae, start.vae
+    before, channels, count = old.config.latent_channels, vae.config.latent_channels, len(kept)
     start_almost_deterministic(gsvae)
-    means, everything = torch.arange(count), torch.arange(gsvae.vae.decoder.conv_in.out_channels)
-    posterior = torch.cat([means, channels + means])  # means first, then log variances
-    width = torch.arange(gsvae.vae.encoder.conv_out.in_channels)
-    kept = {  # output and input channels of the layers around the latents
-        "encoder.conv_out": (posterior, width),
-        "quant_conv": (posterior, posterior),
-        "post_quant_conv": (means, means),
-        "decoder.conv_in": (everything, means),
-    }
-    own, before = gsvae.vae.state_dict(), narrow.vae.state_dict()
-    for layer, (outputs, inputs) in kept.items():
-        if f"{layer}.weight" in own:  # SD3's autoencoder has no quant_conv
-            weight = own[f"{layer}.weight"]
-            weight[outputs] = 0.0
-            weight[outputs[:, None], inputs] = before.pop(f"{layer}.weight")
-            own[f"{layer}.bias"][outputs] = before.pop(f"{layer}.bias")
-    gsvae.vae.load_state_dict(before, strict=False)
+    writes, reads = old.encoder.conv_out, old.decoder.conv_in
+    written, written_bias, read, read_bias = writes.weight, writes.bias, reads.weight, reads.bias
+    if old.quant_conv is not None:  # SD3's autoencoder has none
+        mix, shift = old.quant_conv.weight[:, :, 0, 0], old.quant_conv.bias
+        written, written_bias = torch.einsum("oi,i...->o...", mix, written), mix @ written_bias + shift
+        mix, shift = old.post_quant_conv.weight[:, :, 0, 0], old.post_quant_conv.bias
+        kept_shift = torch.linalg.lstsq(mix[:, kept], shift[:, None]).solution[:, 0]
+        read_bias = read_bias + read.sum(dim=(2, 3)) @ (shift - mix[:, kept] @ kept_shift)
+        read = torch.einsum("wc...,ci->wi...", read, mix)
+    here, there = torch.arange(count), torch.tensor(kept)
+    here, there = torch.cat([here, channels + here]), torch.cat([there, before + there])  # means, then log variances
+    vae.encoder.conv_out.weight[here], vae.encoder.conv_out.bias[here] = written[there], written_bias[there]
+    vae.decoder.conv_in.weight.zero_()
+    vae.decoder.conv_in.weight[:, :count], vae.decoder.conv_in.bias[:] = read[:, kept], read_bias
+    if vae.quant_conv is not None:
+        vae.quant_conv.weight[here] = torch.eye(2 * channels)[here, :, None, None]
+        vae.quant_conv.bias[here] = 0.0
+        _diagonal(vae.post_quant_conv, torch.ones(1, 1))
+        vae.post_quant_conv.bias[:count] = kept_shift
+    around = ("encoder.conv_out.", "quant_conv.", "post_quant_conv.", "decoder.conv_in.")
+    rest = {name: value for name, value in old.state_dict().items() if not name.startswith(around)}
+    vae.load_state_dict(rest, strict=False)
 
 
 @torch.no_grad()
