@@ -88,17 +88,17 @@ def start_gsvae(spec: BackboneSpec, config: VaeConfig, start: Parent | None) -> 
 
 def _load_start(gsvae: GSVAE, spec: BackboneSpec, start: Parent, adapt: bool) -> None:
     """The weights of the earlier run; its number of latent channels may differ where the latents become others."""
-    moments = start.facts.get("latent_channels")
+    moments: dict[str, list[float]] | None = start.facts.get("latent_channels")
     channels = spec.gsvae["latent_channels"]
-    before = channels if moments is None else len(moments["std"])
-    if before == channels:
+    if moments is None or len(moments["std"]) == channels:
         start.load("gsvae", gsvae).requires_grad_(True)
         return
+    before = len(moments["std"])
     if not adapt:
         raise ValueError(
             f"vae = {start.path} has {before} latent channels and {spec.name} {channels}: this needs adapt = True"
         )
-    by_spread = sorted(range(before), key=lambda channel: -moments["std"][channel])
+    by_spread = sorted(range(before), key=moments["std"].__getitem__, reverse=True)
     other = dataclasses.replace(spec, gsvae={**spec.gsvae, "latent_channels": before})
     tiny = start.facts.get("tiny_decoder")
     loaded = cast(GSVAE, start.load("gsvae", build_gsvae(_with_tiny_decoder(other, tiny))))
