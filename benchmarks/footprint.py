@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import time
+from collections import Counter
 from pathlib import Path
 
 from diffsplat.serving.server.processes import death_of
@@ -58,23 +59,31 @@ class Footprint:
     def __init__(self, launcher: int) -> None:
         self._launcher = launcher
         self._names: set[str] = set()  # of every run of the server so far, as their files in /dev/shm begin
+        self.shares: dict[str, Counter[str]] = {}  # of the figures last taken, by what a process is
 
     def take(self) -> dict[str, int]:
         """The present one."""
         pids = descendants(self._launcher)
         for pid in pids:
             self._names |= set(re.findall(r"diffsplat-server-[0-9a-f]+", " ".join(command_of(pid))))
+        models = server_processes(self._launcher)
+        self.shares = {}
+        for pid in pids:
+            share = self.shares.setdefault(models.get(pid) or Path(command_of(pid)[0]).name, Counter())
+            share["processes"] += 1
+            share["threads"] += len(os.listdir(f"/proc/{pid}/task"))
+            share["files"] += len(os.listdir(f"/proc/{pid}/fd"))
+        sums = sum(self.shares.values(), Counter())
         return {
-            "processes": len(pids),
-            "threads": sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids),
-            "files": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids),
+            **{name: sums[name] for name in ("processes", "threads", "files")},
             "shared_memory": sum(path.name.startswith(tuple(self._names)) for path in Path("/dev/shm").iterdir()),
             "edge_mb": _memory_mb(self._launcher),
             "models_mb": sum(map(_memory_mb, pids[1:])),
         }
 
     def settle(self, before: dict[str, int]) -> tuple[dict[str, int], list[str]]:
-        """The one when nothing goes any more, and what is more than it was."""
+        """The one when nothing goes any more, and what is more than it was when `take` was called last."""
+        shares = self.shares
         deadline_s = time.monotonic() + SETTLE_S
         while True:
             more = list(SLACK)
@@ -82,8 +91,15 @@ class Footprint:
                 after = self.take()
                 more = [name for name, slack in SLACK.items() if after[name] > before[name] + slack]
             if not more or time.monotonic() > deadline_s:
-                return after, [f"{name}: {before[name]} -> {after[name]}" for name in more]
+                return after, [f"{name}: {before[name]} -> {after[name]}{self._whose(name, shares)}" for name in more]
             time.sleep(0.5)
+
+    def _whose(self, name: str, before: dict[str, Counter[str]]) -> str:
+        """By which processes a figure has changed."""
+        kinds = sorted({*before, *self.shares})
+        counts = [(kind, before.get(kind, Counter())[name], self.shares.get(kind, Counter())[name]) for kind in kinds]
+        changed = ", ".join(f"{kind} {old} -> {new}" for kind, old, new in counts if old != new)
+        return f" ({changed})" if changed else ""
 
 
 def _memory_mb(pid: int) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,13 @@ def find_stubs(server_pid: int) -> list[Stub]:
                 folder = Path(command[1]).parent
                 stubs.append(Stub(pid, folder.parent.name, folder.name, command[-3]))
     return stubs
+
+
+def kill(pids: Iterable[int]) -> None:
+    """End processes at once; those that have ended are left alone."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def death_of(pid: int) -> str:

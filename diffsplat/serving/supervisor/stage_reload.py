@@ -5,15 +5,12 @@ to them without a moment in which requests are refused, and the server lives on 
 end. Those the edge sends again (`edge/jobs.py`).
 """
 
-import contextlib
-import os
-import signal
 import threading
 
 from diffsplat_client.grpc_transport import GrpcTransport
 from diffsplat_client.transport import TransportError
 
-from diffsplat.serving.server.processes import find_stubs
+from diffsplat.serving.server.processes import find_stubs, kill
 from diffsplat.serving.server.server import TritonServer
 from diffsplat.serving.supervisor.model_control import LoadError, load_model
 
@@ -41,16 +38,10 @@ def reload_stage(server: TritonServer, model: str, pid: int | None, stopping: th
     finally:
         transport.close()
     old = {stub.pid for stub in find_stubs(server.pid) if stub.model == model}
-    _kill(old if pid is None else old & {pid})
+    kill(old if pid is None else old & {pid})
     try:
         server.copy.renew_stage(model)
     except OSError as error:
         raise LoadError(f"{server.copy.folder}: {error}") from None
     load_model(server, model, stopping)
-    _kill(old)  # Triton would keep them for requests that never end
-
-
-def _kill(pids: set[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill(old)  # Triton would keep them for requests that never end

@@ -10,20 +10,27 @@ and an ensemble is replaced without a moment in which requests are refused.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffsplat_client.grpc_transport import GrpcTransport
 from diffsplat_client.probes import probe_stage
 
 from diffsplat.serving.repository.copy import is_ensemble, read_configs
+from diffsplat.serving.server.processes import Stub, find_stubs, kill
 from diffsplat.serving.server.server import TritonServer
 from diffsplat.serving.supervisor.model_control import LoadError, load_model
 
 _IDLE_CHECKS, _IDLE_CHECK_S = 5, 0.2  # a request on its way between two stages is not counted for a moment
 _PROBE_TIMEOUT_S = 30.0
+_UNLOAD_S = 10.0  # processes of a version that nobody uses have ended long before
 
 Report = Callable[[str], None]
+
+
+def stubs_of(server_pid: int, version: str, models: Sequence[str]) -> list[Stub]:
+    """Processes of one version of some models."""
+    return [stub for stub in find_stubs(server_pid) if stub.version == version and stub.model in models]
 
 
 class SwitchError(RuntimeError):
@@ -93,6 +100,13 @@ class VersionSwitch:
                 self._report(f"version {self.old} finishes {left} request{'s' if left > 1 else ''}")
             time.sleep(_IDLE_CHECK_S)
         self._drop(self.old)
+        deadline_s = time.monotonic() + _UNLOAD_S
+        while stubs := stubs_of(self.server.pid, self.old, self._stages):
+            if give_up() or not self.server.running:
+                return False
+            if time.monotonic() > deadline_s:  # one that died took a probe with it, for which Triton waits
+                kill(stub.pid for stub in stubs)
+            time.sleep(_IDLE_CHECK_S)
         self._report(f"version {self.old} is unloaded")
         return True
 
