@@ -45,7 +45,7 @@ def products(kernel: Any) -> tuple[int, int]:
 )
 def test_inner_loops_multiply_vectors(frame: cpu.Frame, kernel: Any) -> None:
     vectors, _ = products(kernel)
-    assert vectors > 20
+    assert vectors > 10  # 0 once it is lost; how often the compiler repeats a loop depends on the CPU (20 and more)
 
 
 def test_the_scalar_yardstick_has_no_vectors_and_draws_the_same(frame: cpu.Frame) -> None:
