@@ -3,6 +3,8 @@
 Each wait is measured from the moment when the stage before sent its work, so that waits and stages follow each other
 without gaps, and the two stages that share the work of `decode` begin to wait at the same moment. That fixes all of
 them against each other. As a whole they lie as late as the answers allow: no stage ends after its answer has come.
+Times that overlap, as when a busy machine lets a stage end long after it has sent its work, may need more room than
+there was: what would lie after the last answer is cut off.
 """
 
 from collections.abc import Sequence
@@ -32,7 +34,7 @@ class StageSpan:
 
     Attributes:
         name: one of FOLLOWS.
-        start_ns, duration_ns: nanoseconds, on the clock of the job; durations are measured.
+        start_ns, duration_ns: nanoseconds, on the clock of the job; durations are measured, unless cut off.
         run, index: as in StageReport.
     """
 
@@ -72,8 +74,15 @@ def _place_run(reports: list[StageReport], run: int, began_ns: int) -> list[Stag
         for report in reports
     ]
     first_ns = max(began_ns, min(latest_ns, default=began_ns))
+    room_ns = max((in_ns(report.received_s) for report in reports), default=first_ns) - first_ns
     return [
-        StageSpan(name, first_ns + start_ns, durations_ns[index][name], run, index)
+        StageSpan(
+            name,
+            first_ns + min(start_ns, room_ns),
+            min(durations_ns[index][name], max(room_ns - start_ns, 0)),
+            run,
+            index,
+        )
         for position, (index, starts) in enumerate(starts_ns.items())
         for name, start_ns in starts.items()
         if position == 0 or name != _SHARED

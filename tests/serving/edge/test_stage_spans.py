@@ -46,8 +46,11 @@ def test_answers_that_come_late_move_nothing() -> None:
     assert starts(place_stages([report(500, FIRST), *chain[1:2]], [0.1]))["decode"] == 490, "nor is decode in front"
 
 
-def test_no_stage_begins_before_its_request_was_sent() -> None:
-    assert starts(place_stages([report(110, FIRST)], [0.1])) == {"encode": 100, "queued": 102, "denoise": 103}
+def test_no_stage_begins_before_its_request_was_sent_or_ends_after_its_last_answer() -> None:
+    spans = place_stages([report(110, FIRST), report(115, DECODE)], [0.1])
+    assert starts(spans) == {"encode": 100, "queued": 102, "denoise": 103, "queued_decode": 115, "decode": 115}
+    durations = {span.name: span.duration_ns / MS for span in spans}
+    assert durations == {"encode": 2, "queued": 1, "denoise": 12, "queued_decode": 0, "decode": 0}
 
 
 def test_each_run_of_the_server_has_its_own() -> None:
