@@ -82,7 +82,8 @@ class Workshop:
     """Runs of the stages by the code of this tree; what several trees leave in a folder has names of its own."""
 
     def __init__(self, folder: Path, tree: str) -> None:
-        import training.__main__  # once, before the processes are forked: it takes longer than their training
+        import training.__main__
+        import training.run  # noqa: F401 - once, before the processes are forked: it takes longer than their training
 
         self.folder, self._tree, self._train = folder, tree, training.__main__.main
 

@@ -1,5 +1,7 @@
 """The command line: presets, strict options, errors in one line."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,14 @@ def test_help_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n{title}:\n" in printed
         for name, (description, _) in group.items():
             assert f"  {name} " in printed and description in printed
+
+
+def test_help_does_not_load_the_networks() -> None:
+    """They take seconds."""
+    ask = "import sys; from training.__main__ import read_command\ntry: read_command(['--help'])\nexcept SystemExit: "
+    report = "print({'training.run', 'diffusers', 'transformers', 'scipy'} & set(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", ask + report], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "set()"
 
 
 @pytest.mark.parametrize(
