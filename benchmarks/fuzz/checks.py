@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from benchmarks.fuzz import inputs
 from diffsplat.serving.edge.admission import RefusedError, admit
-from diffsplat.serving.edge.http_front import read_body
+from diffsplat.serving.edge.http_body import read_body
 from diffsplat.serving.edge.wire import Response
 from diffsplat.stages.envelope import Envelope, OutputEnvelope
 

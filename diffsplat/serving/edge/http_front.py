@@ -10,9 +10,6 @@ GET    /healthz
 """
 
 import asyncio
-import base64
-import binascii
-import dataclasses
 import json
 import logging
 import math
@@ -26,25 +23,19 @@ from diffsplat_client.cloud import SplatCloud
 from diffsplat_client.contract import (
     ASSET_FORMATS,
     ASSETS,
-    ENSEMBLE,
     ERROR_CODES,
     GAUSSIAN_WIDTH,
-    KEEP,
-    ON_DISCONNECT,
     PACKAGE_INDEX,
     PREVIEW,
-    REQUEST_TENSORS,
     STOP_ANSWERS,
 )
-from diffsplat_client.errors import InvalidRequestError
 from diffsplat_client.formats import FORMATS, PLY
-from diffsplat_client.request import FILES, GenerationRequest
 from diffsplat_client.request_checks import short
-from tritonclient.grpc import service_pb2 as pb
 
 from diffsplat.serving.edge.admission import RefusedError
 from diffsplat.serving.edge.clients import Client, Clients
 from diffsplat.serving.edge.dispatch import Dispatcher, read_recording
+from diffsplat.serving.edge.http_body import read_body, to_message
 from diffsplat.serving.edge.identity import Doorman
 from diffsplat.serving.edge.results_store import RUNNING, Recording
 from diffsplat.serving.edge.standing import Standing, standing_of
@@ -54,7 +45,6 @@ from diffsplat.serving.edge.wire import Response
 PREFIX = "/v1/splats"
 EVENTS_TYPE = "text/event-stream"
 RETRY_AFTER_S = 1
-_DATATYPES = {spec.name: spec.datatype for spec in REQUEST_TENSORS}
 _RETRIED = [error_type for error_type, code in ERROR_CODES.items() if code == "UNAVAILABLE"]
 _STATUS_CODES = {"INVALID_ARG": 400, "NOT_FOUND": 404, "UNAVAILABLE": 503}
 _STOP_STATUS = dict(zip(STOP_ANSWERS, (202, 200, 404), strict=True))
@@ -100,7 +90,7 @@ class HttpFront:
             raise RefusedError("INVALID_ARG", "Content-Type: must be application/json")
         wanted = read_body(await request.read())
         client_id = request.headers.get("Idempotency-Key") or uuid.uuid4().hex
-        message = _to_message(wanted, client_id).SerializeToString()
+        message = to_message(wanted, client_id).SerializeToString()
         inference = self._dispatcher.admit(client, message, trace_headers(_headers(request)))
         self._dispatcher.record(client, inference)
         here = f"{PREFIX}/{client_id}"
@@ -198,37 +188,6 @@ class HttpFront:
 def _headers(request: web.Request) -> list[tuple[str, str]]:
     """As gRPC names them."""
     return [(name.lower(), value) for name, value in request.headers.items()]
-
-
-def read_body(body: bytes) -> GenerationRequest:
-    """Fields of GenerationRequest as JSON, image files in base64; without formats it is .ply."""
-    try:
-        values = json.loads(body)
-        if not isinstance(values, dict):
-            raise InvalidRequestError("the body must be a JSON object")
-        if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(GenerationRequest)}):
-            raise InvalidRequestError(f"{short(unknown[0])}: no option of a request has this name")
-        files = {name: values.pop(name) for name in FILES if name in values}
-        request = GenerationRequest.from_dict({"formats": [PLY.name], **values})
-        decoded = {name: base64.b64decode(data, validate=True) for name, data in files.items()}
-        return GenerationRequest(**{**request.__dict__, **decoded}).validate()
-    except InvalidRequestError as error:
-        raise RefusedError("INVALID_ARG", str(error)) from None
-    except (binascii.Error, TypeError):
-        raise RefusedError("INVALID_ARG", f"{' and '.join(FILES)} must be files in base64") from None
-    except (ValueError, RecursionError):
-        raise RefusedError("INVALID_ARG", "the body must be a JSON object") from None
-
-
-def _to_message(request: GenerationRequest, client_id: str) -> Any:
-    message = pb.ModelInferRequest(model_name=ENSEMBLE, id=client_id)
-    message.parameters[ON_DISCONNECT].string_param = KEEP
-    for name, array in request.to_tensors().items():
-        message.inputs.add(name=name, datatype=_DATATYPES[name], shape=array.shape)
-        strings = _DATATYPES[name] == "BYTES"
-        parts = (len(value).to_bytes(4, "little") + value for value in array.reshape(-1)) if strings else ()
-        message.raw_input_contents.append(b"".join(parts) if strings else array.tobytes())
-    return message
 
 
 def _file_answer(file_format: str, content: bytes) -> web.Response:
