@@ -5,7 +5,7 @@ Deployment choices belong in `config.pbtxt`, training choices in the training pr
 
 from diffsplat.backbones.pixart import PIXART_ALPHA, PIXART_SIGMA
 from diffsplat.backbones.sd3 import SD3, SD35
-from diffsplat.backbones.small import NANO, NANO_NEXT, PICO
+from diffsplat.backbones.small import NANO, PICO
 from diffsplat.backbones.spec import (
     BackboneSpec,
     NoiseSchedule,
@@ -20,7 +20,6 @@ from diffsplat.backbones.unet import SD15, SD21, SDXL
 __all__ = [
     "BACKBONES",
     "NANO",
-    "NANO_NEXT",
     "PICO",
     "PIXART_ALPHA",
     "PIXART_SIGMA",
@@ -41,5 +40,5 @@ __all__ = [
 
 _PUBLISHED = (SD15, SD21, SDXL, PIXART_ALPHA, PIXART_SIGMA, SD3, SD35)
 BACKBONES: dict[str, BackboneSpec] = {
-    spec.name: spec for text in (*_PUBLISHED, PICO, NANO, NANO_NEXT) for spec in (text, image_conditioned(text))
+    spec.name: spec for text in (*_PUBLISHED, PICO, NANO) for spec in (text, image_conditioned(text))
 }

@@ -74,7 +74,7 @@ PICO = BackboneSpec(
     guidance_scale=3.0,
 )
 
-_NANO_LATENT = 16
+_NANO_LATENT = 8  # an autoencoder that had 32 of them used 8
 _NANO_GRID = 64
 
 # The network of the demo: 64 px grids, 8 x 8 latents, about 16 M parameters in all, trained on procedural objects.
@@ -87,7 +87,7 @@ NANO = BackboneSpec(
     geometry=dataclasses.replace(
         PICO.geometry,
         grid_size=_NANO_GRID,
-        scale_min=0.0005 * 256 / _NANO_GRID,
+        scale_min=0.006,  # 0.4 pixels: thinner splats show as hair where a denoiser misplaces them
         scale_max=0.02 * 256 / _NANO_GRID,
     ),
     text=_clip_text(24, hidden_size=192, intermediate_size=768, num_hidden_layers=3, num_attention_heads=4),
@@ -116,21 +116,4 @@ NANO = BackboneSpec(
     scheduler="dpmsolver++",
     steps=20,
     guidance_scale=3.0,
-)
-
-_NANO_NEXT_LATENT = 8  # as many as nano's autoencoder uses of its 16: the others have no spread
-
-# nano as it is being trained anew; it takes nano's name when its chain is complete.
-NANO_NEXT = dataclasses.replace(
-    NANO,
-    name="nano_next",
-    latent_channels=_NANO_NEXT_LATENT,
-    # 0.4 pixels: thinner splats show as hair where a denoiser misplaces them
-    geometry=dataclasses.replace(NANO.geometry, scale_min=0.006),
-    denoiser={
-        **NANO.denoiser,
-        "in_channels": NANO.denoiser["in_channels"] + _NANO_NEXT_LATENT - _NANO_LATENT,
-        "out_channels": _NANO_NEXT_LATENT,
-    },
-    gsvae={**NANO.gsvae, "latent_channels": _NANO_NEXT_LATENT},
 )

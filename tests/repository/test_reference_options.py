@@ -57,5 +57,5 @@ def test_defaults_of_a_backbone_are_those_of_the_page(row: list[str]) -> None:
 
 
 def test_every_published_backbone_is_on_the_page() -> None:
-    own = {"pico", "nano", "nano_next"}
+    own = {"pico", "nano"}
     assert {row[0] for row in rows("Defaults per backbone")} == {n for n in BACKBONES if not n.endswith("_image")} - own

@@ -109,20 +109,21 @@ def test_weights_of_defaults_and_presets() -> None:
     """Every weight of a loss by number: a change of one is a change of the recipe."""
     recon, vae = ReconConfig(), VaeConfig()
     assert (recon.position_weight, recon.colour_weight, recon.opacity_weight) == (1.0, 0.0, 0.1)
-    assert recon.alive_weight == nano.RECON.alive_weight == 0.0
+    assert recon.alive_weight == pico.RECON.alive_weight == 0.0 and nano.RECON.alive_weight == 0.02
     assert (vae.grid_weight, vae.render_weight, vae.kl_weight) == (1.0, 1.0, 1e-5)
     assert recon.weights == vae.weights == RenderWeights(
         image=1.0, mask=1.0, coord=0.0, normal=0.0, perceptual="ssim", ssim=0.2, lpips=1.0, effnet=1.0,
         perceptual_size=256, perceptual_start=0, perceptual_full=0,
     )  # fmt: skip
     shown = RenderWeights(image=2.0, ssim=0.1)
-    nano_recon, nano_vae = nano.RECON, nano.VAE
+    nano_recon, nano_vae, pico_vae = nano.RECON, nano.VAE, pico.VAE
     assert (nano_recon.position_weight, nano_recon.colour_weight, nano_recon.opacity_weight) == (10.0, 1.0, 0.1)
-    assert nano_recon.weights == pico.RECON.weights == RenderWeights()
+    assert nano_recon.weights == RenderWeights(image=4.0, mask=2.0) and pico.RECON.weights == RenderWeights()
+    assert (nano_vae.grid_weight, nano_vae.render_weight, nano_vae.kl_weight) == (1.0, 1.0, 1e-5)
+    assert (pico_vae.grid_weight, pico_vae.render_weight, pico_vae.kl_weight) == (1.0, 0.1, 1e-5)
+    assert nano_vae.weights == RenderWeights(image=4.0, mask=2.0, ssim=0.1) and pico_vae.weights == shown
     for recipe in (nano, pico):
-        assert (recipe.VAE.grid_weight, recipe.VAE.render_weight, recipe.VAE.kl_weight) == (1.0, 0.1, 1e-5)
-        for stage in (recipe.VAE, recipe.DECODER, recipe.TINY_DECODER):
-            assert stage.weights == shown
         for stage in (recipe.DECODER, recipe.TINY_DECODER):
+            assert stage.weights == shown
             assert (stage.grid_weight, stage.render_weight) == (1.0, 1.0)
-    assert nano_vae.rendered_objects == pico.VAE.rendered_objects == 1
+    assert (nano_vae.rendered_objects, pico_vae.rendered_objects) == (2, 1)

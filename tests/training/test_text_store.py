@@ -235,4 +235,4 @@ def test_every_backbone_has_a_preset() -> None:
 
 
 def family_published(name: str) -> bool:
-    return not name.endswith("_image") and not name.startswith("tiny") and name not in ("pico", "nano", "nano_next")
+    return not name.endswith("_image") and not name.startswith("tiny") and name not in ("pico", "nano")

@@ -9,7 +9,7 @@ from training.config.common import StageConfig
 from training.config.controlnet import ControlNetConfig
 from training.config.encode_text import UNPUBLISHED, EncodeTextConfig
 from training.config.evaluate import EvaluateConfig
-from training.presets import controlnet, elevest, encode_text, furniture, nano, nano_next, pico, published
+from training.presets import controlnet, elevest, encode_text, furniture, nano, pico, published
 
 _OWN_STAGES = {
     "recon": "reconstruction: images of an object -> grid of Gaussians",
@@ -26,7 +26,7 @@ def _control(config: ControlNetConfig) -> str:
 
 STAGES: dict[str, tuple[str, StageConfig]] = {
     f"{name}/{stage}": (_OWN_STAGES[stage], config)
-    for name, recipe in (("nano", nano.RECIPE), ("nano_next", nano_next.RECIPE), ("pico", pico.RECIPE))
+    for name, recipe in (("nano", nano.RECIPE), ("pico", pico.RECIPE))
     for stage, config in recipe.stages.items()
 }
 STAGES |= {config.preset: (_control(config), config) for config in controlnet.NANO}
@@ -43,7 +43,6 @@ STAGES[elevest.NANO.preset] = (_ELEVATION, elevest.NANO)
 STAGES[furniture.RECON.preset] = ("reconstruction: nano's, fine-tuned on real meshes", furniture.RECON)
 RECIPES: dict[str, tuple[str, RecipeConfig]] = {
     "nano": (f"the whole chain {' -> '.join(nano.RECIPE.stages)} -> bundle, hours on two cores", nano.RECIPE),
-    "nano_next": ("nano anew, from bundles/nano: finer surfaces, counts, white, sizes", nano_next.RECIPE),
     "pico": ("the whole chain, small: about half an hour on two cores", pico.RECIPE),
 }
 
