@@ -140,6 +140,11 @@ def _quality(read: Read) -> str:
                 _percent(true["pattern"]),
             ),
             (
+                f"two or three of a thing, {counts['count']} prompts: as many, in its colour",
+                _percent(nano["count_accuracy"]),
+                _percent(true["counts"]),
+            ),
+            (
                 f'"small" and "large", {counts["size"]} prompts: the right one of the two sizes',
                 _percent(nano["size_accuracy"]),
                 _percent(areas["true_accuracy"]),
