@@ -40,17 +40,18 @@ def command_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
 
 
+def server_name(pid: int) -> str:
+    """Either "tritonserver" or the model whose process it is; empty for any other process."""
+    words = command_of(pid)
+    name = Path(words[0]).name
+    if name == _STUB:
+        return words[1].split("/")[-3]
+    return name if name == "tritonserver" else ""
+
+
 def server_processes(launcher: int) -> dict[int, str]:
     """Process id -> "tritonserver", or the model whose process it is."""
-    found = {}
-    for pid in descendants(launcher)[1:]:
-        words = command_of(pid)
-        name = Path(words[0]).name
-        if name == _STUB:
-            found[pid] = words[1].split("/")[-3]
-        elif name == "tritonserver":
-            found[pid] = name
-    return found
+    return {pid: name for pid in descendants(launcher)[1:] if (name := server_name(pid))}
 
 
 class Footprint:
@@ -66,10 +67,9 @@ class Footprint:
         pids = descendants(self._launcher)
         for pid in pids:
             self._names |= set(re.findall(r"diffsplat-server-[0-9a-f]+", " ".join(command_of(pid))))
-        models = server_processes(self._launcher)
         self.shares = {}
         for pid in pids:
-            share = self.shares.setdefault(models.get(pid) or Path(command_of(pid)[0]).name, Counter())
+            share = self.shares.setdefault(server_name(pid) or Path(command_of(pid)[0]).name, Counter())
             share["processes"] += 1
             share["threads"] += len(os.listdir(f"/proc/{pid}/task"))
             share["files"] += len(os.listdir(f"/proc/{pid}/fd"))

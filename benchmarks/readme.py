@@ -78,8 +78,9 @@ def _nano(read: Read) -> str:
     grid = bundle["spec"]["geometry"]["grid_size"]
     text = (
         f"nano, the network that comes with the repository, was trained by this code: {_parameters() / 1e6:.0f} M "
-        f"parameters, {size / 1e6:.0f} MB, grids of {grid} px. The runs that made its weights took {hours:.1f} hours "
-        f"on two CPU cores. It was trained on {nouns} everyday objects and shapes in {_colours(bundle)} colours and "
+        f"parameters, {size / 1e6:.0f} MB, grids of {grid} px. The last run of each of its stages took {hours:.1f} "
+        f"hours of one CPU core together; training/presets/nano.py lists all runs. It was trained on {nouns} everyday "
+        f"objects and shapes in {_colours(bundle)} colours and "
         f"gets {nouns - len(missed)} of them right{but}. Of {splats['objects']} objects the median has "
         f"{splats['median']:,.0f} visible splats, the largest {splats['most']:,}."
     )

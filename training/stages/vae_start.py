@@ -151,8 +151,8 @@ def take_latents(gsvae: GSVAE, start: GSVAE, kept: list[int]) -> None:
         kept_shift = torch.linalg.lstsq(mix[:, kept], shift[:, None]).solution[:, 0]
         read_bias = read_bias + read.sum(dim=(2, 3)) @ (shift - mix[:, kept] @ kept_shift)
         read = torch.einsum("wc...,ci->wi...", read, mix)
-    here, there = torch.arange(count), torch.tensor(kept)
-    here, there = torch.cat([here, channels + here]), torch.cat([there, before + there])  # means, then log variances
+    first, chosen = torch.arange(count), torch.tensor(kept)
+    here, there = torch.cat([first, channels + first]), torch.cat([chosen, before + chosen])  # then log variances
     vae.encoder.conv_out.weight[here], vae.encoder.conv_out.bias[here] = written[there], written_bias[there]
     vae.decoder.conv_in.weight.zero_()
     vae.decoder.conv_in.weight[:, :count], vae.decoder.conv_in.bias[:] = read[:, kept], read_bias
